@@ -1,0 +1,217 @@
+"""YAML and overrides to a checked `Config`; every problem of a file is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from sjepa.config.schema import Config
+from sjepa.config.sizes import Hyperparameters, hyperparameters
+from sjepa.core.errors import UserError
+
+
+class ConfigError(UserError):
+    """One or more problems of a configuration, one per line."""
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file with `section.key=value` overrides applied.
+
+    Raises ConfigError naming every unknown key (with a suggestion), wrong type and value out of range.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, where=str(path) if path else "configuration")
+
+
+def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Config:
+    """A checked `Config` from nested plain values. Raises ConfigError."""
+    problems: list[str] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += describe(error, Config)
+    section = values.get("model")
+    model = section if isinstance(section, dict) else {}
+    overrides, size = model.get("overrides", {}), model.get("size", "base")
+    if isinstance(overrides, dict) and size in ("tiny", "small", "base", "large"):
+        try:
+            hyperparameters(size, overrides)
+        except ValidationError as error:
+            problems += describe(error, Hyperparameters, prefix="model.overrides.")
+    if problems or config is None:
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """YAML that `load_config` reads back to the same configuration."""
+    return yaml.dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def describe(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[str]:
+    """pydantic's findings as lines `section.key: value is not …`, one per key."""
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for item in error.errors(include_url=False):
+        path, field = _resolve(model, item["loc"])
+        value, expected = found.setdefault(path, (item.get("input"), []))
+        expected.append(_expectation(item, field, model, path))
+    return [f"{prefix}{path}{': ' if path else ''}{_sentence(value, texts)}" for path, (value, texts) in found.items()]
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key as (dotted path, field), sections followed by their own keys."""
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        yield path, field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, path + ".")
+
+
+def _resolve(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+    """The dotted key that a location points into, without pydantic's own marks for unions."""
+    parts: list[str] = []
+    field: FieldInfo | None = None
+    current: type[BaseModel] | None = model
+    for part in location:
+        if current is None:
+            if isinstance(part, int):
+                parts[-1] += f"[{part}]"
+            continue
+        parts.append(str(part))
+        matches = [f for name, f in current.model_fields.items() if part in (name, f.alias)]
+        field = matches[0] if matches else None
+        kind = field.annotation if field else None
+        current = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return ".".join(parts), field
+
+
+def _expectation(item: Any, field: FieldInfo | None, model: type[BaseModel], path: str) -> str:
+    """What would be right; a text that starts with '=' is a whole sentence by itself."""
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        return "=unknown key" + _suggestion(path, model)
+    if kind == "value_error":
+        return "=" + str(item["ctx"]["error"])
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return _bounds(field, item)
+    names = {
+        "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+        "bool_type": "true or false", "string_type": "a text", "finite_number": "a finite number",
+        "model_type": "a section with keys of its own", "dict_type": "a mapping", "tuple_type": "a list of two numbers",
+        "missing": "a list of two numbers", "too_long": "a list of two numbers",
+        "string_pattern_mismatch": "a plain folder name",
+    }  # fmt: skip
+    if kind == "literal_error":
+        return f"one of {item['ctx']['expected'].replace(chr(39), '')}"
+    return names.get(kind, str(item["msg"]))
+
+
+def _bounds(field: FieldInfo | None, item: Any) -> str:
+    low = high = None
+    for mark in field.metadata if field else ():
+        low = getattr(mark, "ge", getattr(mark, "gt", low))
+        high = getattr(mark, "le", getattr(mark, "lt", high))
+    strict = " (bounds excluded)" if "equal" not in item["type"] else ""
+    if low is not None and high is not None:
+        return f"between {low:g} and {high:g}{strict}"
+    context = item["ctx"]
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return next(f"{words[name]} {bound:g}" for name, bound in context.items() if name in words)
+
+
+def _sentence(value: Any, texts: list[str]) -> str:
+    whole = [text[1:] for text in texts if text.startswith("=")]
+    if whole:
+        return "; ".join(whole)
+    return f"{_shown(value)} is not {' or '.join(dict.fromkeys(texts))}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float | int):
+        return f"{value}"
+    return repr(value)
+
+
+def _suggestion(path: str, model: type[BaseModel]) -> str:
+    known = [name for name, _ in keys(model)]
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    if not near:  # right key, wrong section
+        last = path.rsplit(".", 1)[-1]
+        near = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+    return f", did you mean {near[0]}?" if near else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-4` as a number and refuses a key written twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            name = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} appears twice", key_node.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: tags that build objects are refused
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({_one_line(error)})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, not a mapping of sections")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"{override!r} is not an override: write section.key=value")
+    try:
+        value = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override}: the value is not valid YAML ({_one_line(error)})") from None
+    *parents, last = name.split(".")
+    target = values
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if inner is None:
+            inner = target[parent] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"{override}: {parent} is not a section")
+        target = inner
+    target[last] = value
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()

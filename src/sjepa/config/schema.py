@@ -1,0 +1,242 @@
+"""Every configuration key: its type, bounds, default and meaning. `trainsjepa --help-config` prints this file's texts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sjepa.core.frames import SPEECH
+
+
+class Section(BaseModel):
+    """A frozen group of keys: unknown keys, wrong types, NaN and infinity are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+def _later(feature: str, *available: Any) -> AfterValidator:
+    """For a key whose machinery is still to come: only the values in `available` are taken."""
+
+    def check(value: Any) -> Any:
+        if value not in available:
+            raise ValueError(f"{feature} not available yet")
+        return value
+
+    return AfterValidator(check)
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"{list(value)} is not [low, high]")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _valid_paths(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str) and item for item in items):
+        raise ValueError(f"{value!r} is not a path or a list of paths")
+    return value
+
+
+Paths = Annotated[Any, BeforeValidator(_valid_paths)]
+Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_listed)
+]
+_TWO_FRAMES_SECONDS = SPEECH.samples(2) / SPEECH.sample_rate
+
+
+class Augment(Section):
+    enabled: bool = Field(True, description="Corrupt the waveform that the encoder sees (never the one targets see).")
+    p_noise: Fraction = Field(0.25, description="Probability that a clip gets noise over its whole length.")
+    p_mix: Fraction = Field(0.25, description="Probability that a slice of another clip is mixed in.")
+    snr_noise: Range = Field((-5.0, 20.0), description="Signal-to-noise ratio of the noise, dB [low, high].")
+    ratio_mix: Range = Field((-5.0, 5.0), description="Energy of the mixed-in slice over the clip's, dB [low, high].")
+    noise_path: Paths | None = Field(
+        None, description="Recordings to take noise from, in any form train_path takes; null: other clips."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Augment:
+        if self.p_noise + self.p_mix > 1:
+            raise ValueError(f"p_noise + p_mix = {self.p_noise + self.p_mix:g} is more than 1 (a clip gets at most one)")
+        return self
+
+
+class Dataset(Section):
+    use_hdf5: Annotated[bool, _later("HDF5 is", False)] = Field(False, description="Read train_h5 and test_h5 instead.")
+    scan: bool | Literal["full", "header"] = Field(
+        True,
+        alias="validate",
+        description="Check every file once before training: true decodes its header, start and end; full every sample; "
+        "header the header alone; false trusts an existing cache as it is.",
+    )
+    train_path: Paths = Field(
+        "data/train.zip",
+        description="Folder, .zip, .tar, .tar.gz, manifest (.jsonl, .tsv), glob of these, or a list of any of them.",
+    )
+    test_path: Paths = Field("data/test.zip", description="The same for the test set; validation is a part of it.")
+    train_h5: str = Field("data/train.h5", description="HDF5 file of the training set.")
+    test_h5: str = Field("data/test.h5", description="HDF5 file of the test set.")
+    max_train_samples: int | None = Field(
+        None, ge=1, description="Use this many training clips (drawn by seed); null: all."
+    )
+    max_test_samples: int | None = Field(None, ge=1, description="Use this many test clips (drawn by seed); null: all.")
+    val_prob: float = Field(0.5, gt=0, le=1, description="Validation is this fraction of the test set, drawn by seed.")
+    sample_rate: Literal[16000] = Field(16000, description="Samples per second; every file is brought to it.")
+    max_seconds: float = Field(15.0, ge=_TWO_FRAMES_SECONDS, description="Longest piece of a clip in a batch, seconds.")
+    min_seconds: float = Field(
+        0.1, ge=_TWO_FRAMES_SECONDS, description="Shorter clips are dropped, seconds (two frames at the least)."
+    )
+    long_clips: Literal["crop", "windows"] = Field(
+        "crop", description="Clips over max_seconds: a new random crop each epoch, or windows that tile the clip."
+    )
+    window_overlap: float = Field(0.5, ge=0, lt=1, description="Overlap of neighbouring windows, as a fraction.")
+    num_workers: int = Field(2, ge=0, description="Processes that decode audio; 0: the training process does.")
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Dataset:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}")
+        return self
+
+
+class Model(Section):
+    size: Literal["tiny", "small", "base", "large"] = Field("base", description="Named size (base: HuBERT, 6 layers).")
+    overrides: dict[str, Any] = Field({}, description="Single hyperparameters instead of the size's own (see below).")
+
+
+class Masking(Section):
+    mask_ratio: float = Field(0.65, gt=0, lt=1, description="Fraction of a clip's frames that is masked.")
+    mask_length: int = Field(10, ge=1, description="Length of one masked span, frames.")
+
+
+class Train(Section):
+    epochs: int = Field(10, ge=1, description="Passes over the training set.")
+    max_steps: int | None = Field(None, ge=1, description="Stop, and plan the schedule, by optimiser steps instead.")
+    batch_size: int = Field(8, ge=1, description="Clips in a micro-batch, per device.")
+    max_batch_seconds: float | None = Field(
+        None, gt=0, description="Length-bucketed micro-batches of at most this much padded audio instead, seconds."
+    )
+    grad_accum: int = Field(4, ge=1, description="Micro-batches in one optimiser step.")
+    grad_clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    log_every: int = Field(10, ge=1, description="Optimiser steps between two lines of figures.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of the network; auto: bf16 where the hardware multiplies it natively, else fp32."
+    )
+    compile: Annotated[bool, _later("compilation is", False)] = Field(False, description="Compile the model.")
+    phase: Annotated[Literal[1, 2], _later("phase 2 is", 1)] = Field(
+        1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
+    )
+    use_visible_loss: bool = Field(True, description="The loss also covers frames that were not masked.")
+    phase2_start_epoch: Annotated[int, _later("phase 2 is", -1)] = Field(
+        -1, ge=-1, description="Epoch at which phase 2 starts; -1: never."
+    )
+    phase2_start_step: Annotated[int | None, _later("phase 2 is", None)] = Field(
+        None, ge=1, description="The same in optimiser steps."
+    )
+    masked_only_epoch: Annotated[int, _later("phase 2, which the masked-only switch belongs to, is", -1)] = Field(
+        -1, ge=-1, description="Epoch in phase 2 from which visible loss and augmentation are off; -1: never."
+    )
+    masked_only_step: Annotated[
+        int | None, _later("phase 2, which the masked-only switch belongs to, is", None)
+    ] = Field(None, ge=1, description="The same in optimiser steps.")
+    devices: Annotated[int, _later("more than one device is", 1)] = Field(1, ge=1, description="Processes per machine.")
+    num_nodes: Annotated[int, _later("more than one machine is", 1)] = Field(1, ge=1, description="Machines.")
+    strategy: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], _later("parallel strategies are", "auto")] = Field(
+        "auto", description="How several devices share the work."
+    )
+
+
+class Optimizer(Section):
+    name: Literal["adamw"] = Field("adamw", description="AdamW; weight decay acts on matrices only.")
+    lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(1e-3, ge=0, description="Decoupled weight decay.")
+    betas: Betas = Field((0.9, 0.99), description="Decay of the first and second moments.")
+
+
+class Scheduler(Section):
+    kind: Literal["cosine", "constant"] = Field("cosine", description="Shape of the rate after the warm-up.")
+    warmup_steps: float = Field(
+        5000, ge=0, description="Optimiser steps of linear warm-up; below 1, a fraction of the stage."
+    )
+    min_ratio: Fraction = Field(0.1, description="The cosine ends at this fraction of the stage's peak.")
+    rewarm_on_phase2: bool = Field(True, description="Warm up again when phase 2 starts.")
+    phase2_lr_ratio: float = Field(0.25, gt=0, description="Peak rate of phase 2 over that of phase 1.")
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Scheduler:
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps {self.warmup_steps:g} is neither whole nor a fraction below 1")
+        return self
+
+
+class GMM(Section):
+    num_clusters: int = Field(100, ge=2, description="Components of the mixture in the phase the run starts in.")
+    num_clusters_phase2: int = Field(500, ge=2, description="Components after a switch to phase 2 within the run.")
+    kmeans_iters: int = Field(5, ge=1, description="k-means passes before EM.")
+    em_iters: int = Field(20, ge=0, description="EM iterations.")
+    fit_frames: int = Field(200000, ge=10, description="Frames, uniform over the training set, to fit on.")
+    path: str | None = Field(None, description="A fitted GMM (gmm.pt) to load instead of fitting.")
+    online: Annotated[bool, _later("the online GMM is", False)] = Field(False, description="Start in phase 2.")
+    param_decay: float = Field(0.999, ge=0, lt=1, description="Online GMM: share of the old parameters at each step.")
+    ema_layer: int = Field(2, description="Encoder layer the online GMM reads first; negative counts from the top.")
+    auto_layer: bool = Field(True, description="Let effective rank choose that layer as training goes on.")
+    layer_check_every: int = Field(10000, ge=1, description="Optimiser steps between two choices.")
+    erank_decay: float = Field(0.9, ge=0, lt=1, description="Smoothing of the effective rank across checks.")
+    ema_decay_fast: float = Field(0.999, ge=0, le=1, description="First decay of the EMA encoder.")
+    ema_decay_slow: float = Field(0.9999, ge=0, le=1, description="The decay it alternates with.")
+    ema_switch_every: int = Field(20000, ge=1, description="Optimiser steps between the two.")
+
+
+class Checkpoint(Section):
+    dir: str | None = Field(None, description="Folder of the checkpoints; null: inside the run's folder.")
+    max_checkpoint: int = Field(5, ge=1, description="Checkpoints kept; the oldest go first.")
+    resume: bool = Field(False, description="Continue the highest-numbered run of this name that has a checkpoint.")
+    ckpt_step: int = Field(0, ge=0, description="Also save every so many optimiser steps; 0: at epoch ends only.")
+
+
+class Best(Section):
+    metric: Literal["kl", "top1", "entropy_bits"] = Field("kl", description="Validation metric that chooses best.pt.")
+
+
+class Health(Section):
+    on_collapse: Annotated[Literal["warn", "stop"], _later("the collapse alarm is", "warn")] = Field(
+        "warn", description="What a collapse of the representation does."
+    )
+
+
+class Logging(Section):
+    tensorboard: bool = Field(False, description="Also write TensorBoard events (extra: sjepa[tensorboard]).")
+
+
+class Config(Section):
+    run_name: str = Field(
+        "sjepa_base", pattern=r"^[^/\\\x00]+$", description="Name of the run: its folder under runs_root."
+    )
+    runs_root: str = Field("runs", description="Folder of all runs.")
+    device: Literal["cpu", "cuda", "rocm", "mps", "auto"] = Field(
+        "cpu", description="Where to compute; asking for an absent one is an error."
+    )
+    seed: int = Field(0, ge=0, description="Key of every random draw.")
+    init_weights: str | None = Field(None, description="Weights to start from, to evaluate or to export (best.pt).")
+    onnx_path: str = Field("runs/sjepa_base/export/encoder.onnx", description="ONNX file that exportw writes.")
+    audio: str = Field("data/sample.wav", description="Clip that runinfer reads by default.")
+    dataset: Dataset = Dataset()
+    model: Model = Model()
+    masking: Masking = Masking()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+    gmm: GMM = GMM()
+    checkpoint: Checkpoint = Checkpoint()
+    best: Best = Best()
+    health: Health = Health()
+    logging: Logging = Logging()

@@ -1,0 +1,1 @@
+"""What everything else stands on: frames, keyed randomness, devices, files, errors, logs."""

@@ -1,0 +1,14 @@
+"""Errors that are the user's to mend, as opposed to faults of the program."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can put right: the message names the thing, its value and what would be right.
+
+    The commands print it as one line and exit with code 2.
+    """
+
+
+class Unavailable(UserError):
+    """A documented feature whose machinery this version does not have yet."""

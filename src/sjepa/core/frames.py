@@ -1,0 +1,59 @@
+"""The one geometry that targets, masks, padding and encoder share. [Architecture Details]"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """How samples become frames: a stack of valid convolutions over raw audio.
+
+    The default is the HuBERT frontend: 16 kHz, a receptive field of 400 samples and a hop of 320 (50 frames per second).
+    """
+
+    sample_rate: int = 16000
+    kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples between the starts of two neighbouring frames."""
+        hop = 1
+        for stride in self.strides:
+            hop *= stride
+        return hop
+
+    @property
+    def receptive_field_samples(self) -> int:
+        """Samples that one frame sees."""
+        field, hop = 1, 1
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            field += (kernel - 1) * hop
+            hop *= stride
+        return field
+
+    @property
+    def frame_rate_hz(self) -> float:
+        return self.sample_rate / self.hop_samples
+
+    def frames(self, samples: Any) -> Any:
+        """Number of whole frames in `samples`: an int, or element by element for an integer array or tensor."""
+        return self._positions(samples, self.receptive_field_samples, self.hop_samples)
+
+    def first_layer_frames(self, samples: Any) -> Any:
+        """Number of outputs of the first convolution, over which its group norm takes statistics."""
+        return self._positions(samples, self.kernels[0], self.strides[0])
+
+    def samples(self, frames: int) -> int:
+        """The fewest samples that give `frames` frames."""
+        return 0 if frames <= 0 else (frames - 1) * self.hop_samples + self.receptive_field_samples
+
+    @staticmethod
+    def _positions(samples: Any, kernel: int, stride: int) -> Any:
+        count = (samples - kernel) // stride + 1
+        return count * (count > 0)
+
+
+SPEECH = FrameGeometry()

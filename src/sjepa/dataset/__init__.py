@@ -1,0 +1,1 @@
+"""Audio in, batches out: sources, containers, decoding, the scan, windows, augmentation, loading."""

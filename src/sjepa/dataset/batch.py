@@ -1,0 +1,82 @@
+"""What a training step receives. B batch, S samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from sjepa.dataset.audio import Waveform
+
+
+class Sample(NamedTuple):
+    """One window: the clean waveform, the one the encoder hears, the clip's id and name."""
+
+    clean: Waveform
+    heard: Waveform
+    clip_id: int
+    name: str
+
+
+class Failure(NamedTuple):
+    """A clip that could not be read when its turn came, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows padded with zeros to the longest: `clean_BS` for targets, `heard_BS` for the encoder, float32.
+
+    `num_samples` stays on the host, so that counts derived from it never wait for the device.
+    """
+
+    clean_BS: torch.Tensor
+    heard_BS: torch.Tensor
+    num_samples: tuple[int, ...]
+    clip_id_B: torch.Tensor
+    names: tuple[str, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def total_samples(self) -> int:
+        return sum(self.num_samples)
+
+    def pin_memory(self) -> Batch:
+        return replace(
+            self,
+            clean_BS=self.clean_BS.pin_memory(),
+            heard_BS=self.heard_BS.pin_memory(),
+            clip_id_B=self.clip_id_B.pin_memory(),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        same = self.heard_BS is self.clean_BS
+        clean = self.clean_BS.to(device, non_blocking=True)
+        heard = clean if same else self.heard_BS.to(device, non_blocking=True)
+        return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.to(device, non_blocking=True))
+
+
+def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
+    """A batch of the windows that could be read; the failures ride along. All failed: a batch of no clips."""
+    samples = [sample for sample, _ in items if sample is not None]
+    longest = max((len(sample.clean) for sample in samples), default=0)
+    clean = torch.zeros(len(samples), longest)
+    for row, sample in enumerate(samples):
+        clean[row, : len(sample.clean)] = torch.from_numpy(sample.clean)
+    heard = clean
+    if any(sample.heard is not sample.clean for sample in samples):
+        heard = clean.clone()
+        for row, sample in enumerate(samples):
+            heard[row, : len(sample.heard)] = torch.from_numpy(sample.heard)
+    return Batch(
+        clean,
+        heard,
+        tuple(len(sample.clean) for sample in samples),
+        torch.tensor([sample.clip_id for sample in samples], dtype=torch.int64),
+        tuple(sample.name for sample in samples),
+        tuple(failure for _, failures in items for failure in failures),
+    )

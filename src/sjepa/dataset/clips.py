@@ -1,0 +1,105 @@
+"""One dataset over any number of scanned sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.core.files import printable
+from sjepa.dataset.audio import AudioInfo, DecodeError, Waveform, decode_window, resampled_length
+from sjepa.dataset.containers import Containers
+from sjepa.dataset.gzip_access import BLOCK_BYTES
+from sjepa.dataset.manifest import ClipTable
+
+
+class Clips:
+    """Clips of one or several tables, read at `sample_rate`.
+
+    `length_N`: samples at `sample_rate`. `id_N`: the clip's position in the whole listing, which keys every random draw
+    about it, so that leaving others out changes nothing. `locality_N`: clips of one number lie close together in a
+    container that rewards it, −1 where that does not matter.
+    """
+
+    def __init__(self, tables: Sequence[ClipTable], *, sample_rate: int, _keep: NDArray[np.int64] | None = None) -> None:
+        self.sample_rate = sample_rate
+        self._tables = list(tables)
+        self._containers = Containers()
+        counts = [len(table) for table in tables]
+        self._first_id = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.id_N = np.arange(self._first_id[-1]) if _keep is None else _keep
+        lengths = [resampled_length(table.samples, table.rate, sample_rate) for table in tables]  # type: ignore[arg-type]
+        self.length_N = _joined(lengths)[self.id_N]
+        self.locality_N = _joined([_locality(table) for table in tables])[self.id_N]
+        self.locality_N[self.locality_N >= 0] += self._first_id[self._table_of(self.id_N)][self.locality_N >= 0]
+
+    def __len__(self) -> int:
+        return len(self.id_N)
+
+    @property
+    def hours(self) -> float:
+        return float(self.length_N.sum()) / self.sample_rate / 3600
+
+    @property
+    def dropped(self) -> list[tuple[str, str]]:
+        """(name, reason) of every entry that the scan could not use."""
+        return [
+            (f"{table.source.path.name}/{printable(name)}", reason)
+            for table in self._tables
+            for name, reason in table.dropped
+        ]
+
+    def subset(self, positions: NDArray[Any]) -> Clips:
+        """The clips at these positions (or under this mask), in the order given."""
+        return Clips(self._tables, sample_rate=self.sample_rate, _keep=self.id_N[positions])
+
+    def name(self, position: int) -> str:
+        """A printable name: source and path inside it."""
+        table, row = self._row(position)
+        return f"{table.source.path.name}/{printable(table.names[row])}"
+
+    def labels(self, position: int) -> dict[str, Any]:
+        """The fields that a manifest gave for this clip."""
+        table, row = self._row(position)
+        return {name: column[row] for name, column in table.labels.items()}
+
+    def read(self, position: int, *, start: int = 0, length: int | None = None) -> Waveform:
+        """`length` samples from `start` on (to the end if None), mono float32 at `sample_rate`. Raises DecodeError."""
+        table, row = self._row(position)
+        length = int(self.length_N[position]) - start if length is None else length
+        info = AudioInfo(int(table.samples[row]), int(table.rate[row]), int(table.channels[row]))
+        with self._containers.open(
+            table.source.path,
+            table.source.kind,
+            table.names[row],
+            int(table.offset[row]),
+            int(table.size[row]),
+            index=table.gzip_index,
+        ) as file:
+            samples = decode_window(
+                file, info, start=start, length=length, rate=self.sample_rate, first=int(table.first[row])
+            )
+        if not len(samples):
+            raise DecodeError("ends before the samples asked for")
+        return samples
+
+    def _table_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._first_id, ids, side="right") - 1
+
+    def _row(self, position: int) -> tuple[ClipTable, int]:
+        clip_id = self.id_N[position]
+        number = int(self._table_of(np.array([clip_id]))[0])
+        return self._tables[number], int(clip_id - self._first_id[number])
+
+
+def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate(columns) if columns else np.zeros(0, np.int64)
+
+
+def _locality(table: ClipTable) -> NDArray[np.int64]:
+    """Clips of a .tar.gz whose bytes are inflated together share a number."""
+    if table.source.kind != "targz":
+        return np.full(len(table), -1, np.int64)
+    return np.asarray(table.offset // BLOCK_BYTES, dtype=np.int64)

@@ -1,0 +1,105 @@
+"""The bytes of one clip, wherever it lies: opened lazily in each process, never unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sjepa.dataset.audio import DecodeError
+from sjepa.dataset.gzip_access import BlockReader
+from sjepa.dataset.sources import Kind
+
+_READ_WHOLE_BYTES = 8 << 20  # smaller clips are read in one go; larger ones stay on disk and are sought in
+_OPEN_HANDLES = 64
+
+
+class Containers:
+    """Opens clips of any source. Handles belong to the process that opened them: copies and forks start empty."""
+
+    def __init__(self) -> None:
+        self._handles: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._owner = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def open(
+        self, path: Path, kind: Kind, name: str, offset: int, size: int, *, index: Path | None = None
+    ) -> BinaryIO:
+        """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
+        try:
+            if kind in ("folder", "jsonl", "tsv"):
+                return open(path / name if kind == "folder" else Path(name), "rb")
+            if kind == "targz":
+                return io.BytesIO(self._handle(path, kind, index).read_range(offset, size))
+            if offset >= 0:
+                return _slice(self._handle(path, "raw", None), offset, size)
+            return io.BytesIO(self._handle(path, kind, None).read(name))
+        except FileNotFoundError:
+            raise DecodeError("no such file") from None
+        except (OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+                zlib.error) as error:  # fmt: skip
+            raise DecodeError(f"unreadable in its container ({error})") from None
+
+    def close(self) -> None:
+        while self._handles:
+            self._handles.popitem()[1].close()
+
+    def _handle(self, path: Path, kind: str, index: Path | None) -> Any:
+        if self._owner != os.getpid():  # after a fork: the parent's file positions are not ours to move
+            self._handles = OrderedDict()
+            self._owner = os.getpid()
+        key = (str(path), kind)
+        if key not in self._handles:
+            if kind == "targz":
+                self._handles[key] = BlockReader(path, index)
+            else:
+                self._handles[key] = zipfile.ZipFile(path) if kind == "zip" else path.open("rb", buffering=0)
+            if len(self._handles) > _OPEN_HANDLES:
+                self._handles.popitem(last=False)[1].close()
+        self._handles.move_to_end(key)
+        return self._handles[key]
+
+
+def _slice(raw: io.FileIO, offset: int, size: int) -> BinaryIO:
+    if size > _READ_WHOLE_BYTES:
+        return io.BufferedReader(_Slice(raw, offset, size), buffer_size=1 << 16)
+    raw.seek(offset)
+    return io.BytesIO(raw.read(size))
+
+
+class _Slice(io.RawIOBase):
+    """Part of an open file as a file of its own, with its own position."""
+
+    def __init__(self, raw: io.FileIO, offset: int, size: int) -> None:
+        self._raw, self._offset, self._size, self._position = raw, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        self._raw.seek(self._offset + self._position)
+        wanted = min(len(view), max(0, self._size - self._position))
+        count = self._raw.readinto(view[:wanted]) or 0
+        self._position += count
+        return count

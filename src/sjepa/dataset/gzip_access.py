@@ -1,0 +1,70 @@
+"""Random access inside .tar.gz: an index of restart points, and blocks that are inflated once and kept a while.
+
+Inflating from a restart point costs as much as inflating the megabytes around it, so single clips are never read by
+themselves: the reader inflates whole blocks and serves the clips inside them from memory. `order.py` visits clips so
+that the blocks in use at any time fit into that memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import rapidgzip
+
+from sjepa.core.files import atomic_path
+
+BLOCK_BYTES = 4 << 20
+BLOCKS_IN_USE = 12  # blocks that an epoch's order draws from at a time
+_BLOCKS_KEPT = 2 * BLOCKS_IN_USE  # a clip may reach into the block after its own
+
+
+class GzipIndex:
+    """The restart points of one compressed file, kept on disk beside the scan's cache."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def build(path: Path, index: Path | None) -> Iterator[Any]:
+        """The inflated stream of `path`; once it was read to its end the index is written to `index`."""
+        stream = rapidgzip.open(str(path), parallelization=0)
+        try:
+            yield stream
+            if index is not None:
+                with atomic_path(index) as temporary:
+                    stream.export_index(str(temporary))
+        finally:
+            stream.close()
+
+
+class BlockReader:
+    """Byte ranges of the inflated stream, through a few blocks kept in memory."""
+
+    def __init__(self, path: Path, index: Path | None) -> None:
+        self._stream = rapidgzip.open(str(path), parallelization=1)
+        if index is not None and index.exists():
+            self._stream.import_index(str(index))
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on, fewer at the stream's end."""
+        first, last = offset // BLOCK_BYTES, (offset + max(size, 1) - 1) // BLOCK_BYTES
+        joined = b"".join(self._block(number) for number in range(first, last + 1))
+        begin = offset - first * BLOCK_BYTES
+        return joined[begin : begin + size]
+
+    def close(self) -> None:
+        self._blocks.clear()
+        self._stream.close()
+
+    def _block(self, number: int) -> bytes:
+        if number in self._blocks:
+            self._blocks.move_to_end(number)
+        else:
+            self._stream.seek(number * BLOCK_BYTES)
+            self._blocks[number] = self._stream.read(BLOCK_BYTES)
+            while len(self._blocks) > _BLOCKS_KEPT:
+                self._blocks.popitem(last=False)
+        return self._blocks[number]

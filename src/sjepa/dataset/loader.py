@@ -1,0 +1,130 @@
+"""Batches of an epoch, decoded in worker processes, from any position on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from sjepa.core.frames import SPEECH
+from sjepa.core.random import generator
+from sjepa.dataset.audio import DecodeError
+from sjepa.dataset.augment import Augmentation
+from sjepa.dataset.batch import Batch, Failure, Sample, collate
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.order import bucketed_batches, fixed_batches
+from sjepa.dataset.windows import Windows, crop_start
+
+_FEWEST_SAMPLES = SPEECH.samples(2)  # one frame to mask and one to see
+
+
+class Request(NamedTuple):
+    """One window of one epoch; random crops and augmentation are keyed by the epoch."""
+
+    epoch: int
+    window: int
+    augment: bool
+
+
+class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
+    """Windows of clips, read when asked for. It keeps no state, so any process gives the same answer."""
+
+    def __init__(self, clips: Clips, windows: Windows, *, seed: int, augmentation: Augmentation | None = None) -> None:
+        self.clips, self.windows, self.seed, self.augmentation = clips, windows, seed, augmentation
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, request: Request) -> tuple[Sample | None, list[Failure]]:
+        position = int(self.windows.clip_N[request.window])
+        start, length = int(self.windows.start_N[request.window]), int(self.windows.length_N[request.window])
+        clip_id, name = int(self.clips.id_N[position]), self.clips.name(position)
+        if start < 0:
+            whole = int(self.clips.length_N[position])
+            start = crop_start(self.seed, request.epoch, clip_id, clip_samples=whole, window_samples=length)
+        try:
+            clean = self.clips.read(position, start=start, length=length)
+            if len(clean) < _FEWEST_SAMPLES:
+                raise DecodeError(f"only {len(clean)} samples where {length} were expected")
+        except DecodeError as error:
+            return None, [Failure(name, str(error))]
+        heard, failures = clean, []
+        if request.augment and self.augmentation is not None:
+            rng = generator(self.seed, "augment", request.epoch, request.window)
+            try:
+                heard = self.augmentation(clean, position, self.clips, rng)
+            except DecodeError as error:
+                failures.append(Failure(f"{name} (its augmentation partner)", str(error)))
+        return Sample(clean, heard, clip_id, name), failures
+
+
+class BatchPlan(NamedTuple):
+    """How windows are grouped: `batch_size` clips, or at most `max_batch_samples` of padded audio if that is given."""
+
+    batch_size: int
+    max_batch_samples: int | None = None
+    shuffle: bool = True
+
+    def batches(self, dataset: WindowDataset, epoch: int) -> list[NDArray[np.int64]]:
+        """The windows of every batch of an epoch."""
+        windows, seed = dataset.windows, dataset.seed
+        if self.max_batch_samples is not None:
+            return bucketed_batches(windows.length_N, self.max_batch_samples, seed=seed, epoch=epoch)
+        if not self.shuffle:
+            return [
+                np.arange(start, min(start + self.batch_size, len(windows)))
+                for start in range(0, len(windows), self.batch_size)
+            ]
+        locality = dataset.clips.locality_N[windows.clip_N]
+        return fixed_batches(len(windows), self.batch_size, seed=seed, epoch=epoch, locality_N=locality)
+
+
+class Loader:
+    """Iterates over epochs of a dataset. Worker processes start at the first use and stay."""
+
+    def __init__(self, dataset: WindowDataset, plan: BatchPlan, *, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.dataset, self.plan = dataset, plan
+        self.num_batches = len(plan.batches(dataset, 0))
+        self._requests: list[list[Request]] = []
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=_Requests(self._requests),  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_quiet_worker,
+        )
+
+    def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
+        """The batches of an epoch from `first_batch` on; `augment` for all or, as a sequence, batch by batch."""
+        batches = self.plan.batches(self.dataset, epoch)
+        flags = [augment] * len(batches) if isinstance(augment, bool) else list(augment)
+        self._requests[:] = [
+            [Request(epoch, int(window), flag) for window in batch]
+            for batch, flag in zip(batches[first_batch:], flags[first_batch:], strict=True)
+        ]
+        return iter(self._loader)
+
+
+class _Requests:
+    """The batch sampler: whatever the list holds when an epoch starts."""
+
+    def __init__(self, requests: list[list[Request]]) -> None:
+        self._requests = requests
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(list(self._requests))
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+
+def _quiet_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    torch.set_num_threads(1)

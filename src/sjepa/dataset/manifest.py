@@ -1,0 +1,248 @@
+"""The scan: every clip of a source looked into once, the result kept in a cache beside the data.
+
+The cache is columnar JSON: a million clips are a handful of long lists, which load in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.core.errors import UserError
+from sjepa.core.files import atomic_path, is_writable_folder
+from sjepa.core.progress import Progress, silent
+from sjepa.dataset.audio import AudioInfo, DecodeError, decode, probe
+from sjepa.dataset.containers import Containers
+from sjepa.dataset.sources import AudioRef, Listing, Source, fingerprint, list_source
+
+ScanDepth = bool | Literal["full", "header"]
+
+_FORMAT = 1
+_TAIL_SECONDS = 0.5
+_CHUNK_CLIPS = 64
+_PARALLEL_FROM_CLIPS = 512  # fewer are scanned faster than processes start
+_COLUMNS = ("offset", "size", "first", "samples", "rate", "channels")
+_CHECKS = {"header": 0, "ends": 1, "full": 2}  # a cache of a deeper check serves a shallower request
+
+
+@dataclass
+class ClipTable:
+    """The clips of one source, one column per property. `samples` and `rate` are the file's own; `first` is the
+    sample at which a segment begins; `offset`/`size` are byte positions in a directly readable container, else −1."""
+
+    source: Source
+    names: list[str]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    first: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    rate: NDArray[np.int64]
+    channels: NDArray[np.int64]
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    gzip_index: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def scan(
+    source: Source, *, depth: ScanDepth = True, fallback_folder: Path | None = None, progress: Progress = silent
+) -> ClipTable:
+    """The clips of `source`, from its cache where that is still right, else by looking into every file.
+
+    `depth`: "header" reads headers; True also decodes both ends; "full" decodes every sample; False trusts a cache
+    without comparing it with its source. Files that fail are dropped with the reason. `fallback_folder` takes the
+    cache when the data's own folder cannot be written. Raises UserError if the source cannot be listed.
+    """
+    check = {False: "header", True: "ends", "header": "header", "full": "full"}[depth]
+    for place in _cache_paths(source, fallback_folder):
+        table = _load_cache(place, source, check, trust=depth is False)
+        if table is not None:
+            return table
+    place = _place_for_cache(source, fallback_folder)
+    source_print = fingerprint(source)
+    index = _gzip_index(source, place)
+    listing = list_source(source, index)
+    table = _examine(source, listing, check, index, progress)
+    if place is not None:
+        _save_cache(place, table, source_print, check)
+    return table
+
+
+def _examine(source: Source, listing: Listing, check: str, index: Path | None, progress: Progress) -> ClipTable:
+    refs, dropped = listing.refs, listing.dropped
+    chunks = [refs[start : start + _CHUNK_CLIPS] for start in range(0, len(refs), _CHUNK_CLIPS)]
+    examined = _results([(source, chunk, check, index) for chunk in chunks], len(refs))
+    kept: list[AudioRef] = []
+    figures: list[tuple[int, int, int, int]] = []
+    for chunk, results in zip(chunks, progress(examined, total=len(chunks), label=f"scan {source.path.name}"), strict=True):
+        for ref, result in zip(chunk, results, strict=True):
+            if isinstance(result, str):
+                dropped.append((ref.name, result))
+            else:
+                kept.append(ref)
+                figures.append(result)
+    columns = np.array(figures, dtype=np.int64).reshape(-1, 4).T
+    label_names = sorted({name for ref in kept for name in ref.labels})
+    return ClipTable(
+        source,
+        [ref.name for ref in kept],
+        np.array([ref.offset for ref in kept], dtype=np.int64),
+        np.array([ref.size for ref in kept], dtype=np.int64),
+        *columns,
+        labels={name: [ref.labels.get(name) for ref in kept] for name in label_names},
+        dropped=dropped,
+        gzip_index=index,
+    )
+
+
+def _results(jobs: list[Any], clips: int) -> Iterator[list[Any]]:
+    processes = os.cpu_count() or 1
+    if clips < _PARALLEL_FROM_CLIPS or processes == 1:
+        yield from map(_examine_chunk, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # the parent may hold threads and open archives
+    with ProcessPoolExecutor(min(processes, 32), mp_context=context) as pool:
+        yield from pool.map(_examine_chunk, jobs)
+
+
+def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list[tuple[int, int, int, int] | str]:
+    """(first, samples, rate, channels) of each clip, or the reason why it cannot be used."""
+    source, refs, check, index = job
+    containers = Containers()
+    results: list[tuple[int, int, int, int] | str] = []
+    for ref in refs:
+        try:
+            with containers.open(source.path, source.kind, ref.name, ref.offset, ref.size, index=index) as file:
+                info = probe(file)
+                first, samples = _segment(ref, info)
+                samples = _decode_check(file, first, samples, info.rate, check)
+                results.append((first, samples, info.rate, info.channels))
+        except DecodeError as error:
+            results.append(str(error))
+    containers.close()
+    return results
+
+
+def _segment(ref: AudioRef, info: AudioInfo) -> tuple[int, int]:
+    first = round(ref.start_seconds * info.rate)
+    if first >= info.samples:
+        raise DecodeError(f"segment starts at {ref.start_seconds:g} s, after the end at {info.seconds:.3f} s")
+    available = info.samples - first
+    if ref.duration_seconds is None:
+        return first, available
+    wanted = round(ref.duration_seconds * info.rate)
+    if wanted < 1:
+        raise DecodeError("segment of no length")
+    return first, min(wanted, available)
+
+
+def _decode_check(file: Any, first: int, samples: int, rate: int, check: str) -> int:
+    """Decodes what the depth of the scan asks for; the clip's length, corrected where a full decode knows better."""
+    if check == "full":
+        mono, _ = decode(file, start=first, stop=first + samples)
+        return len(mono)
+    if check == "ends":
+        tail = int(_TAIL_SECONDS * rate)
+        decode(file, start=first, stop=first + min(samples, tail))
+        if samples > tail:
+            decode(file, start=first + samples - tail, stop=first + samples)
+    return samples
+
+
+@dataclass(frozen=True)
+class _CachePath:
+    """A place where a source's cache may lie, and the name under which it says whose it is."""
+
+    path: Path
+    owner: str
+
+    def header(self) -> dict[str, Any]:
+        """The first line: what the cache is of, without reading its columns. Empty if it is no cache of ours."""
+        try:
+            with self.path.open(encoding="ascii") as file:
+                header = json.loads(file.readline().rstrip().removeprefix("[").removesuffix(","))
+            return header if isinstance(header, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def belongs(self) -> bool:
+        return self.header().get("source") == self.owner
+
+    def free(self) -> bool:
+        return not self.header() or self.belongs()
+
+
+def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePath]:
+    """`train.cache.json` beside train.zip; a second source of that stem takes its whole name."""
+    real = source.path.resolve()
+    names = [f"{source.stem or real.name}.cache.json", f"{real.name}.cache.json"]
+    places = [_CachePath(real.parent / name, real.name) for name in names]
+    if fallback_folder is not None:
+        places += [_CachePath(fallback_folder / name, str(real)) for name in names]
+    return places
+
+
+def _place_for_cache(source: Source, fallback_folder: Path | None) -> _CachePath | None:
+    if fallback_folder is not None and not is_writable_folder(source.path.resolve().parent):
+        fallback_folder.mkdir(parents=True, exist_ok=True)
+    writable = [place for place in _cache_paths(source, fallback_folder) if is_writable_folder(place.path.parent)]
+    return next((place for place in writable if place.free()), None)
+
+
+def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, int], check: str) -> None:
+    header = {
+        "format": _FORMAT,
+        "source": place.owner,
+        "check": check,
+        "fingerprint": source_print,
+        "clips": len(table),
+        "seconds": round(float((table.samples / table.rate).sum()), 3),
+    }
+    columns = {"names": table.names, **{name: getattr(table, name).tolist() for name in _COLUMNS}}
+    columns |= {"labels": table.labels, "dropped": table.dropped}
+    with atomic_path(place.path) as temporary, temporary.open("w", encoding="ascii") as file:
+        file.write(f"[{json.dumps(header)},\n")
+        json.dump(columns, file, separators=(",", ":"))
+        file.write("]\n")
+
+
+def _load_cache(place: _CachePath, source: Source, check: str, trust: bool) -> ClipTable | None:
+    """The table in a cache, or None if it is of another source state, of a shallower check or damaged."""
+    header = place.header()
+    if header.get("format") != _FORMAT or header.get("source") != place.owner:
+        return None
+    if not trust and (_CHECKS.get(header.get("check", ""), -1) < _CHECKS[check] or header["fingerprint"] != fingerprint(source)):
+        return None
+    gzip_index = _gzip_index(source, place)
+    if gzip_index is not None and not gzip_index.exists():
+        return None
+    try:
+        _, columns = json.loads(place.path.read_text(encoding="ascii"))
+        return ClipTable(
+            source,
+            columns["names"],
+            *(np.array(columns[name], dtype=np.int64) for name in _COLUMNS),
+            labels=columns["labels"],
+            dropped=[(name, reason) for name, reason in columns["dropped"]],
+            gzip_index=gzip_index,
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _gzip_index(source: Source, place: _CachePath | None) -> Path | None:
+    """The restart points of a .tar.gz lie beside its cache."""
+    if place is None or source.kind != "targz":
+        return None
+    return place.path.with_name(place.path.name.removesuffix(".cache.json") + ".gzindex")

@@ -1,0 +1,1 @@
+"""Quantities computed from signals: MFCC, effective rank."""

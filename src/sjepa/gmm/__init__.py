@@ -1,0 +1,1 @@
+"""Diagonal Gaussian mixtures: posteriors, sufficient statistics, fitting."""

@@ -1,0 +1,1 @@
+"""What a run tells: folders, log, bars, history, plots."""

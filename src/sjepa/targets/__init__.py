@@ -1,0 +1,1 @@
+"""Soft targets: what the predictor is trained to match at each frame."""

@@ -1,0 +1,1 @@
+"""The training run: clock, optimiser, one step, validation, checkpoints, the loop."""
