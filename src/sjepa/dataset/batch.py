@@ -12,11 +12,12 @@ from sjepa.dataset.audio import Waveform
 
 
 class Sample(NamedTuple):
-    """One window: the clean waveform, the one the encoder hears, the clip's id and name."""
+    """One window: the clean waveform, the one the encoder hears, the clip's id, the window's number, the name."""
 
     clean: Waveform
     heard: Waveform
     clip_id: int
+    window: int
     name: str
 
 
@@ -38,6 +39,7 @@ class Batch:
     heard_BS: torch.Tensor
     num_samples: tuple[int, ...]
     clip_id_B: torch.Tensor
+    window: tuple[int, ...]
     names: tuple[str, ...]
     failures: tuple[Failure, ...] = ()
 
@@ -77,6 +79,7 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
         heard,
         tuple(len(sample.clean) for sample in samples),
         torch.tensor([sample.clip_id for sample in samples], dtype=torch.int64),
+        tuple(sample.window for sample in samples),
         tuple(sample.name for sample in samples),
         tuple(failure for _, failures in items for failure in failures),
     )

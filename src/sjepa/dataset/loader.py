@@ -60,7 +60,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
                 heard = self.augmentation(clean, position, self.clips, rng)
             except DecodeError as error:
                 failures.append(Failure(f"{name} (its augmentation partner)", str(error)))
-        return Sample(clean, heard, clip_id, name), failures
+        return Sample(clean, heard, clip_id, request.window, name), failures
 
 
 class BatchPlan(NamedTuple):

@@ -1,0 +1,20 @@
+"""How many directions features really use: a label-free sign of their quality. (Roy & Vetterli 2007; RankMe)"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def effective_rank(features_ND: Tensor) -> float:
+    """exp of the entropy of the centred features' normalised singular values: from 1 (one direction) to min(N, D).
+
+    NaN-free for constant features, whose effective rank is 1.
+    """
+    centred = features_ND.double() - features_ND.double().mean(dim=0)
+    values = torch.linalg.svdvals(centred)
+    total = values.sum()
+    if total <= 0:
+        return 1.0
+    share = values / total
+    return float(torch.exp(torch.special.entr(share).sum()))

@@ -1,0 +1,67 @@
+"""A uniform sample of frames from a corpus of any size, without decoding more of it than the sample needs.
+
+Every window's frames are dealt into groups of equal size (frames that lie evenly over the window); a group is in the
+sample if its keyed hash is among the smallest. Each frame belongs to exactly one group, so each is as likely as any
+other; hashes make the choice the same for any order, worker count or split over ranks, and mergeable.
+[Phase 1 GMM Fitting]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.core.random import hash_array, key
+
+Ints = NDArray[np.int64]
+
+_LARGEST_GROUP = 50  # frames taken from a window at once
+_FEWEST_GROUPS = 4000  # a small sample still comes from many windows
+
+
+@dataclass(frozen=True)
+class FrameSample:
+    """`window_M`: the windows to decode, ascending; `frames_M`: the frames to take from each, ascending."""
+
+    window_M: Ints
+    frames_M: tuple[Ints, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(len(frames) for frames in self.frames_M)
+
+
+def draw_frames(num_frames_N: Ints, id_N: Ints, wanted: int, *, seed: int) -> FrameSample:
+    """About `wanted` frames, uniform over all frames of all windows; all of them if there are no more.
+
+    `num_frames_N` counts each window's frames, `id_N` names it in the hash.
+    """
+    group_size = int(np.clip(wanted // _FEWEST_GROUPS, 1, _LARGEST_GROUP))
+    groups_N = -(-num_frames_N // group_size)
+    if int(num_frames_N.sum()) <= wanted:
+        chosen = np.arange(int(groups_N.sum()))
+    else:
+        chosen = _smallest_hashes(groups_N, id_N, num_frames_N, group_size, wanted, seed)
+    first_N = np.cumsum(groups_N) - groups_N
+    window_of = np.searchsorted(first_N, chosen, side="right") - 1
+    taken: dict[int, list[Ints]] = {}
+    for window, group in zip(window_of.tolist(), (chosen - first_N[window_of]).tolist(), strict=True):
+        taken.setdefault(window, []).append(np.arange(group, num_frames_N[window], groups_N[window]))
+    windows = sorted(taken)
+    return FrameSample(
+        np.array(windows, dtype=np.int64), tuple(np.sort(np.concatenate(taken[window])) for window in windows)
+    )
+
+
+def _smallest_hashes(
+    groups_N: Ints, id_N: Ints, num_frames_N: Ints, group_size: int, wanted: int, seed: int
+) -> Ints:
+    window = np.repeat(np.arange(len(groups_N)), groups_N)
+    group = np.arange(len(window)) - np.repeat(np.cumsum(groups_N) - groups_N, groups_N)
+    hashes = hash_array(key(seed, "reservoir"), id_N[window], group)
+    order = np.argsort(hashes, kind="stable")
+    sizes = -(-(num_frames_N[window] - group) // groups_N[window])  # frames group, group + G, group + 2G, …
+    count = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
+    return np.sort(order[:count])

@@ -1,0 +1,63 @@
+"""Sufficient statistics of a diagonal mixture: collected anywhere, added up, turned into parameters in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sjepa.gmm.diagonal import VARIANCE_FLOOR, DiagonalGMM, Posteriors
+
+
+class Parameters(NamedTuple):
+    """Weights [K], means [K, D], variances [K, D], and which components had mass [K]."""
+
+    weights_K: Tensor
+    means_KD: Tensor
+    variances_KD: Tensor
+    alive_K: Tensor
+
+
+class SufficientStatistics:
+    """Responsibility mass, weighted sums and weighted squares per component, in float64, about the origin `centre_D`."""
+
+    def __init__(self, num_components: int, centre_D: Tensor) -> None:
+        self.centre_D = centre_D
+        wide = {"dtype": torch.float64, "device": centre_D.device}
+        self.mass_K = torch.zeros(num_components, **wide)
+        self.sums_KD = torch.zeros(num_components, len(centre_D), **wide)
+        self.squares_KD = torch.zeros(num_components, len(centre_D), **wide)
+        self.log_likelihood = torch.zeros((), **wide)
+        self.frames = torch.zeros((), **wide)
+
+    def add(self, features_ND: Tensor, posteriors: Posteriors) -> None:
+        """Counts frames [N, D] with their posteriors."""
+        x_ND = features_ND.float() - self.centre_D
+        moments = torch.cat([x_ND, x_ND.square(), torch.ones_like(x_ND[:, :1])], dim=1)
+        sums, squares, mass = (posteriors.responsibilities_NK.T @ moments).split([x_ND.shape[1], x_ND.shape[1], 1], dim=1)
+        self.sums_KD += sums
+        self.squares_KD += squares
+        self.mass_K += mass[:, 0]
+        self.log_likelihood += posteriors.log_likelihood_N.sum(dtype=torch.float64)
+        self.frames += len(x_ND)
+
+    def reduce(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Adds up what every rank collected."""
+        for name in ("mass_K", "sums_KD", "squares_KD", "log_likelihood", "frames"):
+            setattr(self, name, sum_over_ranks(getattr(self, name)))
+
+    def maximise(self, previous: DiagonalGMM, *, least_mass: float = 1e-3) -> Parameters:
+        """The M-step. A component with less than `least_mass` frames keeps its mean and variance."""
+        alive_K = self.mass_K > least_mass
+        mass_K1 = torch.where(alive_K, self.mass_K, 1.0)[:, None]
+        offset_KD = self.sums_KD / mass_K1
+        variances_KD = (self.squares_KD / mass_K1 - offset_KD.square()).clamp(min=VARIANCE_FLOOR)
+        keep_K1 = ~alive_K[:, None]
+        return Parameters(
+            (self.mass_K / self.mass_K.sum().clamp(min=1e-12)).float(),
+            torch.where(keep_K1, previous.means.double(), offset_KD + self.centre_D).float(),
+            torch.where(keep_K1, previous.variances.double(), variances_KD).float(),
+            alive_K,
+        )

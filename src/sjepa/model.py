@@ -1,0 +1,75 @@
+"""S-JEPA: encoder, predictor and cluster head. B batch, S samples, T frames, D width, K components, N chosen frames."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.modules.cluster_head import ClusterHead
+from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.modules.predictor import Predictor
+from sjepa.modules.transformer import TransformerShape
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything that a model is built from; plain values, so that it can be saved with the weights."""
+
+    encoder: EncoderShape
+    predictor: TransformerShape
+    num_clusters: int
+    max_frames: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ModelShape:
+        """Raises TypeError or KeyError on values that `to_dict` did not write."""
+        encoder = dict(values["encoder"])
+        encoder["transformer"] = TransformerShape(**encoder["transformer"])
+        return ModelShape(
+            EncoderShape(**encoder),
+            TransformerShape(**values["predictor"]),
+            values["num_clusters"],
+            values["max_frames"],
+        )
+
+
+class Logits(NamedTuple):
+    """Logits at the frames asked for: masked ones from the predictor, visible ones from the encoder."""
+
+    masked_NK: Tensor
+    visible_NK: Tensor
+
+
+class SJEPA(nn.Module):
+    """The trained whole, of which only the encoder is kept."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = Encoder(shape.encoder)
+        self.predictor = Predictor(shape.predictor, max_frames=shape.max_frames)
+        self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
+
+    def forward(
+        self,
+        waveform_BS: Tensor,
+        num_samples_B: Tensor,
+        mask_BT: Tensor,
+        masked_N: Tensor,
+        visible_N: Tensor,
+        dropped: Collection[int] = (),
+    ) -> Logits:
+        """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, through one pass of the head."""
+        encoded = self.encoder(waveform_BS, num_samples_B, mask_BT=mask_BT, dropped=dropped)
+        predicted_BTD = self.predictor(encoded.features_BTD, mask_BT, encoded.real_BT)
+        masked_ND = predicted_BTD.flatten(0, 1)[masked_N]
+        visible_ND = encoded.features_BTD.flatten(0, 1)[visible_N]
+        logits = self.head(torch.cat([masked_ND, visible_ND.to(masked_ND.dtype)]))
+        return Logits(*logits.split([len(masked_N), len(visible_N)]))

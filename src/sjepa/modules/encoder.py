@@ -1,0 +1,126 @@
+"""The speech encoder f_φ: HuBERT's layout, to the names of its tensors. [Architecture Details]
+
+B batch, S samples, T frames, C channels of the frontend, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.core.frames import SPEECH, FrameGeometry
+from sjepa.modules.frontend import Frontend, PatchStatistics
+from sjepa.modules.gradient_scale import scale_gradient
+from sjepa.modules.positions import ConvPositions
+from sjepa.modules.transformer import TransformerLayer, TransformerShape, init_linear
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Everything that the encoder is built from. The defaults are `base`."""
+
+    conv_channels: int = 512
+    num_layers: int = 6
+    transformer: TransformerShape = TransformerShape(768, 12, 3072)
+    position_kernel: int = 128
+    position_groups: int = 16
+    frontend_gradient_scale: float = 0.1
+
+    @property
+    def width(self) -> int:
+        return self.transformer.width
+
+
+class EncoderOutput(NamedTuple):
+    """`features_BTD` of the last layer computed; `real_BT`, True where a frame is a clip's own; `layers`, the outputs
+    of all layers computed, if they were asked for."""
+
+    features_BTD: Tensor
+    real_BT: Tensor
+    layers: tuple[Tensor, ...]
+
+
+class FeatureProjection(nn.Module):
+    """LayerNorm over the channels, Linear to the width, dropout."""
+
+    def __init__(self, channels: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(channels)
+        self.projection = init_linear(nn.Linear(channels, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.dropout(self.projection(self.layer_norm(x_BTC)))  # type: ignore[no-any-return]
+
+
+class TransformerStack(nn.Module):
+    """Convolutional positions, LayerNorm, dropout, post-norm layers."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.pos_conv_embed = ConvPositions(shape.width, kernel=shape.position_kernel, groups=shape.position_groups)
+        self.layer_norm = nn.LayerNorm(shape.width)
+        self.dropout = nn.Dropout(shape.transformer.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(shape.transformer) for _ in range(shape.num_layers))
+
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None, up_to: int, dropped: Collection[int]) -> list[Tensor]:
+        """Outputs of layers 0 … up_to; a dropped one passes its input on, yet stays in the graph."""
+        x_BTD = self.dropout(self.layer_norm(x_BTD + self.pos_conv_embed(x_BTD)))
+        outputs: list[Tensor] = []
+        for index, layer in enumerate(self.layers[: up_to + 1]):
+            x_BTD = _keep_in_graph(x_BTD, layer) if index in dropped else layer(x_BTD, real_BT)
+            outputs.append(x_BTD)
+        return outputs
+
+
+class Encoder(nn.Module):
+    """Raw 16 kHz audio to one vector per 20 ms frame."""
+
+    def __init__(self, shape: EncoderShape, *, geometry: FrameGeometry = SPEECH) -> None:
+        super().__init__()
+        self.shape, self.geometry = shape, geometry
+        self.feature_extractor = Frontend(shape.conv_channels, geometry=geometry)
+        self.feature_projection = FeatureProjection(shape.conv_channels, shape.width, shape.transformer.dropout)
+        self.encoder = TransformerStack(shape)
+
+    @property
+    def num_layers(self) -> int:
+        return self.shape.num_layers
+
+    def forward(
+        self,
+        waveform_BS: Tensor,
+        num_samples_B: Tensor | None = None,
+        *,
+        mask_BT: Tensor | None = None,
+        up_to: int | None = None,
+        dropped: Collection[int] = (),
+        statistics: PatchStatistics | None = None,
+    ) -> EncoderOutput:
+        """Features of every layer up to index `up_to` (default: the last).
+
+        `waveform_BS` float32 in −1…1; `num_samples_B` int64, the real samples of each clip (default: all). Frames where
+        `mask_BT` is True are zeroed before the positions, so nothing of them enters. `dropped` layers are passed by.
+        `statistics` replaces the group norm's own. What lies beyond a clip's samples never changes its features.
+        """
+        if num_samples_B is None:
+            num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
+        x_BTC = self.feature_extractor(waveform_BS, num_samples_B, statistics)
+        x_BTC = scale_gradient(x_BTC, self.shape.frontend_gradient_scale)
+        x_BTD = self.feature_projection(x_BTC)
+        step_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        real_BT = step_T < self.geometry.frames(num_samples_B)[:, None]
+        seen_BT = real_BT if mask_BT is None else real_BT & ~mask_BT
+        x_BTD = x_BTD * seen_BT[..., None]
+        last = self.num_layers - 1 if up_to is None else up_to
+        outputs = self.encoder(x_BTD, real_BT, last, dropped)
+        return EncoderOutput(outputs[-1], real_BT, tuple(outputs))
+
+
+def _keep_in_graph(x: Tensor, module: nn.Module) -> Tensor:
+    """`x`, with a zero gradient for every parameter of `module`: data parallelism waits for all of them."""
+    return x + 0.0 * sum(parameter.sum() for parameter in module.parameters())

@@ -1,0 +1,83 @@
+"""Post-norm transformer layers. B batch, T frames, D width, H heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """Sizes and dropout rates of one layer."""
+
+    width: int
+    num_heads: int
+    ffn_width: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+
+
+def init_linear(linear: nn.Linear) -> nn.Linear:
+    """Weights N(0, 0.02), zero bias, as HuBERT."""
+    nn.init.normal_(linear.weight, mean=0.0, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; padded keys are masked."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = shape.num_heads, shape.attention_dropout
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
+            init_linear(nn.Linear(shape.width, shape.width)) for _ in range(4)
+        )
+
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
+        """`real_BT` is True at frames that may be attended to; None: at all."""
+        batch, frames, width = x_BTD.shape
+
+        def heads(projection: nn.Linear) -> Tensor:  # [B, H, T, D/H]
+            return projection(x_BTD).view(batch, frames, self.num_heads, -1).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            heads(self.q_proj),
+            heads(self.k_proj),
+            heads(self.v_proj),
+            attn_mask=None if real_BT is None else real_BT[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, dropout, Linear."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.intermediate_dense = init_linear(nn.Linear(shape.width, shape.ffn_width))
+        self.intermediate_dropout = nn.Dropout(shape.activation_dropout)
+        self.output_dense = init_linear(nn.Linear(shape.ffn_width, shape.width))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.output_dense(self.intermediate_dropout(F.gelu(self.intermediate_dense(x_BTD))))  # type: ignore[no-any-return]
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each added to its input and then normalised."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.attention = Attention(shape)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.layer_norm = nn.LayerNorm(shape.width)
+        self.feed_forward = FeedForward(shape)
+        self.final_layer_norm = nn.LayerNorm(shape.width)
+
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
+        x_BTD = self.layer_norm(x_BTD + self.dropout(self.attention(x_BTD, real_BT)))
+        return self.final_layer_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))  # type: ignore[no-any-return]

@@ -1,0 +1,101 @@
+"""best.pt and last.pt: a trained model in one self-contained file that can never run code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sjepa
+from sjepa.core.errors import UserError
+from sjepa.core.files import atomic_path
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.model import SJEPA, ModelShape
+from sjepa.modules.encoder import Encoder
+
+_KIND, _FORMAT = "sjepa weights", 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What such a file holds: the model, the mixture its targets came from, the configuration (plain values) and where
+    in training it was written (`progress`: epoch, step, phase, validation metrics)."""
+
+    model: SJEPA
+    gmm: DiagonalGMM | None
+    config: dict[str, Any]
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Writes the file whole or not at all."""
+    gmm = weights.gmm
+    content = {
+        "kind": _KIND,
+        "format": _FORMAT,
+        "version": sjepa.__version__,
+        "shape": weights.model.shape.to_dict(),
+        "model": weights.model.state_dict(),
+        "gmm": None if gmm is None else {"features": gmm.features, "parameters": gmm.state_dict()},
+        "config": weights.config,
+        "progress": weights.progress,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Reads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, something else or of a
+    newer format."""
+    content = read_torch_file(Path(path), kind=_KIND, newest=_FORMAT)
+    try:
+        model = SJEPA(ModelShape.from_dict(content["shape"]))
+        model.load_state_dict(content["model"])
+        gmm = None
+        if content["gmm"] is not None:
+            parameters = content["gmm"]["parameters"]
+            gmm = DiagonalGMM(*parameters["means"].shape, features=content["gmm"]["features"])
+            gmm.load_state_dict(parameters)
+        return Weights(model, gmm, content["config"], content["progress"])
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path}: incomplete weights ({_one_line(error)})") from None
+
+
+def read_torch_file(path: Path, *, kind: str, newest: int) -> dict[str, Any]:
+    """A dictionary that torch.save wrote, tensors and plain values only. Raises UserError otherwise."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # torch.load raises a dozen kinds
+        raise UserError(f"{path}: not a file of {kind}, or damaged ({_one_line(error)[:80]})") from None
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise UserError(f"{path}: not a file of {kind}")
+    if content.get("format", 0) > newest:
+        version = content.get("version", "a newer version")
+        raise UserError(f"{path}: written by sjepa {version}, in a format this version does not know; install {version}")
+    return content
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The trained encoder of a weights file, ready for use (evaluation mode, CPU).
+
+    `encoder(waveform, num_samples)` takes float32 audio at 16 kHz [batch, samples] and each clip's real number of samples,
+    and returns `features_BTD` [batch, frames, width], `real_BT` and the outputs of all `layers`.
+    """
+    return load_weights(path).model.encoder.eval()
+
+
+def transfer(source: nn.Module, target: nn.Module) -> list[str]:
+    """Copies every tensor that both have in the same shape; the names in `target` that kept their own values."""
+    given, own = source.state_dict(), target.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    target.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
