@@ -46,6 +46,11 @@ class MetricSums:
         self._sums += torch.cat([values, counts.to(values.device, non_blocking=True)])
         self._posterior_K += targets_NK.sum(0)
 
+    def merge(self, other: MetricSums) -> None:
+        """Counts what `other` counted as well."""
+        self._sums += other._sums
+        self._posterior_K += other._posterior_K
+
     def reset(self) -> None:
         self._sums.zero_()
         self._posterior_K.zero_()

@@ -37,6 +37,10 @@ class Engine:
         """float16: the gradient scaler itself leaves out steps that overflow, and must see them."""
         return self.precision == "fp16"
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
     def describe(self) -> str:
         """Device, arithmetic and threads in words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type

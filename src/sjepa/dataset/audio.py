@@ -160,28 +160,33 @@ class _AvReader:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
+    def _exact(self) -> bool:
+        """Whether the stream counts time in its own samples, so that positions and its stated length are exact."""
+        base = self._stream.time_base
+        return base is not None and base * self._stream.rate == 1
+
     def _length(self, rate: int) -> int:
-        if self._stream.duration and self._stream.time_base:
-            return round(float(self._stream.duration * self._stream.time_base) * rate)
-        if self._container.duration:
-            return round(self._container.duration / av.time_base * rate)
-        length = sum(frame.samples for frame in self._container.decode(self._stream))  # raw streams: no header
+        """The stated length where it is exact; else the packets are counted (not decoded)."""
+        if self._exact() and self._stream.duration:
+            return int(self._stream.duration)
+        base, total = self._stream.time_base, 0
+        for packet in self._container.demux(self._stream):
+            total += packet.duration or 0
         self._container.seek(0)
-        return length
+        return round(float(total * base) * rate) if base is not None else 0
 
     def read(self, start: int, stop: int | None) -> Waveform:
-        """Decodes from the last seek point before `start`; positions come from the packets' own times."""
-        rate, base = self.info.rate, self._stream.time_base
+        """Decodes from a little before `start` where positions are exact, else from the beginning; never past `stop`."""
         origin = self._stream.start_time or 0
-        preroll = start - int(_AV_PREROLL_SECONDS * rate)
-        if preroll > 0 and base is not None:
-            self._container.seek(origin + int(preroll / rate / base), stream=self._stream)
+        preroll = start - int(_AV_PREROLL_SECONDS * self.info.rate)
+        seeks = preroll > 0 and self._exact()
+        if seeks:
+            self._container.seek(origin + preroll, stream=self._stream)
         pieces: list[Waveform] = []
         position: int | None = None
         for frame in self._container.decode(self._stream):
             if position is None:
-                at = 0 if frame.pts is None or base is None else round(float((frame.pts - origin) * base) * rate)
-                position = at if preroll > 0 else 0
+                position = frame.pts - origin if seeks and frame.pts is not None else 0
             mono = _frame_to_mono(frame)
             low = max(0, start - position)
             high = len(mono) if stop is None else max(0, min(len(mono), stop - position))

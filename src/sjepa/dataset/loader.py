@@ -126,5 +126,6 @@ class _Requests:
 
 
 def _quiet_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process handles them
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -50,7 +50,10 @@ class MFCC(nn.Module):
 
         The floor 80 dB under the maximum and the edges of the deltas belong to each clip's own `num_samples_B`.
         """
-        count_B = self.geometry.frames(num_samples_B)
+        with torch.autocast(waveform_BS.device.type, enabled=False):
+            return self._features(waveform_BS, self.geometry.frames(num_samples_B))
+
+    def _features(self, waveform_BS: Tensor, count_B: Tensor) -> Tensor:
         size, hop = self.geometry.receptive_field_samples, self.geometry.hop_samples
         frames_BTW = waveform_BS.float().unfold(1, size, hop) * self.window
         power_BTF = torch.fft.rfft(frames_BTW).abs().square()

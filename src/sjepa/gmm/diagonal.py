@@ -13,7 +13,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 
 VARIANCE_FLOOR = 1e-6
-RELATIVE_VARIANCE_FLOOR = 1e-6  # of the mixture's whole variance per feature: float32 posteriors stay exact on silence
+RELATIVE_VARIANCE_FLOOR = 1e-4  # of the mixture's whole variance: below it float32 rounding decides, and EM no longer climbs
 _CHUNK_ELEMENTS = 1 << 24  # rows × components at a time
 _LOWEST_LOG = -60.0
 _FORMAT = 1

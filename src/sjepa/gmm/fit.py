@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def fit_gmm(
 def _collect(gmm: DiagonalGMM, sample_ND: Tensor, assign: Callable[[Tensor], Posteriors]) -> SufficientStatistics:
     statistics = SufficientStatistics(gmm.num_components, sample_ND.mean(0))
     for chunk in sample_ND.split(_CHUNK_ROWS):
-        statistics.add(chunk, assign(chunk))
+        statistics.add(chunk.double(), assign(chunk))
     return statistics
 
 
@@ -85,16 +86,24 @@ def _nearest(chunk_ND: Tensor, means_KD: Tensor) -> Posteriors:
 
 
 def _spread_seeds(sample_ND: Tensor, num_components: int, seed: int) -> Tensor:
-    """k-means++ on a part of the sample: each next seed is drawn in proportion to the squared distance to those before.
-    (Arthur & Vassilvitskii 2007)"""
+    """Greedy k-means++ on a part of the sample: candidates for the next seed are drawn in proportion to the squared distance
+    to those before; the one that leaves the least distance is taken. (Arthur & Vassilvitskii 2007)"""
     draw = generator(seed, "kmeans++")
     few = min(len(sample_ND), _SEEDING_ROWS_PER_COMPONENT * num_components)
     pool_ND = sample_ND[torch.from_numpy(draw.permutation(len(sample_ND))[:few]).to(sample_ND.device)]
+    centre_D = pool_ND.mean(0)
+    pool_ND = pool_ND - centre_D
+    square_N = pool_ND.square().sum(1)
+    candidates = 2 + int(math.log(num_components))
     chosen = [0]
     distance_N = (pool_ND - pool_ND[0]).square().sum(1)
-    for point in draw.random(num_components - 1):
+    for points in draw.random((num_components - 1, candidates)):
         cumulative_N = distance_N.double().cumsum(0)
-        row = int(torch.searchsorted(cumulative_N, point * cumulative_N[-1], right=True).clamp(max=few - 1))
-        chosen.append(row)
-        distance_N = torch.minimum(distance_N, (pool_ND - pool_ND[row]).square().sum(1))
-    return pool_ND[chosen]
+        targets = torch.from_numpy(points).to(cumulative_N) * cumulative_N[-1]
+        rows = torch.searchsorted(cumulative_N, targets, right=True).clamp(max=few - 1)
+        to_rows = (square_N[:, None] + square_N[rows] - 2 * pool_ND @ pool_ND[rows].T).clamp(min=0)
+        left = torch.minimum(distance_N[:, None], to_rows)
+        best = int(left.sum(0).argmin())
+        chosen.append(int(rows[best]))
+        distance_N = left[:, best]
+    return pool_ND[chosen] + centre_D

@@ -33,10 +33,14 @@ class SufficientStatistics:
         self.frames = torch.zeros((), **wide)
 
     def add(self, features_ND: Tensor, posteriors: Posteriors) -> None:
-        """Counts frames [N, D] with their posteriors."""
-        x_ND = features_ND.float() - self.centre_D
+        """Counts frames [N, D] with their posteriors, multiplying in the frames' own precision.
+
+        Mean of squares minus square of the mean: in float32 the variance of a component that is far narrower than its
+        distance from the origin drowns in rounding; give float64 frames where that matters.
+        """
+        x_ND = features_ND - self.centre_D
         moments = torch.cat([x_ND, x_ND.square(), torch.ones_like(x_ND[:, :1])], dim=1)
-        sums, squares, mass = (posteriors.responsibilities_NK.T @ moments).split([x_ND.shape[1], x_ND.shape[1], 1], dim=1)
+        sums, squares, mass = (posteriors.responsibilities_NK.to(moments.dtype).T @ moments).split([x_ND.shape[1], x_ND.shape[1], 1], dim=1)
         self.sums_KD += sums
         self.squares_KD += squares
         self.mass_K += mass[:, 0]

@@ -74,7 +74,7 @@ class Frontend(nn.Module):
         return PatchStatistics(mean_Bk, covariance_Bkk)
 
     def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
-        """Convolution and group norm at once, float32: [B, P, k] → [B, P, C]."""
+        """Convolution and group norm at once, computed in float32: [B, P, k] → [B, P, C]."""
         first = self.conv_layers[0]
         norm = first.layer_norm
         with torch.autocast(patches_BPk.device.type, enabled=False):
@@ -84,4 +84,6 @@ class Frontend(nn.Module):
             scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
             shift_BC = norm.bias - mean_BC * scale_BC
             kernel_BkC = weight_Ck.T * scale_BC[:, None]
-            return torch.baddbmm(shift_BC[:, None], patches_BPk.float(), kernel_BkC)
+            normalised_BPC = torch.baddbmm(shift_BC[:, None], patches_BPk.float(), kernel_BkC)
+        device = patches_BPk.device.type  # from here on in the run's arithmetic
+        return normalised_BPC.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised_BPC

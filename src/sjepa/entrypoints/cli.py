@@ -1,0 +1,113 @@
+"""The five commands: arguments, exit codes, messages. Each does its imports after its arguments are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sjepa import __version__
+from sjepa.core.errors import Unavailable, UserError
+
+EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
+
+Work = Callable[[argparse.Namespace], int | None]
+
+
+def trainsjepa() -> int:
+    """Trains, validates each epoch, evaluates at the end."""
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.entrypoints.train import train
+
+        return train(options.config, options.overrides, dry_run=options.dry_run)
+
+    parser = _parser("trainsjepa", "Train a speech encoder without labels.", "cpu/configs/train.yaml train.epochs=3")
+    parser.add_argument("--dry-run", action="store_true", help="print data, plan, parameters and memory, and stop")
+    return _run(parser, work)
+
+
+def evalsjepa() -> int:
+    """Measures a trained model on the whole test set."""
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.entrypoints.evaluate import evaluate_weights
+
+        return evaluate_weights(options.config, options.overrides)
+
+    return _run(_parser("evalsjepa", "Evaluate a trained model on the full test set.", "cpu/configs/eval.yaml"), work)
+
+
+def buildh5ds() -> int:
+    """Decodes every clip once into HDF5."""
+    return _run(_parser("buildh5ds", "Build a ready-to-train HDF5 file.", "cpu/configs/hdf5.yaml"), _unavailable)
+
+
+def exportw() -> int:
+    """Writes the encoder as ONNX and as a Hugging Face folder."""
+    return _run(_parser("exportw", "Export the encoder.", "cpu/configs/export.yaml"), _unavailable)
+
+
+def runinfer() -> int:
+    """Features of a clip from an exported encoder."""
+    parser = _parser("runinfer", "Standalone inference with an exported encoder.", "cpu/configs/export.yaml --audio a.wav")
+    parser.add_argument("--audio", type=Path, help="clip to read instead of the configuration's")
+    return _run(parser, _unavailable)
+
+
+def _unavailable(options: argparse.Namespace) -> int:
+    raise Unavailable(f"not available yet in sjepa {__version__}")
+
+
+def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=purpose,
+        epilog=f"example: {command} -c {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration (default: the defaults)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single keys instead of the file's")
+    parser.add_argument("--help-config", action="store_true", help="print every configuration key and stop")
+    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    return parser
+
+
+def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
+    """0 done, 2 the user's to mend (one line each), 1 a fault of ours, 128 + n stopped by signal n after saving."""
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        if options.help_config:
+            from sjepa.config.reference import reference
+
+            print(reference())
+            return 0
+        return work(options) or 0
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return EXIT_SIGNAL + 2
+    except BrokenPipeError:  # the reader of our output has left
+        sys.stderr.close()
+        return EXIT_SIGNAL + 13
+    except Exception as error:
+        return _fault(parser.prog, error)
+
+
+def _fault(command: str, error: Exception) -> int:
+    """One line for the user; the traceback goes to the run's log where there is one, else to the terminal."""
+    console = sys.modules.get("sjepa.reporting.console")
+    log_file = getattr(console, "log_file", None)
+    if log_file is not None:
+        with log_file.open("a", encoding="utf-8") as log:
+            traceback.print_exception(error, file=log)
+    else:
+        traceback.print_exception(error)
+    where = f"; the traceback is in {log_file}" if log_file else ""
+    print(f"{command}: a fault of the program ({type(error).__name__}: {error}){where}", file=sys.stderr)
+    return EXIT_FAULT

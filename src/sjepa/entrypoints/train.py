@@ -1,0 +1,205 @@
+"""trainsjepa."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sjepa.config.load import dump_config, load_config
+from sjepa.config.schedule import Schedule
+from sjepa.config.schema import Config
+from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
+from sjepa.core.files import write_text
+from sjepa.dataset.loader import Loader
+from sjepa.evaluation.evaluate import evaluate, write_results
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.reporting.console import Console, duration
+from sjepa.reporting.report import RunReport
+from sjepa.reporting.run_dir import RunDir, existing_runs, new_run
+from sjepa.reporting.summary import describe_batches, describe_data, describe_model, describe_plan
+from sjepa.reporting.tensorboard import event_writer
+from sjepa.training.assembly import (
+    Data,
+    assemble,
+    blank_phase1_gmm,
+    build_model,
+    estimated_bytes,
+    evaluation_loader,
+    load_data,
+    phase1_gmm,
+    plan_run,
+    step_settings,
+    train_loader,
+)
+from sjepa.training.checkpoint import Checkpoints
+from sjepa.training.estimate import seconds_per_audio_second
+from sjepa.training.resume import refuse_differences
+from sjepa.training.trainer import Interrupted, Trainer
+from sjepa.weights import load_weights
+
+
+def train(config_path: Path | None, overrides: Sequence[str], *, dry_run: bool = False) -> int:
+    """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
+    config = load_config(config_path, overrides)
+    console = Console()
+    engine = Engine(device=config.device, precision=config.train.precision)
+    cache_folder = Path(config.runs_root) / config.run_name / "cache"
+    data = load_data(config, cache_folder=cache_folder, progress=console.progress)
+    loader = train_loader(config, data, pin_memory=engine.device.type == "cuda")
+    schedule = plan_run(config, loader)
+    resumed = _run_to_resume(config, console) if config.checkpoint.resume and not dry_run else None
+    if not dry_run:
+        run_dir = resumed[0] if resumed else new_run(Path(config.runs_root), config.run_name, "train")
+        console.log_to(run_dir.logs, "train")
+        console.note(f"run folder {run_dir.root}")
+    _describe(config, console, engine, data, loader, schedule)
+    if dry_run:
+        return 0
+    report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
+    try:
+        trainer = _trainer(config, engine, data, loader, schedule, run_dir, resumed, report)
+        _estimate_time(trainer, loader, schedule, console)
+        console.run_started(schedule.epochs, schedule.total_steps)
+        with _stopping_on_signals(trainer):
+            trainer.run()
+        report.draw()
+        report.close()
+        _final_evaluation(config, engine, data, schedule, run_dir, console)
+    except Interrupted as stop:
+        report.draw()
+        report.close()
+        console.warn(f"stopped by {signal.Signals(stop.signal_number).name}; the same command with checkpoint.resume=true goes on")  # fmt: skip
+        return 128 + stop.signal_number
+    finally:
+        report.close()
+    console.note(f"done: {run_dir.weights / 'best.pt'} (epoch {trainer.best.epoch}, {config.best.metric} {trainer.best.value:.4f})")  # fmt: skip
+    return 0
+
+
+def _describe(
+    config: Config, console: Console, engine: Engine, data: Data, loader: Loader, schedule: Schedule
+) -> None:
+    """Data, model, batch, plan and memory, before anything costs time."""
+    console.plain(describe_data(data))
+    for name, reason in [*data.train.dropped, *data.test.dropped]:
+        console.detail(f"dropped {name}: {reason}")
+    model = build_model(config, schedule.at(0), note=console.note)
+    console.plain(describe_model(model))
+    console.plain(describe_batches(config, loader))
+    memory = estimated_bytes(config, engine, loader, schedule.at(0), model)
+    console.note(f"device      {engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations")
+    console.plain(describe_plan(schedule))
+    for warning in schedule.warnings():
+        console.warn(warning)
+
+
+def _trainer(
+    config: Config,
+    engine: Engine,
+    data: Data,
+    loader: Loader,
+    schedule: Schedule,
+    run_dir: RunDir,
+    resumed: tuple[RunDir, Path] | None,
+    report: RunReport,
+) -> Trainer:
+    """A trainer at its start, or where a checkpoint left it."""
+    gmm: DiagonalGMM
+    if resumed:
+        gmm = blank_phase1_gmm(config).to(engine.device)
+    else:
+        write_text(run_dir.config, dump_config(config))
+        gmm = phase1_gmm(config, data, seed=config.seed, device=engine.device, report=report)
+        gmm.save(run_dir.gmm)
+    trainer = assemble(
+        config,
+        data,
+        engine=engine,
+        schedule=schedule,
+        train=loader,
+        model=build_model(config, schedule.at(0), note=lambda text: None),
+        gmm=gmm,
+        weights_folder=run_dir.weights,
+        checkpoint_folder=_checkpoint_folder(config, run_dir),
+        report=report,
+    )
+    if resumed:
+        Checkpoints.load(resumed[1], trainer.state)
+        report.history.resume(trainer.clock.epoch)
+        report.note(f"going on from {resumed[1].name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
+    return trainer
+
+
+def _run_to_resume(config: Config, console: Console) -> tuple[RunDir, Path] | None:
+    """The highest-numbered run with a checkpoint that can be read, and that checkpoint."""
+    for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
+        checkpoints = Checkpoints(_checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
+        for path in reversed(checkpoints.paths()):
+            try:
+                Checkpoints.check(path)
+            except UserError as error:
+                console.warn(f"passed over: {error}")
+                continue
+            used = load_config(run_dir.config).model_dump(mode="json", by_alias=True)
+            refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
+            return run_dir, path
+    console.note("checkpoint.resume: no checkpoint to go on from; this is a new run")
+    return None
+
+
+def _checkpoint_folder(config: Config, run_dir: RunDir) -> Path:
+    return Path(config.checkpoint.dir) if config.checkpoint.dir else run_dir.checkpoints
+
+
+def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console: Console) -> None:
+    """Times one real micro-batch and says how long the rest will take."""
+    batch = next((batch for batch in loader.epoch(trainer.clock.epoch) if batch.num_samples), None)
+    if batch is None:
+        return
+    parts = trainer.parts
+    per_second = seconds_per_audio_second(
+        parts.engine, parts.model, parts.optimizer, parts.targets, batch, stage=schedule.at(0), settings=parts.settings
+    )
+    windows = loader.dataset.windows
+    epoch_seconds = float(windows.length_N.sum()) / loader.dataset.clips.sample_rate
+    left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds * per_second
+    console.note(f"about {duration(left)} of training ({1 / per_second:.0f} s of audio per second), validation not counted")
+
+
+@contextmanager
+def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM and SIGINT finish the update, save and stop; a second SIGINT stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stop_signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _final_evaluation(
+    config: Config, engine: Engine, data: Data, schedule: Schedule, run_dir: RunDir, console: Console
+) -> None:
+    """The best weights on the whole test set."""
+    path = run_dir.weights / "best.pt"
+    results = evaluate(
+        engine,
+        load_weights(path),
+        evaluation_loader(config, data.test.clips),
+        stage=schedule.at(schedule.total_steps),
+        settings=step_settings(config),
+        progress=console.progress,
+    )
+    write_results(run_dir.results, results)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items() if name != "frames")
+    console.note(f"full test set, {path.name}: {shown}")

@@ -1,0 +1,68 @@
+"""history.csv: one row per epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from sjepa.core.files import write_text
+from sjepa.metrics import Metrics
+from sjepa.training.report import EpochResult
+
+Row = dict[str, Any]
+
+
+class History:
+    """The rows so far; the file on disk always holds all of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+
+    def resume(self, epochs: int) -> None:
+        """Takes the first `epochs` rows of an existing file; what came after belongs to a future that was undone."""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        self.rows = [row for row in rows if row["epoch"] < epochs]
+
+    def append(self, result: EpochResult) -> Row:
+        """Adds an epoch and writes the file anew, whole or not at all."""
+        self.rows.append(_row(result))
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{name: _text(value) for name, value in row.items()} for row in self.rows])
+        write_text(self.path, text.getvalue())
+        return self.rows[-1]
+
+
+def _row(result: EpochResult) -> Row:
+    row: Row = {"epoch": result.epoch, "phase": result.stage.phase, "lr": result.learning_rate}
+    for name in Metrics.NAMES:
+        row[f"train_{name}"] = getattr(result.train, name)
+        row[f"val_{name}"] = getattr(result.validation, name)
+    row |= {"clusters_used": result.validation.clusters_used, "active_layer": ""}
+    row |= {f"erank_{layer}": rank for layer, rank in enumerate(result.effective_ranks)}
+    return row | {
+        "seconds": result.seconds,
+        "audio_hours": result.audio_hours,
+        "data_waiting": result.waiting,
+        "skipped_updates": result.skipped_updates,
+        "unreadable_clips": result.unreadable_clips,
+    }
+
+
+def _text(value: Any) -> Any:
+    return f"{value:.8g}" if isinstance(value, float) else value
+
+
+def _number(text: str) -> Any:
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if math.isfinite(value) and value == int(value) and "." not in text and "e" not in text else value

@@ -1,0 +1,116 @@
+"""Pictures of a history: train against validation over epochs, phases marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen needed
+
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+from sjepa.core.files import atomic_path  # noqa: E402
+
+Row = dict[str, Any]
+
+_TRAIN, _VALIDATION = "#4477aa", "#cc6677"
+_PHASES = {1: "#eef3f8", 2: "#f8f1ea"}
+
+
+class Curve(NamedTuple):
+    """A history column (without its train_/val_ prefix), its title and the label of its axis."""
+
+    name: str
+    title: str
+    axis: str
+
+
+METRICS = (
+    Curve("loss", "Loss", "KL over the frames in the loss (nats)"),
+    Curve("kl", "KL to the soft targets", "KL over masked frames (nats)"),
+    Curve("top1", "Agreement of the likeliest component", "share of masked frames"),
+    Curve("entropy_bits", "Entropy of the predictions", "entropy over masked frames (bits)"),
+)
+
+
+def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draws every curve of a history as `history_<name>.jpg`; the files written."""
+    if not rows:
+        return []
+    written = [_draw_metric(rows, curve, folder) for curve in METRICS]
+    written.append(_draw_single(rows, Curve("lr", "Learning rate", "learning rate at the epoch's end"), folder))
+    written.append(_draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder))
+    written.append(_draw_ranks(rows, folder))
+    return written
+
+
+def _draw_metric(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
+    figure, axes = _axes(rows, curve)
+    epochs = [row["epoch"] for row in rows]
+    for part, colour, label in (("train", _TRAIN, "train (augmented, dropout on)"), ("val", _VALIDATION, "validation")):
+        values = [row[f"{part}_{curve.name}"] for row in rows]
+        axes.plot(epochs, values, color=colour, label=f"{label}: {_last(values)}", marker=".", markersize=4)
+    axes.legend(frameon=False)
+    return _save(figure, folder / f"history_{curve.name}.jpg")
+
+
+def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
+    figure, axes = _axes(rows, curve)
+    axes.plot([row["epoch"] for row in rows], [row[curve.name] for row in rows], color=_TRAIN, marker=".", markersize=4)
+    axes.set_ylim(bottom=0)
+    return _save(figure, folder / f"history_{curve.name}.jpg")
+
+
+def _draw_ranks(rows: Sequence[Row], folder: Path) -> Path:
+    figure, axes = _axes(rows, Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)"))
+    layers = sorted((name for name in rows[-1] if name.startswith("erank_")), key=lambda name: int(name[6:]))
+    colours = matplotlib.colormaps["viridis"]
+    for number, name in enumerate(layers):
+        values = [row.get(name, math.nan) for row in rows]
+        colour = colours(number / max(1, len(layers) - 1) * 0.9)
+        axes.plot([row["epoch"] for row in rows], values, color=colour, label=f"layer {name[6:]}: {_last(values)}", marker=".", markersize=4)  # fmt: skip
+    axes.legend(frameon=False)
+    axes.set_ylim(bottom=0)
+    return _save(figure, folder / "history_erank.jpg")
+
+
+def _axes(rows: Sequence[Row], curve: Curve) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(f"{curve.title} · {rows[-1]['audio_hours']:.2f} h of audio seen", loc="left", fontsize=11)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(curve.axis)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    _shade_phases(axes, rows)
+    return figure, axes
+
+
+def _shade_phases(axes: Axes, rows: Sequence[Row]) -> None:
+    """A band of colour and a name for every stretch of epochs in one phase."""
+    start = 0
+    for index, row in enumerate(rows):
+        if index + 1 < len(rows) and rows[index + 1]["phase"] == row["phase"]:
+            continue
+        low, high = rows[start]["epoch"] - 0.5, row["epoch"] + 0.5
+        axes.axvspan(low, high, color=_PHASES.get(row["phase"], "#f4f4f4"), zorder=0, linewidth=0)
+        axes.text(low, 1.0, f" phase {row['phase']}", transform=axes.get_xaxis_transform(), va="top", fontsize=8, color="#777777")  # fmt: skip
+        start = index + 1
+    axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+
+
+def _last(values: Sequence[float]) -> str:
+    return f"{values[-1]:.3g}"
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="jpg", dpi=130, pil_kwargs={"quality": 90})
+    return path

@@ -1,0 +1,69 @@
+"""The listener of a training run: terminal, history, pictures and, on request, TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sjepa.metrics import Metrics
+from sjepa.reporting.console import Console
+from sjepa.reporting.history import History
+from sjepa.reporting.plots import draw_history
+from sjepa.reporting.run_dir import RunDir
+from sjepa.training.clock import Clock
+from sjepa.training.report import EpochResult, StepFigures
+
+_SECONDS_BETWEEN_DRAWINGS = 30.0
+
+
+class RunReport:
+    """Tells one run. `events` is a TensorBoard writer or None."""
+
+    def __init__(self, console: Console, run_dir: RunDir, *, events: Any = None) -> None:
+        self.history = History(run_dir.history)
+        self.progress = console.progress
+        self._console, self._run_dir, self._events = console, run_dir, events
+        self._drawn = 0.0
+
+    def note(self, text: str) -> None:
+        self._console.note(text)
+
+    def detail(self, text: str) -> None:
+        self._console.detail(text)
+
+    def warn(self, text: str) -> None:
+        self._console.warn(text)
+
+    def epoch_started(self, clock: Clock, steps: int) -> None:
+        self._console.epoch_started(clock, steps)
+
+    def updated(self, clock: Clock) -> None:
+        self._console.updated(clock)
+
+    def figures(self, clock: Clock, figures: StepFigures) -> None:
+        self._console.figures(clock, figures)
+        if self._events is not None:
+            for name in Metrics.NAMES:
+                self._events.add_scalar(f"train_steps/{name}", getattr(figures.metrics, name), clock.step)
+            for name in ("learning_rate", "gradient_norm", "audio_rate", "waiting"):
+                self._events.add_scalar(f"run/{name}", getattr(figures, name), clock.step)
+
+    def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None:
+        self._console.epoch_ended(result, is_best=is_best)
+        row = self.history.append(result)
+        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_DRAWINGS:
+            self.draw()
+        if self._events is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    self._events.add_scalar(f"epochs/{name}", value, result.epoch)
+
+    def draw(self) -> None:
+        """Draws the history as it stands."""
+        draw_history(self.history.rows, self._run_dir.plots)
+        self._drawn = time.monotonic()
+
+    def close(self) -> None:
+        self._console.close()
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,71 @@
+"""What a run says before its first step: data, model, batch, plan."""
+
+from __future__ import annotations
+
+from torchinfo import summary as torchinfo_summary
+
+from sjepa.config.schedule import Schedule
+from sjepa.config.schema import Config
+from sjepa.dataset.loader import Loader
+from sjepa.dataset.order import padding_waste
+from sjepa.model import SJEPA
+from sjepa.training.assembly import Data
+
+
+def describe_data(data: Data) -> str:
+    """The three sets, one per line."""
+    lines = [
+        f"train       {data.train.describe()}",
+        f"test        {data.test.describe()}",
+        f"validation  {len(data.validation):,} clips of the test set, {data.validation.hours:.2f} h",
+    ]
+    if data.noise is not None:
+        lines.append(f"noise       {data.noise.describe()}")
+    return "\n".join(lines)
+
+
+def describe_model(model: SJEPA) -> str:
+    """Layers and parameters (torchinfo), and the share of the encoder, which is what is kept."""
+    table = str(torchinfo_summary(model, depth=2, col_names=("num_params", "params_percent"), verbose=0))
+    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return f"{table}\nencoder {encoder:,} parameters; with predictor and head {whole:,}"
+
+
+def describe_batches(config: Config, train: Loader) -> str:
+    """The global batch in clips and in seconds of audio."""
+    batches, lengths = train.plan.batches(train.dataset, 0), train.dataset.windows.length_N
+    accumulate, rate = config.train.grad_accum, config.dataset.sample_rate
+    per_step = accumulate / max(1, len(batches))
+    clips, seconds = len(lengths) * min(1.0, per_step), float(lengths.sum()) / rate * min(1.0, per_step)
+    shape = (
+        f"{config.train.batch_size} clips"
+        if config.train.max_batch_seconds is None
+        else f"at most {config.train.max_batch_seconds:g} s"
+    )
+    return (
+        f"batch       {shape} × {accumulate} accumulated: about {clips:.0f} clips and {seconds:.0f} s of audio "
+        f"per update, padding {padding_waste(batches, lengths):.0%}"
+    )
+
+
+def describe_plan(schedule: Schedule) -> str:
+    """The stages as a small table."""
+    head = ("stage", "steps", "targets", "K", "loss over", "augmentation", "peak rate", "warm-up")
+    rows = [
+        (
+            stage.name,
+            f"{stage.start_step:,}–{stage.end_step:,}",
+            stage.targets,
+            str(stage.num_clusters),
+            "masked + visible" if stage.visible_loss else "masked",
+            "on" if stage.augment else "off",
+            f"{stage.peak_lr:.2e}",
+            f"{stage.warmup_steps:,} steps",
+        )
+        for stage in schedule.stages
+    ]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    total = f"{schedule.total_steps:,} updates, {schedule.steps_per_epoch:,} in an epoch, {schedule.epochs:,} epochs"
+    return "\n".join([*lines, total])

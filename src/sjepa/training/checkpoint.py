@@ -1,0 +1,68 @@
+"""Full state on disk: saved whole or not at all, rotated, and found again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import sjepa
+from sjepa.core.errors import UserError
+from sjepa.core.files import atomic_path
+from sjepa.weights import read_torch_file
+
+_KIND, _FORMAT = "sjepa checkpoint", 1
+_NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
+
+
+class Stateful(Protocol):
+    """Anything whose state goes through one door both ways."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Checkpoints:
+    """The checkpoints of one run: `epoch_000.pth` after an epoch, `epoch_000_step_0001200.pth` inside one."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
+        """Writes the state of every part, then removes the oldest files over the limit."""
+        name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
+        content = {"kind": _KIND, "format": _FORMAT, "version": sjepa.__version__}
+        content["parts"] = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[assignment]
+        with atomic_path(self.folder / name) as temporary:
+            torch.save(content, temporary)
+        for path in self.paths()[: -self._keep]:
+            path.unlink(missing_ok=True)
+        return self.folder / name
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        found = [(match, path) for path in self.folder.glob("*.pth") if (match := _NAME.match(path.name))]
+        return [path for match, path in sorted(found, key=lambda item: _order(item[0]))]
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Raises UserError if the file is not a whole checkpoint."""
+        read_torch_file(path, kind=_KIND, newest=_FORMAT)
+
+    @staticmethod
+    def load(path: Path, parts: dict[str, Stateful]) -> None:
+        """Gives every part its state back. Raises UserError, with nothing changed, if the file does not fit."""
+        content = read_torch_file(path, kind=_KIND, newest=_FORMAT)
+        missing = set(parts) ^ set(content["parts"])
+        if missing:
+            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(missing))})")
+        for name, part in parts.items():
+            part.load_state_dict(content["parts"][name])
+
+
+def _order(match: re.Match[str]) -> tuple[int, float]:
+    """An epoch's own checkpoint comes after those inside it."""
+    return int(match[1]), int(match[2]) if match[2] else float("inf")

@@ -1,0 +1,89 @@
+"""The clips of a run: scanned, filtered, split. Train, validation (a part of the test set) and test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sjepa.config.schema import Dataset
+from sjepa.core.errors import UserError
+from sjepa.core.progress import Progress
+from sjepa.core.random import hash_array, key
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.windows import Windows, crops, tiles
+
+_SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Usable clips, and what was dropped with the reason."""
+
+    clips: Clips
+    dropped: list[tuple[str, str]]
+
+    def describe(self) -> str:
+        """Clips, hours, and why others were left out, in one line."""
+        text = f"{len(self.clips):,} clips, {self.clips.hours:.2f} h"
+        if self.dropped:
+            counts = Counter(reason for _, reason in self.dropped).most_common()
+            reasons = "; ".join(f"{count} {reason}" for reason, count in counts[:_SHOWN_REASONS])
+            more = f"; {len(counts) - _SHOWN_REASONS} more reasons" if len(counts) > _SHOWN_REASONS else ""
+            text += f" ({len(self.dropped)} dropped: {reasons}{more})"
+        return text
+
+
+def load_clips(
+    paths: str | list[str], settings: Dataset, *, name: str, most: int | None, seed: int, cache_folder: Path, progress: Progress
+) -> ClipSet:
+    """Scans sources (or reads their caches), drops clips under `min_seconds`, draws at most `most` by seed.
+
+    `name` is the configuration key, for messages. Raises UserError if nothing usable is left.
+    """
+    tables = [
+        scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress)
+        for source in resolve_sources(paths)
+    ]
+    clips = Clips(tables, sample_rate=settings.sample_rate)
+    dropped = list(clips.dropped)
+    long_enough = clips.length_N >= round(settings.min_seconds * settings.sample_rate)
+    short = np.flatnonzero(~long_enough)
+    dropped += [(clips.name(int(index)), f"shorter than {settings.min_seconds:g} s") for index in short]
+    clips = clips.subset(long_enough)
+    if not len(clips):
+        if not dropped:
+            raise UserError(f"{name}: {paths} holds no audio file")
+        example = f"{dropped[0][0]}: {dropped[0][1]}"
+        raise UserError(f"{name}: none of the {len(dropped)} audio files in {paths} can be used ({example})")
+    if most is not None and most < len(clips):
+        clips = clips.subset(_drawn(clips, most, seed, "max_samples"))
+    return ClipSet(clips, dropped)
+
+
+def validation_part(test: Clips, fraction: float, seed: int) -> Clips:
+    """A fraction of the test set (at least one clip), drawn by seed."""
+    return test.subset(_drawn(test, max(1, round(fraction * len(test))), seed, "validation"))
+
+
+def training_windows(clips: Clips, settings: Dataset) -> Windows:
+    """What one epoch goes through: a crop of every clip, or windows that tile it."""
+    longest = round(settings.max_seconds * settings.sample_rate)
+    if settings.long_clips == "crop":
+        return crops(clips.length_N, longest)
+    return tiling(clips, settings, overlap=settings.window_overlap)
+
+
+def tiling(clips: Clips, settings: Dataset, *, overlap: float = 0.0) -> Windows:
+    """Windows of at most `max_seconds` over every sample of every clip."""
+    longest, shortest = (round(seconds * settings.sample_rate) for seconds in (settings.max_seconds, settings.min_seconds))
+    return tiles(clips.length_N, longest, overlap=overlap, min_samples=shortest)
+
+
+def _drawn(clips: Clips, count: int, seed: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    hashes = hash_array(key(seed, purpose), clips.id_N)
+    return np.sort(np.argsort(hashes, kind="stable")[:count])

@@ -1,0 +1,76 @@
+"""What a run will need, before its first step: memory without computing anything, time from one real micro-batch."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sjepa.config.schedule import Stage
+from sjepa.core.distributed import Engine
+from sjepa.core.frames import SPEECH
+from sjepa.core.random import key
+from sjepa.dataset.batch import Batch
+from sjepa.metrics import MetricSums
+from sjepa.model import SJEPA
+from sjepa.modules.masking import num_masked
+from sjepa.targets.base import Targets
+from sjepa.training.step import StepSettings, frame_losses
+
+_COPIES_OF_WEIGHTS = 4  # weights, gradients, two moments
+
+
+def training_bytes(
+    model: SJEPA, *, clips: int, samples: int, settings: StepSettings, visible: bool, autocast: torch.dtype | None
+) -> int:
+    """Bytes that weights, optimiser and the tensors kept for the backward pass take for a micro-batch of `clips` clips of
+    `samples` samples. Counted on a model without data; workspaces and the allocator's rounding come on top."""
+    frames = SPEECH.frames(samples)
+    masked = clips * num_masked(frames, settings.mask_ratio)
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if not isinstance(base, torch.nn.Parameter):
+            kept[id(base)] = base
+        return tensor
+
+    with (
+        FakeTensorMode(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
+    ):
+        ghost = SJEPA(model.shape).train()
+        ghost(
+            torch.empty(clips, samples),
+            torch.full((clips,), samples),
+            torch.empty(clips, frames, dtype=torch.bool),
+            torch.empty(masked, dtype=torch.int64),
+            torch.empty(clips * frames - masked if visible else 0, dtype=torch.int64),
+        )
+    activations = sum(tensor.nelement() * tensor.element_size() for tensor in kept.values())
+    return activations + _COPIES_OF_WEIGHTS * sum(p.nelement() * p.element_size() for p in model.parameters())
+
+
+def seconds_per_audio_second(
+    engine: Engine, model: Any, optimizer: Any, targets: Targets, batch: Batch, *, stage: Stage, settings: StepSettings
+) -> float:
+    """Seconds that a second of audio takes in training: the faster of two passes over one micro-batch, nothing moved."""
+    best = float("inf")
+    batch = batch.to(engine.device)
+    sums = MetricSums(stage.num_clusters, engine.device)
+    model.train()
+    for _ in range(2):
+        started = time.perf_counter()
+        losses = frame_losses(
+            model, targets, batch, mask_key=key(settings.seed, "probe"), settings=settings, visible=stage.visible_loss
+        )
+        engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
+        sums.add(losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach())
+        sums.read()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    optimizer.zero_grad(set_to_none=True)
+    return best * SPEECH.sample_rate / max(1, batch.total_samples)

@@ -1,0 +1,70 @@
+"""Signs that a run goes wrong: updates that are not finite, clips that cannot be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sjepa.core.errors import UserError
+from sjepa.dataset.batch import Failure
+
+_MOST_IN_A_ROW = 10
+_MOST_FAILED_SHARE = 0.01
+_NAMED = 10
+
+
+class RunStopped(UserError):
+    """The run cannot go on in a useful way; its state was saved."""
+
+
+@dataclass
+class NonFiniteUpdates:
+    """Counts updates that were left out because loss or gradient were not finite."""
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def saw(self, finite: bool) -> None:
+        self.total += not finite
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+
+    def check(self) -> None:
+        """Raises RunStopped after ten in a row."""
+        if self.in_a_row >= _MOST_IN_A_ROW:
+            raise RunStopped(
+                f"{self.in_a_row} updates in a row had a loss or gradient that is not finite; the state is saved. "
+                "Lower optimizer.lr, or set train.precision: fp32"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+
+@dataclass
+class UnreadableClips:
+    """Clips of an epoch that failed to decode, with the reason; `clips` is how many the epoch has."""
+
+    clips: int
+    found: dict[str, str] = field(default_factory=dict)
+
+    def saw(self, failures: Iterable[Failure]) -> None:
+        self.found.update({failure.name: failure.reason for failure in failures})
+
+    def reset(self) -> None:
+        self.found.clear()
+
+    def check(self) -> None:
+        """Raises RunStopped, with the list, when more than 1 % of the epoch's clips (and more than one) failed."""
+        if len(self.found) > max(1, _MOST_FAILED_SHARE * self.clips):
+            shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.found.items())[:_NAMED])
+            reasons = Counter(self.found.values())
+            rest = f" … and {len(self.found) - _NAMED} more" if len(self.found) > _NAMED else ""
+            raise RunStopped(
+                f"{len(self.found)} of {self.clips} clips could not be read in this epoch ({len(reasons)} reasons), "
+                f"more than 1 %: {shown}{rest}. The state is saved; dataset.validate: full finds such files beforehand"
+            )

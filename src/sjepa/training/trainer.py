@@ -1,0 +1,263 @@
+"""The loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sjepa.config.schedule import Schedule, Stage
+from sjepa.core.distributed import Engine
+from sjepa.dataset.batch import Batch
+from sjepa.dataset.loader import Loader
+from sjepa.metrics import Metrics, MetricSums
+from sjepa.model import SJEPA
+from sjepa.targets.base import Targets
+from sjepa.training.best import Best
+from sjepa.training.checkpoint import Checkpoints, Stateful
+from sjepa.training.clock import Clock
+from sjepa.training.health import NonFiniteUpdates, UnreadableClips
+from sjepa.training.lr_schedule import learning_rate
+from sjepa.training.optimizer import set_learning_rate
+from sjepa.training.report import EpochResult, Report, StepFigures
+from sjepa.training.step import StepSettings, Update, optimiser_update
+from sjepa.training.validation import Validation, validate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run's numbers: when what is due."""
+
+    schedule: Schedule
+    grad_accum: int
+    log_every: int
+    save_every_steps: int
+    lr_kind: Literal["cosine", "constant"]
+    lr_min_ratio: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. `model` is `network` as the engine wrapped it."""
+
+    engine: Engine
+    network: SJEPA
+    model: Any
+    optimizer: Any
+    targets: Targets
+    settings: StepSettings
+    train: Loader
+    validation: Loader
+    checkpoints: Checkpoints
+    save_weights: Callable[[Clock, Stage, Metrics, bool], None]
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state was saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@dataclass
+class _Interval:
+    """Times since a moment."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    samples: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def waiting(self) -> float:
+        return self.waited / max(self.seconds, 1e-9)
+
+
+class Trainer:
+    """Runs epochs from wherever the clock stands to the schedule's end."""
+
+    def __init__(self, parts: Parts, plan: Plan, best: Best, report: Report) -> None:
+        self.parts, self.plan, self.best, self.report = parts, plan, best, report
+        self.clock = Clock()
+        self.stop_signal: int | None = None
+        self._stage = plan.schedule.at(0)
+        self._epoch_sums = MetricSums(self._stage.num_clusters, parts.engine.device)
+        self._recent_sums = MetricSums(self._stage.num_clusters, parts.engine.device)
+        self._non_finite = NonFiniteUpdates()
+        self._unreadable = UnreadableClips(len(parts.train.dataset))
+        self._epoch, self._recent = _Interval(), _Interval()
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """Everything that a run needs to go on, by name."""
+        parts = self.parts
+        return {
+            "model": parts.network,
+            "optimizer": parts.optimizer,
+            "gmm": parts.targets.gmm,
+            "clock": self.clock,
+            "best": self.best,
+            "epoch_sums": self._epoch_sums,
+            "recent_sums": self._recent_sums,
+            "non_finite": self._non_finite,
+        }
+
+    def run(self) -> None:
+        """Trains to the end of the schedule. Raises Interrupted or RunStopped with the state saved."""
+        while self.clock.step < self.plan.schedule.total_steps:
+            self._start_epoch()
+            for window in self._windows():
+                self._stage = self.plan.schedule.at(self.clock.step)
+                update, rate = self._update(window)
+                self._follow_up(update, rate, window)
+                if self.clock.step >= self.plan.schedule.total_steps:
+                    break
+            self._end_epoch()
+
+    def _start_epoch(self) -> None:
+        self.parts.model.train()
+        self._epoch, self._recent = _Interval(), _Interval()
+        self._unreadable.reset()
+        self.report.epoch_started(self.clock, self.plan.schedule.steps_per_epoch)
+
+    def _windows(self) -> Iterator[list[Batch]]:
+        """The micro-batches of one update each, from the clock's position on; the epoch's last may be fewer."""
+        schedule, accumulate = self.plan.schedule, self.plan.grad_accum
+        first_step = self.clock.step - self.clock.batch // accumulate
+        augment = [
+            schedule.at(first_step + number // accumulate).augment for number in range(self.parts.train.num_batches)
+        ]
+        batches = self.parts.train.epoch(self.clock.epoch, first_batch=self.clock.batch, augment=augment)
+        while True:
+            asked = time.perf_counter()
+            window = [batch for _, batch in zip(range(accumulate), batches, strict=False)]
+            waited = time.perf_counter() - asked
+            self._epoch.waited += waited
+            self._recent.waited += waited
+            if not window:
+                return
+            yield window
+
+    def _update(self, window: list[Batch]) -> tuple[Update, float]:
+        rate = learning_rate(
+            self.plan.schedule, self.clock.step, kind=self.plan.lr_kind, min_ratio=self.plan.lr_min_ratio
+        )
+        set_learning_rate(self.parts.optimizer, rate)
+        started = time.perf_counter()
+        update = optimiser_update(
+            self.parts.engine,
+            self.parts.model,
+            self.parts.optimizer,
+            self.parts.targets,
+            [batch for batch in window if batch.num_samples],
+            step=self.clock.step,
+            stage=self._stage,
+            settings=self.parts.settings,
+            sums=self._recent_sums,
+        )
+        audio_seconds = update.samples / self.parts.network.encoder.geometry.sample_rate
+        self.clock.tick(
+            batches=len(window), audio_seconds=audio_seconds, seconds=time.perf_counter() - started
+        )
+        self._epoch.samples += update.samples
+        self._recent.samples += update.samples
+        return update, rate
+
+    def _follow_up(self, update: Update, rate: float, window: list[Batch]) -> None:
+        clock = self.clock
+        self.report.updated(clock)
+        self._watch(update, window)
+        if clock.step % self.plan.log_every == 0 or clock.step == self.plan.schedule.total_steps:
+            self._log(update, rate)
+        if self.stop_signal is not None:
+            self._save(inside_epoch=True)
+            raise Interrupted(self.stop_signal)
+        if self.plan.save_every_steps and clock.step % self.plan.save_every_steps == 0:
+            self._save(inside_epoch=True)
+
+    def _watch(self, update: Update, window: list[Batch]) -> None:
+        """Names what went wrong; stops the run, state saved, when it goes on doing so."""
+        failures = [failure for batch in window for failure in batch.failures]
+        for failure in failures:
+            self.report.warn(f"skipped {failure.name}: {failure.reason}")
+        self._unreadable.saw(failures)
+        self._non_finite.saw(update.finite)
+        if not update.finite:
+            self.report.warn(f"step {self.clock.step}: loss or gradient not finite, left out: {', '.join(update.clips)}")
+        try:
+            self._non_finite.check()
+            self._unreadable.check()
+        except Exception:
+            self._save(inside_epoch=True)
+            raise
+
+    def _log(self, update: Update, rate: float) -> None:
+        metrics, recent = self._recent_sums.read(), self._recent
+        sample_rate = self.parts.network.encoder.geometry.sample_rate
+        steps_left = self.plan.schedule.total_steps - self.clock.step
+        steps = self.clock.step % self.plan.log_every or self.plan.log_every
+        self.report.figures(
+            self.clock,
+            StepFigures(
+                metrics,
+                rate,
+                update.gradient_norm,
+                recent.samples / sample_rate / max(recent.seconds, 1e-9),
+                recent.waiting,
+                steps_left * recent.seconds / steps,
+            ),
+        )
+        self._epoch_sums.merge(self._recent_sums)
+        self._recent_sums.reset()
+        self._recent = _Interval()
+
+    def _end_epoch(self) -> None:
+        clock, parts = self.clock, self.parts
+        self._epoch_sums.merge(self._recent_sums)
+        self._recent_sums.reset()
+        validation = validate(
+            parts.engine,
+            parts.model,
+            parts.network.encoder,
+            parts.targets,
+            self.report.progress(parts.validation.epoch(0), total=parts.validation.num_batches, label="validation"),
+            stage=self._stage,
+            settings=parts.settings,
+        )
+        is_best = self.best.offer(validation.metrics, clock.epoch)
+        parts.save_weights(clock, self._stage, validation.metrics, is_best)
+        self.report.epoch_ended(self._result(validation), is_best=is_best)
+        self._epoch_sums.reset()
+        clock.next_epoch()
+        self._save(inside_epoch=False)
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
+
+    def _result(self, validation: Validation) -> EpochResult:
+        clock, plan = self.clock, self.plan
+        return EpochResult(
+            epoch=clock.epoch,
+            stage=self._stage,
+            learning_rate=learning_rate(
+                plan.schedule, max(0, clock.step - 1), kind=plan.lr_kind, min_ratio=plan.lr_min_ratio
+            ),
+            train=self._epoch_sums.read(),
+            validation=validation.metrics,
+            effective_ranks=validation.effective_ranks,
+            seconds=self._epoch.seconds,
+            audio_hours=clock.audio_seconds / 3600,
+            waiting=self._epoch.waiting,
+            skipped_updates=self._non_finite.total,
+            unreadable_clips=len(self._unreadable.found),
+        )
+
+    def _save(self, *, inside_epoch: bool) -> None:
+        """A checkpoint of an epoch that ended is named after it; one inside an epoch also by its step."""
+        epoch = self.clock.epoch if inside_epoch else self.clock.epoch - 1
+        path = self.parts.checkpoints.save(self.state, epoch=epoch, step=self.clock.step if inside_epoch else None)
+        self.report.detail(f"saved {path.name}")

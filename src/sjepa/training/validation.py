@@ -1,0 +1,75 @@
+"""Figures on held-out clips, the same crops and masks every time. T frames, D width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from sjepa.config.schedule import Stage
+from sjepa.core.distributed import Engine
+from sjepa.core.random import key
+from sjepa.dataset.batch import Batch
+from sjepa.features.effective_rank import effective_rank
+from sjepa.metrics import Metrics, MetricSums
+from sjepa.modules.encoder import Encoder
+from sjepa.targets.base import Targets
+from sjepa.training.step import StepSettings, frame_losses
+
+_RANK_FRAMES = 2000
+
+
+class Validation(NamedTuple):
+    """The metrics, and the effective rank of every layer's features over 2,000 real frames (or all, if fewer)."""
+
+    metrics: Metrics
+    effective_ranks: tuple[float, ...]
+
+
+@torch.no_grad()
+def validate(
+    engine: Engine,
+    model: Any,
+    encoder: Encoder,
+    targets: Targets,
+    batches: Iterable[Batch],
+    *,
+    stage: Stage,
+    settings: StepSettings,
+) -> Validation:
+    """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone.
+
+    `encoder` is `model`'s own, called without masks for the effective ranks.
+    """
+    was_training = model.training
+    model.eval()
+    sums = MetricSums(stage.num_clusters, engine.device)
+    mask_key = key(settings.seed, "validation mask")
+    layers: list[list[torch.Tensor]] = [[] for _ in range(encoder.num_layers)]
+    missing = _RANK_FRAMES
+    for batch in batches:
+        if not batch.num_samples:
+            continue
+        batch = batch.to(engine.device)
+        losses = frame_losses(
+            model, targets, batch, mask_key=mask_key, settings=settings, visible=stage.visible_loss
+        )
+        sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
+        if missing > 0:
+            missing -= _keep_layers(engine, encoder, batch, layers, missing)
+    model.train(was_training)
+    ranks = tuple(effective_rank(torch.cat(kept)) if kept else math.nan for kept in layers)
+    return Validation(sums.read(), ranks)
+
+
+def _keep_layers(
+    engine: Engine, encoder: Encoder, batch: Batch, layers: list[list[torch.Tensor]], most: int
+) -> int:
+    """Adds every layer's features at up to `most` real frames of a batch to `layers`; how many there were."""
+    with engine.autocast():
+        output = encoder(batch.clean_BS, torch.tensor(batch.num_samples, device=engine.device))
+    for kept, features_BTD in zip(layers, output.layers, strict=True):
+        kept.append(features_BTD[output.real_BT][:most].float())
+    return len(layers[0][-1])

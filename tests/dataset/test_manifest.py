@@ -1,0 +1,121 @@
+import json
+
+import numpy as np
+import pytest
+
+from sjepa.dataset import manifest
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.sources import resolve_sources
+from tests.conftest import encode, tone
+from tests.dataset.test_sources import make_folder, make_tar, make_zip
+
+
+def table_of(path, **options):
+    return scan(resolve_sources(str(path))[0], **options)
+
+
+def examined(monkeypatch):
+    """Counts the files that scans look into from now on."""
+    count = []
+    original = manifest.probe
+    monkeypatch.setattr(manifest, "probe", lambda file: count.append(1) or original(file))
+    return count
+
+
+def test_the_second_scan_reads_the_cache(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "train.zip")
+    first = table_of(path)
+    assert (tmp_path / "train.cache.json").exists()
+    count = examined(monkeypatch)
+    second = table_of(path)
+    assert count == []
+    assert second.names == first.names
+    assert np.array_equal(second.samples, first.samples)
+
+
+def test_a_changed_source_is_scanned_again(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "train")
+    assert len(table_of(folder)) == 7
+    (folder / "new.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
+    assert len(table_of(folder)) == 8
+    count = examined(monkeypatch)
+    assert len(table_of(folder)) == 8
+    assert count == []
+
+
+def test_without_validation_a_cache_is_trusted(tmp_path):
+    folder = make_folder(tmp_path / "train")
+    table_of(folder)
+    (folder / "new.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
+    assert len(table_of(folder, depth=False)) == 7
+
+
+def test_a_deeper_check_scans_again_and_serves_the_shallower(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "train.zip")
+    table_of(path, depth="header")
+    count = examined(monkeypatch)
+    table_of(path, depth="full")
+    assert len(count) == 7
+    table_of(path)
+    assert len(count) == 7
+
+
+def test_depths_find_what_they_look_at(tmp_path):
+    samples = tone(6.0)
+    samples[48000] = np.nan  # in the middle, where only a full scan looks
+    import soundfile
+
+    soundfile.write(tmp_path / "middle.wav", samples, 16000, subtype="FLOAT")
+    samples[-10] = np.nan
+    soundfile.write(tmp_path / "end.wav", samples, 16000, subtype="FLOAT")
+    found = {depth: len(table_of(tmp_path, depth=depth)) for depth in ("header", True, "full")}
+    assert found == {"header": 2, True: 1, "full": 0}
+
+
+def test_sources_of_one_stem_have_caches_of_their_own(tmp_path):
+    make_folder(tmp_path / "train")
+    make_zip(tmp_path / "train.zip")
+    make_tar(tmp_path / "train.tar", "w")
+    for _ in range(2):
+        for name in ("train.zip", "train.tar", "train"):
+            assert table_of(tmp_path / name).source.path.name == name
+    caches = sorted(path.name for path in tmp_path.glob("*.cache.json"))
+    assert caches[0] == "train.cache.json"
+    assert "train.tar.cache.json" in caches
+    owners = {json.loads((tmp_path / name).read_text())[0]["source"] for name in caches}
+    assert {"train.zip", "train.tar"} <= owners
+
+
+def test_a_read_only_folder_gets_its_cache_elsewhere(tmp_path):
+    data, other = tmp_path / "data", tmp_path / "runs" / "cache"
+    data.mkdir()
+    make_tar(data / "train.tar.gz", "w:gz")
+    data.chmod(0o555)
+    try:
+        first = table_of(data / "train.tar.gz", fallback_folder=other)
+        second = table_of(data / "train.tar.gz", fallback_folder=other)
+    finally:
+        data.chmod(0o755)
+    assert sorted(path.name for path in other.iterdir()) == ["train.cache.json", "train.gzindex"]
+    assert len(first) == len(second) == 7
+    assert [path.name for path in data.iterdir()] == ["train.tar.gz"]
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[1", "[{}, {}]", "\xff"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    path = make_zip(tmp_path / "train.zip")
+    table_of(path)
+    (tmp_path / "train.cache.json").write_text(damage, encoding="latin-1")
+    assert len(table_of(path)) == 7
+    assert json.loads((tmp_path / "train.cache.json").read_text())[0]["clips"] == 7
+
+
+def test_processes_give_the_same_table(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "train.zip")
+    alone = table_of(path, fallback_folder=tmp_path)
+    (tmp_path / "train.cache.json").unlink()
+    monkeypatch.setattr(manifest, "_PARALLEL_FROM_CLIPS", 0)
+    monkeypatch.setattr(manifest, "_CHUNK_CLIPS", 2)
+    together = table_of(path)
+    assert together.names == alone.names
+    assert np.array_equal(together.offset, alone.offset)

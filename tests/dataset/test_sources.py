@@ -1,0 +1,197 @@
+"""Every container gives the same clips; what cannot be a clip is dropped with its reason."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sjepa.core.errors import UserError
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.sources import resolve_sources
+from tests.conftest import encode, tone
+
+NAMES = [f"speaker {number % 3}/deep/clip {number}.wav" for number in range(7)]
+
+
+def audio(number):
+    return encode(tone(0.3 + 0.1 * number, seed=number), 16000, "wav")
+
+
+def make_folder(root):
+    for number, name in enumerate(NAMES):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(audio(number))
+    (root / "notes.txt").write_text("not audio")
+    return root
+
+
+def make_zip(path, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("__MACOSX/._clip.wav", b"resource fork")
+        for number, name in enumerate(NAMES):
+            archive.writestr(name, audio(number))
+    return path
+
+
+def make_tar(path, mode):
+    with tarfile.open(path, mode) as archive:
+        for number, name in enumerate(NAMES):
+            info = tarfile.TarInfo(name)
+            info.size = len(audio(number))
+            archive.addfile(info, io.BytesIO(audio(number)))
+    return path
+
+
+@pytest.fixture(params=["folder", "zip", "deflated zip", "tar", "tar.gz", "tgz", "jsonl", "tsv"])
+def container(request, tmp_path):
+    kind = request.param
+    if kind in ("folder", "jsonl", "tsv"):
+        folder = make_folder(tmp_path / "data")
+        if kind == "jsonl":
+            lines = [json.dumps({"audio_filepath": f"data/{name}", "speaker": name[8]}) for name in NAMES]
+            (tmp_path / "list.jsonl").write_text("\n".join(lines) + "\n\n")
+            return tmp_path / "list.jsonl"
+        if kind == "tsv":
+            (tmp_path / "list.tsv").write_text("data\n" + "".join(f"{name}\t5000\n" for name in NAMES))
+            return tmp_path / "list.tsv"
+        return folder
+    if "zip" in kind:
+        return make_zip(tmp_path / "data.zip", zipfile.ZIP_DEFLATED if "deflated" in kind else zipfile.ZIP_STORED)
+    return make_tar(tmp_path / f"data.{kind}", "w" if kind == "tar" else "w:gz")
+
+
+def clips_of(*paths):
+    return Clips([scan(source) for source in resolve_sources([str(path) for path in paths])], sample_rate=16000)
+
+
+def test_every_container_holds_the_same_clips(container):
+    clips = clips_of(container)
+    assert len(clips) == 7
+    assert clips.dropped == []
+    by_name = {clips.name(index).rsplit("/", 1)[-1]: index for index in range(7)}
+    for number, name in enumerate(NAMES):
+        read = clips.read(by_name[Path(name).name])
+        assert np.abs(read - tone(0.3 + 0.1 * number, seed=number)[:, 0]).max() < 1e-4  # 16-bit rounding
+
+
+def test_windows_are_slices_of_the_whole(container):
+    clips = clips_of(container)
+    whole = clips.read(3)
+    assert np.array_equal(clips.read(3, start=1000, length=1500), whole[1000:2500])
+
+
+def test_manifest_fields_are_kept_as_labels(tmp_path):
+    make_folder(tmp_path)
+    lines = [json.dumps({"wav_path": NAMES[0], "speaker": "a", "age": 7}), json.dumps({"path": NAMES[1], "speaker": "b"})]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    clips = clips_of(tmp_path / "list.jsonl")
+    assert [clips.labels(index) for index in range(2)] == [{"speaker": "a", "age": 7}, {"speaker": "b", "age": None}]
+
+
+def test_manifest_segments_are_cut_out_of_the_file(tmp_path):
+    make_folder(tmp_path)
+    lines = [{"path": NAMES[6], "offset": 0.25, "duration": 0.5}, {"path": NAMES[6], "offset": 0.5}, {"path": NAMES[6], "offset": 9}]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    clips = clips_of(tmp_path / "list.jsonl")
+    files = clips_of(tmp_path)
+    whole = files.read(next(index for index in range(7) if files.name(index).endswith(NAMES[6])))
+    assert np.array_equal(clips.read(0), whole[4000:12000])
+    assert np.array_equal(clips.read(1), whole[8000:])
+    assert "after the end" in clips.dropped[0][1]
+
+
+def test_globs_and_lists_are_one_dataset_in_a_fixed_order(tmp_path):
+    for shard in ("b", "a"):
+        make_tar(tmp_path / f"{shard}.tar", "w")
+    (tmp_path / "a.txt").touch()
+    make_zip(tmp_path / "c.zip")
+    clips = clips_of(tmp_path / "*.tar", tmp_path / "c.zip", tmp_path / "a.tar")  # named twice, taken once
+    assert len(clips) == 21
+    assert [clips.name(index).split("/")[0] for index in (0, 7, 14)] == ["a.tar", "b.tar", "c.zip"]
+
+
+def test_entries_that_cannot_be_clips_are_dropped_with_their_reason(tmp_path):
+    path = tmp_path / "data.tar"
+    with tarfile.open(make_tar(path, "w"), "a") as archive:
+        link = tarfile.TarInfo("link.wav")
+        link.type, link.linkname = tarfile.SYMTYPE, NAMES[0]
+        archive.addfile(link)
+        for name, content in {
+            "empty.wav": b"",
+            "text.wav": b"this is no audio " * 50,
+            "cut.flac": encode(tone(2), 16000, "flac")[:9000],
+            "nan.wav": float_wav(np.full(8000, np.nan, np.float32)),
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    clips = clips_of(path)
+    assert len(clips) == 7
+    reasons = {name.split("/")[-1]: reason for name, reason in clips.dropped}
+    assert set(reasons) == {"link.wav", "empty.wav", "text.wav", "cut.flac", "nan.wav"}
+    assert reasons["link.wav"] == "link inside the archive"
+    assert reasons["nan.wav"] == "samples that are not finite numbers"
+    assert all(reasons.values())
+
+
+def test_encrypted_and_linked_zip_entries_are_dropped(tmp_path):
+    path = make_zip(tmp_path / "data.zip")
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(NAMES[2].encode()) - 46  # central directory header of that name
+    data[entry + 8] |= 1
+    entry = data.rindex(NAMES[3].encode()) - 46
+    data[entry + 38 : entry + 42] = (0o120777 << 16).to_bytes(4, "little")
+    data[entry + 5] = 3  # made on Unix
+    path.write_bytes(bytes(data))
+    clips = clips_of(path)
+    assert len(clips) == 5
+    assert sorted(reason for _, reason in clips.dropped) == ["encrypted", "symbolic link"]
+
+
+def test_broken_links_and_strange_names_in_folders(tmp_path):
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    strange = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    try:
+        Path(os.fsdecode(strange)).write_bytes(audio(0))
+    except OSError:
+        pytest.skip("the file system takes only UTF-8 names")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    clips = clips_of(tmp_path)
+    assert len(clips) == 1
+    assert len(clips.read(0)) == 4800
+    assert clips.name(0).isprintable()
+    assert clips.dropped == [(f"{tmp_path.name}/gone.wav", "link to nothing")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.zip", None, "no such file or folder"),
+        ("*.nothing", None, "no folder, archive or manifest matches"),
+        ("data.rar", b"x", "neither a folder nor a file ending in"),
+        ("data.zip", b"this is no archive", "cannot be read as zip"),
+        ("data.tar", b"this is no archive" * 99, "cannot be read as tar"),
+        ("data.tar.gz", b"this is no archive" * 99, "cannot be read as targz"),
+        ("data.tsv", b"nowhere\na.wav\t5\n", "not the folder that the paths below it start from"),
+    ],
+)
+def test_sources_that_are_none_are_the_users_to_mend(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        [scan(source) for source in resolve_sources(str(tmp_path / name))]
+
+
+def float_wav(samples):
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16000, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
