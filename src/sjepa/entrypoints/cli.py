@@ -20,9 +20,12 @@ def trainsjepa() -> int:
     """Trains, validates each epoch, evaluates at the end."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.entrypoints.train import train
+        from sjepa.config.load import load_config
 
-        return train(options.config, options.overrides, dry_run=options.dry_run)
+        config = load_config(options.config, options.overrides)
+        from sjepa.entrypoints.train import train  # after the configuration: a wrong key is told at once
+
+        return train(config, dry_run=options.dry_run)
 
     parser = _parser("trainsjepa", "Train a speech encoder without labels.", "cpu/configs/train.yaml train.epochs=3")
     parser.add_argument("--dry-run", action="store_true", help="print data, plan, parameters and memory, and stop")
@@ -33,9 +36,12 @@ def evalsjepa() -> int:
     """Measures a trained model on the whole test set."""
 
     def work(options: argparse.Namespace) -> int | None:
+        from sjepa.config.load import load_config
+
+        config = load_config(options.config, options.overrides)
         from sjepa.entrypoints.evaluate import evaluate_weights
 
-        return evaluate_weights(options.config, options.overrides)
+        return evaluate_weights(config)
 
     return _run(_parser("evalsjepa", "Evaluate a trained model on the full test set.", "cpu/configs/eval.yaml"), work)
 

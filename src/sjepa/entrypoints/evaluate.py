@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from sjepa.config.load import dump_config, load_config, parse_config
+from sjepa.config.load import dump_config, parse_config
+from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
@@ -17,9 +17,8 @@ from sjepa.training.data import load_clips
 from sjepa.weights import load_weights
 
 
-def evaluate_weights(config_path: Path | None, overrides: Sequence[str]) -> int:
+def evaluate_weights(config: Config) -> int:
     """Writes runs/<run_name>/eval[N]/results.csv. The model, its masking and its mixture come from the weights file."""
-    config = load_config(config_path, overrides)
     if config.init_weights is None:
         raise UserError("init_weights: name the weights to evaluate (best.pt of a run)")
     console = Console()

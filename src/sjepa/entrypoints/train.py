@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -43,9 +43,8 @@ from sjepa.training.trainer import Interrupted, Trainer
 from sjepa.weights import load_weights
 
 
-def train(config_path: Path | None, overrides: Sequence[str], *, dry_run: bool = False) -> int:
+def train(config: Config, *, dry_run: bool = False) -> int:
     """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
-    config = load_config(config_path, overrides)
     console = Console()
     engine = Engine(device=config.device, precision=config.train.precision)
     cache_folder = Path(config.runs_root) / config.run_name / "cache"

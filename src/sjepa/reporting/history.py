@@ -24,6 +24,8 @@ class History:
 
     def resume(self, epochs: int) -> None:
         """Takes the first `epochs` rows of an existing file; what came after belongs to a future that was undone."""
+        if not self.path.exists():  # stopped inside the first epoch
+            return
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
         self.rows = [row for row in rows if row["epoch"] < epochs]

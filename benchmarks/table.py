@@ -1,0 +1,55 @@
+"""Rows of a measurement, printed as a table and, with --json, as one record on the last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """`ratio` is baseline ÷ ours, so larger is better, unless `value_is_ratio`: then it is the value itself, and smaller is
+    better. Seconds where the row is about time."""
+
+    name: str
+    ours: float
+    baseline: float
+    ratio: float
+    target: float
+    met: bool
+
+    @staticmethod
+    def speedup(name: str, ours: float, baseline: float, target: float) -> Row:
+        return Row(name, ours, baseline, baseline / ours, target, baseline / ours >= target)
+
+    @staticmethod
+    def value(name: str, ours: float, baseline: float, value: float, target: float) -> Row:
+        return Row(name, ours, baseline, value, target, value <= target)
+
+
+def median_seconds(work: Callable[[], object], runs: int = 3) -> float:
+    """Median wall time of several runs."""
+    return statistics.median(seconds(work) for _ in range(runs))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def report(measure: Callable[[], list[Row]], description: str) -> None:
+    """Parses --json, measures with two threads and prints."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print one JSON record as the last line")
+    options = parser.parse_args()
+    rows = measure()
+    print(f"{'name':<20}{'ours':>12}{'baseline':>12}{'ratio':>9}{'target':>9}  met")
+    for row in rows:
+        print(f"{row.name:<20}{row.ours:>12.4g}{row.baseline:>12.4g}{row.ratio:>9.3g}{row.target:>9.3g}  {'yes' if row.met else 'no'}")
+    if options.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows]}))

@@ -1,0 +1,191 @@
+"""The commands as a user runs them: separate processes, exit codes, one clear line per mistake."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import encode, tone
+
+COMMANDS = ["trainsjepa", "buildh5ds", "evalsjepa", "exportw", "runinfer"]
+BIN = Path(sys.executable).parent
+QUICK = [
+    "model.size=tiny", "model.overrides={conv_channels: 16, width: 32, num_layers: 1, num_heads: 2, ffn_width: 32, predictor_heads: 2}",
+    "dataset.num_workers=0", "gmm.num_clusters=8", "gmm.fit_frames=500", "gmm.em_iters=2", "train.epochs=1", "train.batch_size=4",
+    "train.grad_accum=1", "scheduler.warmup_steps=0.1", "dataset.max_seconds=3",
+]  # fmt: skip
+
+
+def command(*arguments, cwd, **environment):
+    return subprocess.run(
+        [str(BIN / arguments[0]), *map(str, arguments[1:])], cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+
+
+def fails(cwd, *arguments):
+    """The one line on standard error of a command that must exit with 2 and without a traceback."""
+    done = command("trainsjepa", *arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("trainsjepa: ")
+    return line
+
+
+def data(corpus):
+    return [f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_version(name, tmp_path):
+    shown = command(name, "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "--config" in shown.stdout
+    assert command(name, "--version", cwd=tmp_path).stdout.startswith(name)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--help-config"], ["train.epoch=1"]])
+def test_answers_about_arguments_do_not_load_torch(arguments):
+    code = f"""
+import sys
+sys.argv = ["trainsjepa", *{arguments}]
+from sjepa.entrypoints import cli
+try:
+    cli.trainsjepa()
+except SystemExit:
+    pass
+print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # a wrong key is found before torch is needed
+    assert done.stderr.strip().splitlines()[-1] == "False"
+
+
+def test_importing_the_package_is_instant():
+    code = "import sys, sjepa; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'loguru', 'pydantic'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["buildh5ds", "exportw", "runinfer"])
+def test_what_is_still_to_come_says_so(name, tmp_path):
+    done = command(name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not available yet" in done.stderr
+
+
+def test_a_run_on_a_pipe_prints_plain_lines(corpus, tmp_path):
+    done = command("trainsjepa", *QUICK, *data(corpus), "train.log_every=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("18 clips", "Total params", "batch ", "phase 1", "log-likelihood", "of training", "epoch 0 step 2/", "val kl",
+                 "full test set, best.pt", "done: runs/sjepa_base/train/weights/best.pt"):  # fmt: skip
+        assert text in done.stdout, text
+    assert "\r" not in done.stdout
+    assert "\x1b" not in done.stdout
+    log = next((tmp_path / "runs/sjepa_base/train/logs").glob("*.log")).read_text()
+    assert "epoch 0 step 2/" in log
+    assert "GMM: EM" in log
+
+
+def test_a_dry_run_leaves_nothing_behind(corpus, tmp_path):
+    done = command("trainsjepa", "--dry-run", *QUICK, *data(corpus), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("18 clips", "Total params", "GiB", "phase 1", "updates"):
+        assert text in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_in_the_data_are_one_clear_line(corpus, tmp_path):
+    paths = data(corpus)
+    assert "nowhere.zip: no such file or folder" in fails(tmp_path, "dataset.train_path=nowhere.zip", paths[1])
+    (tmp_path / "empty").mkdir()
+    assert "dataset.train_path: empty holds no audio file" in fails(tmp_path, "dataset.train_path=empty", paths[1])
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    assert "empty.zip holds no audio file" in fails(tmp_path, "dataset.train_path=empty.zip", paths[1])
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.wav").write_text("no audio")
+    line = fails(tmp_path, "dataset.train_path=bad", paths[1])
+    assert "none of the 1 audio files in bad can be used (bad/a.wav: " in line
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "a.wav").write_bytes(encode(tone(0.02), 16000, "wav"))
+    assert "shorter than 0.1 s" in fails(tmp_path, "dataset.train_path=short", paths[1])
+    (tmp_path / "some.zip").write_bytes(b"PK nonsense")
+    assert "cannot be read as zip" in fails(tmp_path, "dataset.train_path=some.zip", paths[1])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mistakes_in_the_configuration_are_one_clear_line(corpus, tmp_path):
+    assert fails(tmp_path, "train.epoch=1").endswith("train.epoch: unknown key, did you mean train.epochs?")
+    assert "c.yaml: no such configuration file" in fails(tmp_path, "-c", "c.yaml")
+    assert "phase 2 is not available yet" in fails(tmp_path, "train.phase2_start_epoch=1")
+    assert "fp16 needs a GPU" in fails(tmp_path, "train.precision=fp16", *data(corpus))
+    assert "init_weights: name the weights" in command("evalsjepa", cwd=tmp_path).stderr
+    assert "x.pt: no such file" in fails(tmp_path, "init_weights=x.pt", *QUICK, *data(corpus))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that must be absent")
+def test_an_absent_device_is_an_error_and_no_fallback(corpus, tmp_path):
+    for device in ("cuda", "rocm"):
+        assert f"device: {device} is not available on this machine" in fails(tmp_path, f"device={device}", *data(corpus))
+
+
+def test_more_components_than_frames(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.wav").write_bytes(encode(tone(0.5), 16000, "wav"))
+    line = fails(tmp_path, *QUICK, "dataset.train_path=one", "dataset.test_path=one", "gmm.num_clusters=100")
+    assert "100 components cannot be fitted on the 24 frames" in line
+
+
+def test_one_clip_is_enough(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.wav").write_bytes(encode(tone(2.0) + 0.01 * np.random.randn(32000, 1).astype(np.float32), 16000, "wav"))
+    done = command("trainsjepa", *QUICK, "dataset.train_path=one", "dataset.test_path=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_sigterm_saves_and_the_next_start_goes_on(corpus, tmp_path):
+    arguments = [*QUICK, *data(corpus), "train.epochs=400", "train.log_every=1"]
+    process = subprocess.Popen([str(BIN / "trainsjepa"), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "epoch 1 step" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 143
+    assert "checkpoint.resume=true goes on" in rest
+    done = command("trainsjepa", *arguments[:-2], "train.epochs=3", "checkpoint.resume=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on from epoch_001_step_" in done.stdout
+    assert len((tmp_path / "runs/sjepa_base/train/history.csv").read_text().splitlines()) == 4
+
+
+def test_output_to_a_closed_pipe_is_no_fault(tmp_path):
+    process = subprocess.Popen(f"{BIN / 'trainsjepa'} --help-config | head -1", shell=True, cwd=tmp_path, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=60)
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_real_speech_trains(speech, tmp_path):
+    """Two epochs of a tiny model on real speech: loss and validation KL fall, top-1 rises."""
+    started = time.perf_counter()
+    done = command(
+        "trainsjepa", "model.size=tiny", f"dataset.train_path={speech / 'train.zip'}", f"dataset.test_path={speech / 'test.zip'}",
+        "model.overrides={dropout: 0.0, attention_dropout: 0.0, activation_dropout: 0.0, predictor_dropout: 0.0, layer_drop: 0.0}",
+        "dataset.max_train_samples=320", "dataset.max_test_samples=40", "train.max_batch_seconds=16", "train.grad_accum=1",
+        "train.epochs=3", "scheduler.warmup_steps=0.1", "optimizer.lr=1.5e-3", "gmm.fit_frames=20000", "gmm.num_clusters=50", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(",") for line in (tmp_path / "runs/sjepa_base/train/history.csv").read_text().splitlines()]
+    first, last = (dict(zip(rows[0], map(str, row), strict=True)) for row in (rows[1], rows[-1]))
+    assert float(last["train_loss"]) < float(first["train_loss"]) - 0.2
+    assert float(last["val_kl"]) < float(first["val_kl"]) - 0.05
+    assert float(last["val_top1"]) > float(first["val_top1"])
+    print(f"{time.perf_counter() - started:.0f} s")

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+
+from sjepa.dataset.augment import Augmentation, mix_gain
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.windows import crops
+from tests.conftest import encode, tone
+
+
+@pytest.fixture(scope="module")
+def clips(corpus):
+    return Clips([scan(source) for source in resolve_sources(str(corpus / "train.zip"))], sample_rate=16000)
+
+
+def augmented(clips, number=400, **settings):
+    """(clean, heard) of the first clip under many draws."""
+    values = {"p_noise": 0.25, "p_mix": 0.25, "snr_db": (-5.0, 20.0), "ratio_db": (-5.0, 5.0)} | settings
+    augmentation, clean = Augmentation(**values), clips.read(0)
+    return [(clean, augmentation(clean, 0, clips, np.random.default_rng(seed))) for seed in range(number)]
+
+
+def decibels(signal, reference):
+    return 10 * np.log10(np.mean(np.square(signal, dtype=np.float64)) / np.mean(np.square(reference, dtype=np.float64)))
+
+
+def test_at_most_one_of_the_two_at_their_probabilities(clips):
+    pairs = augmented(clips)
+    changed = [heard - clean for clean, heard in pairs if heard is not clean]
+    # 400 draws at 0.5: 200 on average, deviation 10; five deviations allowed
+    assert abs(len(changed) - 200) < 50
+    whole = sum(np.count_nonzero(difference) > 0.8 * len(difference) for difference in changed)
+    # 400 draws at 0.25 give 100 with noise over the whole clip, deviation 8.7
+    assert abs(whole - 100) < 44
+
+
+def test_noise_has_the_ratio_that_was_asked_for(clips):
+    for clean, heard in augmented(clips, 20, p_noise=1.0, p_mix=0.0, snr_db=(7.0, 7.0)):
+        assert decibels(clean, heard - clean) == pytest.approx(7.0, abs=0.05)
+
+
+def test_a_mixed_slice_is_at_most_half_and_has_its_ratio(clips):
+    lengths = []
+    for clean, heard in augmented(clips, 50, p_noise=0.0, p_mix=1.0, ratio_db=(3.0, 3.0)):
+        touched = np.flatnonzero(heard != clean)
+        piece = (heard - clean)[touched[0] : touched[-1] + 1]
+        lengths.append(len(piece))
+        assert len(piece) <= len(clean) // 2
+        assert decibels(piece, clean) == pytest.approx(3.0, abs=0.2)
+    assert max(lengths) > len(clean) / 3
+    assert min(lengths) < len(clean) / 6
+
+
+def test_silence_is_not_amplified():
+    assert mix_gain(np.ones(9, np.float32), np.zeros(9, np.float32), ratio_db=0) == 0
+
+
+def test_noise_recordings_are_used_when_given(clips, tmp_path):
+    (tmp_path / "noise.wav").write_bytes(encode(np.sign(tone(0.2)) * 0.25, 16000, "wav"))
+    noise = Clips([scan(source) for source in resolve_sources(str(tmp_path))], sample_rate=16000)
+    for clean, heard in augmented(clips, 5, p_noise=1.0, p_mix=0.0, noise=noise):
+        difference = np.abs(heard - clean)
+        assert difference.std() < 0.05 * difference.mean()  # a square wave, repeated over the whole clip
+
+
+def test_a_clip_alone_stays_as_it_is(clips):
+    assert all(heard is clean for clean, heard in augmented(clips.subset(np.array([0])), 20, p_noise=0.5, p_mix=0.5))
+
+
+def all_batches(clips, epoch=0, first=0, workers=0, augment=True, max_batch_samples=None, seed=0):
+    augmentation = Augmentation(0.4, 0.4, (-5.0, 20.0), (-5.0, 5.0))
+    dataset = WindowDataset(clips, crops(clips.length_N, 16000), seed=seed, augmentation=augmentation)
+    loader = Loader(dataset, BatchPlan(4, max_batch_samples), num_workers=workers)
+    return list(loader.epoch(epoch, first_batch=first, augment=augment))
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(x.clean_BS, y.clean_BS) and torch.equal(x.heard_BS, y.heard_BS) and x.names == y.names
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_any_number_of_workers_gives_the_same_batches(clips):
+    assert same(all_batches(clips), all_batches(clips, workers=2))
+
+
+def test_an_epoch_can_start_at_any_batch(clips):
+    whole = all_batches(clips, epoch=2)
+    assert same(whole[3:], all_batches(clips, epoch=2, first=3))
+    assert all_batches(clips, epoch=2, first=len(whole)) == []
+
+
+def test_epochs_differ_in_order_crops_and_augmentation(clips):
+    assert not same(all_batches(clips, epoch=0), all_batches(clips, epoch=1))
+    by_name = [{name: row for batch in all_batches(clips, epoch=epoch) for name, row in zip(batch.names, batch.clean_BS, strict=True)}
+               for epoch in (0, 1)]  # fmt: skip
+    changed = [name for name in by_name[0] if by_name[0][name].shape == by_name[1][name].shape and not torch.equal(by_name[0][name], by_name[1][name])]
+    assert len(changed) > 5  # clips longer than the second that is cropped
+
+
+def test_what_the_encoder_hears_is_clean_without_augmentation(clips):
+    assert all(batch.heard_BS is batch.clean_BS for batch in all_batches(clips, augment=False))
+    assert any(not torch.equal(batch.heard_BS, batch.clean_BS) for batch in all_batches(clips))
+
+
+def test_bucketed_batches_keep_their_limit(clips):
+    batches = all_batches(clips, max_batch_samples=50_000)
+    assert max(batch.clean_BS.numel() for batch in batches) <= 50_000
+    assert sorted(name for batch in batches for name in batch.names) == sorted(clips.name(i) for i in range(len(clips)))
+
+
+def test_a_file_that_breaks_after_the_scan_is_left_out_and_named(tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.wav").write_bytes(encode(tone(0.5, seed=number), 16000, "wav"))
+    broken = Clips([scan(source) for source in resolve_sources(str(tmp_path))], sample_rate=16000)
+    (tmp_path / "2.wav").write_bytes(b"gone bad")
+    (tmp_path / "4.wav").unlink()
+    batches = all_batches(broken, augment=False)
+    failures = {failure.name.split("/")[1]: failure.reason for batch in batches for failure in batch.failures}
+    assert set(failures) == {"2.wav", "4.wav"}
+    assert failures["4.wav"] == "no such file"
+    assert sum(len(batch.names) for batch in batches) == 4
+
+
+def test_one_worker_process_gives_tensors_it_shares(clips):
+    batch = all_batches(clips, workers=1, augment=False)[0]
+    assert batch.heard_BS.data_ptr() == batch.clean_BS.data_ptr()

@@ -1,0 +1,133 @@
+"""Oracle: transformers.HubertModel with the same weights."""
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.modules.transformer import TransformerShape
+
+TINY = EncoderShape(conv_channels=32, num_layers=3, transformer=TransformerShape(64, 4, 128), position_kernel=16, position_groups=4)
+
+
+def hubert(shape):
+    t = shape.transformer
+    config = HubertConfig(
+        num_hidden_layers=shape.num_layers, hidden_size=t.width, num_attention_heads=t.num_heads, intermediate_size=t.ffn_width,
+        conv_dim=(shape.conv_channels,) * 7, num_conv_pos_embeddings=shape.position_kernel,
+        num_conv_pos_embedding_groups=shape.position_groups, mask_time_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = HubertModel(config).eval()
+    with torch.no_grad():  # weights that a trained model could have: norms and biases away from 1 and 0
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.std().nan_to_num(0.0) * torch.randn_like(parameter) + 0.01 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return Encoder(TINY).eval()
+
+
+def waves(*lengths, seed=0, scale=0.1):
+    torch.manual_seed(seed)
+    return [scale * torch.randn(length) for length in lengths]
+
+
+def padded(clips, fill=0.0):
+    batch = torch.full((len(clips), max(map(len, clips))), fill)
+    for row, clip in zip(batch, clips, strict=True):
+        row[: len(clip)] = clip
+    return batch, torch.tensor([len(clip) for clip in clips])
+
+
+@pytest.mark.parametrize("shape", [TINY, EncoderShape()], ids=["tiny", "base"])
+def test_encoder_equals_hubert(shape):
+    reference = hubert(shape)
+    encoder = Encoder(shape).eval()
+    encoder.load_state_dict(reference.state_dict())  # every name and shape agrees
+    waveform, lengths = padded(waves(16000, 16000))
+    with torch.no_grad():
+        expected = reference(waveform, output_hidden_states=True)
+        ours = encoder(waveform, lengths)
+    assert ours.features_BTD.shape == expected.last_hidden_state.shape
+    assert (ours.features_BTD - expected.last_hidden_state).abs().max() < 1e-5
+    for layer, features in enumerate(ours.layers):
+        assert (features - expected.hidden_states[layer + 1]).abs().max() < 1e-5
+
+
+def test_base_has_the_papers_number_of_parameters():
+    assert sum(parameter.numel() for parameter in Encoder(EncoderShape()).parameters()) == 51_843_712
+
+
+def test_training_gradients_equal_huberts_but_for_the_frontends_scale():
+    reference = hubert(TINY)
+    encoder = Encoder(TINY).eval()
+    encoder.load_state_dict(reference.state_dict())
+    waveform, lengths = padded(waves(8000, 8000))
+    encoder(waveform, lengths).features_BTD.square().mean().backward()
+    reference(waveform).last_hidden_state.square().mean().backward()
+    expected = dict(reference.named_parameters())
+    for name, parameter in encoder.named_parameters():
+        scale = 0.1 if name.startswith("feature_extractor") else 1.0
+        difference = (parameter.grad - scale * expected[name].grad).norm()
+        assert difference <= 1e-3 * scale * expected[name].grad.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.7])
+def test_padding_never_changes_features(tiny, fill):
+    clips = waves(8000, 80000, 720)
+    batch, lengths = padded(clips, fill)
+    with torch.no_grad():
+        together = tiny(batch, lengths)
+        for row, clip in enumerate(clips):
+            alone = tiny(clip[None]).features_BTD[0]
+            assert together.real_BT[row].sum() == len(alone)
+            assert (together.features_BTD[row, : len(alone)] - alone).abs().max() < 1e-4
+
+
+def test_samples_seen_by_masked_frames_alone_change_nothing(tiny):
+    """With the group norm's statistics held fixed. Frames 20 … 39 are masked; samples that no other frame sees change."""
+    (clip,) = waves(20000)
+    mask = torch.zeros(1, 62, dtype=torch.bool)
+    mask[0, 20:40] = True
+    seen_by_others_until, seen_by_others_from = 19 * 320 + 400, 40 * 320
+    other = clip.clone()
+    other[seen_by_others_until:seen_by_others_from] = 5 * torch.randn(seen_by_others_from - seen_by_others_until)
+    frontend, lengths = tiny.feature_extractor, torch.tensor([20000])
+    with torch.no_grad():
+        statistics = frontend.statistics(clip[None], lengths)
+        before = tiny(clip[None], mask_BT=mask, statistics=statistics).features_BTD
+        after = tiny(other[None], mask_BT=mask, statistics=statistics).features_BTD
+        unmasked = tiny(other[None], statistics=statistics).features_BTD
+    assert torch.equal(before, after)
+    assert (before - unmasked).abs().max() > 1e-3
+
+
+def test_dropped_layers_pass_by_and_stay_in_the_graph(tiny):
+    waveform, lengths = padded(waves(8000))
+    tiny.zero_grad()
+    output = tiny(waveform, lengths, dropped=[1])
+    assert torch.equal(output.layers[1], output.layers[0])
+    output.features_BTD.sum().backward()
+    assert all(parameter.grad is not None for parameter in tiny.parameters())
+    assert all(parameter.grad.abs().sum() == 0 for parameter in tiny.encoder.layers[1].parameters())
+
+
+def test_layers_up_to_an_index(tiny):
+    waveform, lengths = padded(waves(8000))
+    with torch.no_grad():
+        whole, part = tiny(waveform, lengths), tiny(waveform, lengths, up_to=1)
+    assert len(part.layers) == 2
+    assert torch.equal(part.features_BTD, whole.layers[1])
+
+
+def test_autocast_stays_close(tiny):
+    waveform, lengths = padded(waves(8000))
+    with torch.no_grad():
+        exact = tiny(waveform, lengths).features_BTD
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = tiny(waveform, lengths).features_BTD
+    assert ((rough - exact).norm() / exact.norm()) < 0.03  # bfloat16 keeps 8 bits

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+
+from sjepa.config.load import load_config
+from sjepa.config.schedule import plan
+from sjepa.core.errors import UserError
+from sjepa.metrics import Metrics
+from sjepa.reporting.console import duration
+from sjepa.reporting.history import History
+from sjepa.reporting.plots import draw_history
+from sjepa.reporting.run_dir import existing_runs, new_run
+from sjepa.reporting.summary import describe_plan
+from sjepa.training.report import EpochResult
+
+
+def result(epoch, kl=2.0):
+    metrics = Metrics(loss=kl, kl=kl, top1=0.1 * epoch, entropy_bits=3.0, clusters_used=40.0, frames=100)
+    stage = plan(load_config(None), 10).at(0)
+    return EpochResult(epoch, stage, 1e-3, metrics, metrics, (10.0 + epoch, math.nan), 12.5, 0.5 * (epoch + 1), 0.1, 0, 0)
+
+
+def test_run_folders_are_numbered(tmp_path):
+    names = [new_run(tmp_path, "r", "train").root.name for _ in range(3)]
+    assert names == ["train", "train2", "train3"]
+    (tmp_path / "r" / "train10").mkdir()
+    (tmp_path / "r" / "trainer").mkdir()
+    assert new_run(tmp_path, "r", "train").root.name == "train11"
+    assert new_run(tmp_path, "r", "eval").root.name == "eval"
+    assert [run.root.name for run in existing_runs(tmp_path, "r", "train")][-1] == "train11"
+
+
+def test_a_runs_root_that_cannot_be_made_is_the_users_to_mend(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="runs_root"):
+        new_run(tmp_path / "file", "r", "train")
+
+
+def test_history_survives_a_resume(tmp_path):
+    history = History(tmp_path / "history.csv")
+    for epoch in range(3):
+        history.append(result(epoch))
+    whole = (tmp_path / "history.csv").read_text()
+    again = History(tmp_path / "history.csv")
+    again.resume(2)  # the third epoch is to be done again
+    assert [row["epoch"] for row in again.rows] == [0, 1]
+    again.append(result(2))
+    assert (tmp_path / "history.csv").read_text() == whole
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_every_curve_is_drawn(tmp_path, epochs):
+    history = History(tmp_path / "history.csv")
+    for epoch in range(epochs):
+        history.append(result(epoch))
+    written = draw_history(history.rows, tmp_path / "plotes")
+    names = ("loss", "kl", "top1", "entropy_bits", "lr", "clusters_used", "erank")
+    assert [path.name for path in written] == [f"history_{name}.jpg" for name in names]
+    assert all(path.stat().st_size > 5000 for path in written)
+
+
+def test_the_plan_is_a_table_of_stages():
+    text = describe_plan(plan(load_config(None, ["train.epochs=3"]), 10))
+    assert "phase 1" in text
+    assert "0–30" in text
+    assert "30 updates, 10 in an epoch, 3 epochs" in text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4, "4 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations_read_like_a_person_says_them(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+
+from sjepa.dataset.batch import Failure
+from sjepa.metrics import Metrics
+from sjepa.training.best import Best
+from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
+
+
+def metrics(**values):
+    return Metrics(**({"loss": 1.0, "kl": 1.0, "top1": 0.5, "entropy_bits": 2.0, "clusters_used": 5.0, "frames": 10} | values))
+
+
+def test_ten_updates_in_a_row_that_are_not_finite_stop_the_run():
+    guard = NonFiniteUpdates()
+    for finite in [False] * 9 + [True] + [False] * 9:
+        guard.saw(finite)
+        guard.check()
+    guard.saw(False)
+    with pytest.raises(RunStopped, match="10 updates in a row"):
+        guard.check()
+    assert guard.total == 19
+
+
+def test_more_than_one_percent_of_unreadable_clips_stop_the_run_with_the_list():
+    guard = UnreadableClips(300)
+    guard.saw([Failure(f"clip {number}", "cut off") for number in range(3)])
+    guard.check()
+    guard.saw([Failure("clip 2", "cut off")])  # the same clip again
+    guard.check()
+    guard.saw([Failure("clip 3", "empty")])
+    with pytest.raises(RunStopped, match=r"4 of 300 clips.*clip 0: cut off"):
+        guard.check()
+
+
+@pytest.mark.parametrize(("metric", "values", "expected"), [("kl", [3, 2, 2.5, 1], [1, 1, 0, 1]), ("top1", [0.1, 0.3, 0.2], [1, 1, 0])])
+def test_best_goes_the_right_way(metric, values, expected):
+    best = Best(metric)
+    assert [best.offer(metrics(**{metric: value}), epoch) for epoch, value in enumerate(values)] == [bool(e) for e in expected]
+
+
+def test_nan_is_never_the_best():
+    best = Best("kl")
+    assert not best.offer(metrics(kl=math.nan), 0)
+    assert best.offer(metrics(kl=5.0), 1)
+    assert not best.offer(metrics(kl=math.nan), 2)
+    assert (best.value, best.epoch) == (5.0, 1)

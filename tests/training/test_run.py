@@ -1,0 +1,171 @@
+"""Whole runs on the generated corpus, in this process."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sjepa.config.load import load_config
+from sjepa.core.errors import UserError
+from sjepa.entrypoints.evaluate import evaluate_weights
+from sjepa.entrypoints.train import train
+from sjepa.training import trainer as trainer_module
+from sjepa.training.trainer import Trainer
+from tests.training.test_step import SMALL
+
+
+def run(corpus, root, *overrides):
+    """Trains a very small model; the exit code."""
+    return train(load_config(None, [
+        *SMALL, f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}", f"runs_root={root}",
+        "run_name=r", "dataset.num_workers=0", "train.batch_size=4", "train.grad_accum=2", "train.epochs=2", "train.precision=fp32",
+        "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3", "gmm.fit_frames=600", "gmm.em_iters=3", "train.log_every=2", *overrides,
+    ]))  # fmt: skip
+
+
+def history(folder):
+    with (folder / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def final_state(folder):
+    weights = torch.load(folder / "weights" / "last.pt", weights_only=True)
+    timing = ("seconds", "data_waiting")
+    return weights["model"], [{k: v for k, v in row.items() if k not in timing} for row in history(folder)]
+
+
+def assert_same_run(a, b):
+    (model_a, rows_a), (model_b, rows_b) = final_state(a), final_state(b)
+    assert rows_a == rows_b
+    assert model_a.keys() == model_b.keys()
+    for name in model_a:
+        assert torch.equal(model_a[name], model_b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    assert run(corpus, root) == 0
+    return root / "r" / "train"
+
+
+def test_every_file_of_the_run_folder_is_there_and_right(finished):
+    expected = {"config_used.yaml", "history.csv", "gmm.pt", "results.csv", "weights/best.pt", "weights/last.pt",
+                "checkpoints/epoch_000.pth", "checkpoints/epoch_001.pth"}  # fmt: skip
+    expected |= {f"plotes/history_{name}.jpg" for name in ("kl", "top1", "entropy_bits", "loss", "lr", "erank", "clusters_used")}
+    found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    logs = {name for name in found if name.startswith("logs/train_") and name.endswith(".log")}
+    assert found - logs == expected
+    assert len(logs) == 1
+    rows = history(finished)
+    assert list(rows[0])[:11] == ["epoch", "phase", "lr", "train_loss", "val_loss", "train_kl", "val_kl", "train_top1",
+                                  "val_top1", "train_entropy_bits", "val_entropy_bits"]  # fmt: skip
+    assert list(rows[0])[11:17] == ["clusters_used", "active_layer", "erank_0", "erank_1", "seconds", "audio_hours"]
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert float(rows[1]["audio_hours"]) == pytest.approx(2 * float(rows[0]["audio_hours"]), rel=1e-6)
+    assert float(rows[1]["val_kl"]) < float(rows[0]["val_kl"])
+    for picture in finished.glob("plotes/*.jpg"):
+        assert picture.read_bytes()[:3] == b"\xff\xd8\xff"
+
+
+def test_the_configuration_that_was_used_makes_the_same_run_again(finished, tmp_path):
+    values = yaml.safe_load((finished / "config_used.yaml").read_text())
+    values["runs_root"] = str(tmp_path)
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(values))
+    assert train(load_config(tmp_path / "again.yaml")) == 0
+    assert_same_run(finished, tmp_path / "r" / "train")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(corpus, finished, tmp_path, workers):
+    assert run(corpus, tmp_path, f"dataset.num_workers={workers}") == 0
+    assert_same_run(finished, tmp_path / "r" / "train")
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
+def test_a_stopped_run_goes_on_to_the_same_end(corpus, finished, tmp_path, monkeypatch, stop_after):
+    """Three updates make an epoch: inside the first, at its end, inside the second."""
+    original = Trainer._follow_up
+
+    def stop(self, *arguments):
+        if self.clock.step == stop_after:
+            self.stop_signal = 15
+        original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_follow_up", stop)
+    assert run(corpus, tmp_path) == 128 + 15
+    monkeypatch.setattr(Trainer, "_follow_up", original)
+    assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
+    assert [path.name for path in (tmp_path / "r").glob("train*")] == ["train"]
+    assert_same_run(finished, tmp_path / "r" / "train")
+
+
+def test_more_epochs_continue_a_finished_run_and_other_changes_are_refused(corpus, tmp_path):
+    assert run(corpus, tmp_path, "train.epochs=1", "scheduler.kind=constant") == 0
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.002 → 0.5"):
+        run(corpus, tmp_path, "checkpoint.resume=true", "optimizer.lr=0.5", "scheduler.kind=constant")
+    assert run(corpus, tmp_path, "checkpoint.resume=true", "train.epochs=2", "scheduler.kind=constant") == 0
+    assert len(history(tmp_path / "r" / "train")) == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(corpus, finished, tmp_path, capsys):
+    assert run(corpus, tmp_path) == 0
+    newest = tmp_path / "r" / "train" / "checkpoints" / "epoch_001.pth"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
+    assert "passed over" in capsys.readouterr().out
+    assert_same_run(finished, tmp_path / "r" / "train")
+
+
+def test_new_runs_get_folders_of_their_own(corpus, tmp_path):
+    for _ in range(2):
+        assert run(corpus, tmp_path, "train.max_steps=1") == 0
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["train", "train2"]
+
+
+def test_a_fitted_mixture_can_be_used_again(corpus, finished, tmp_path):
+    assert run(corpus, tmp_path, f"gmm.path={finished / 'gmm.pt'}") == 0
+    assert_same_run(finished, tmp_path / "r" / "train")
+    with pytest.raises(UserError, match=r"gmm.path: .* has 8 components"):
+        run(corpus, tmp_path, f"gmm.path={finished / 'gmm.pt'}", "gmm.num_clusters=9")
+
+
+def test_a_run_can_start_from_weights(corpus, finished, tmp_path, capsys):
+    best = finished / "weights" / "best.pt"
+    assert run(corpus, tmp_path, f"init_weights={best}", "gmm.num_clusters=5", "train.max_steps=1", "optimizer.lr=1e-12") == 0
+    assert "new: head (other sizes)" in capsys.readouterr().out
+    before, after = (torch.load(p, weights_only=True)["model"] for p in (best, tmp_path / "r/train/weights/last.pt"))
+    name = "encoder.feature_projection.projection.weight"
+    assert torch.allclose(before[name], after[name], atol=1e-6)
+    with pytest.raises(UserError, match="encoder of another shape"):
+        run(corpus, tmp_path, f"init_weights={best}", "model.overrides.num_layers=1")
+
+
+def test_evaluation_needs_nothing_but_the_weights(corpus, finished, tmp_path):
+    code = evaluate_weights(load_config(None, [f"init_weights={finished / 'weights/best.pt'}", f"dataset.test_path={corpus / 'test.zip'}",
+                                   f"runs_root={tmp_path}", "run_name=r", "dataset.num_workers=0", "train.precision=fp32", "train.batch_size=4"]))  # fmt: skip
+    assert code == 0
+    assert (tmp_path / "r/eval/results.csv").read_text() == (finished / "results.csv").read_text()
+    assert (tmp_path / "r/eval/results.csv").read_text().startswith("metric,value\nloss,")
+
+
+def test_updates_that_are_never_finite_stop_the_run_with_a_saved_state(corpus, tmp_path, monkeypatch):
+    original = trainer_module.optimiser_update
+    monkeypatch.setattr(trainer_module, "optimiser_update", lambda *a, **k: original(*a, **k)._replace(finite=False))
+    with pytest.raises(UserError, match="10 updates in a row"):
+        run(corpus, tmp_path, "train.epochs=9")
+    assert list((tmp_path / "r/train/checkpoints").glob("epoch_*_step_*.pth"))
+
+
+def test_bf16_follows_fp32(corpus, finished, tmp_path):
+    """After six updates the curves must still lie together; the 200-step comparison is a benchmark's."""
+    assert run(corpus, tmp_path, "train.precision=bf16") == 0
+    exact, rough = (np.array([float(row["train_loss"]) for row in history(path)]) for path in (finished, tmp_path / "r/train"))
+    assert np.abs(rough / exact - 1).max() < 0.02
+
+
+def test_tensorboard_events_on_request(corpus, tmp_path):
+    assert run(corpus, tmp_path, "train.max_steps=2", "logging.tensorboard=true") == 0
+    assert list((tmp_path / "r/train/tensorboard").glob("events.*"))

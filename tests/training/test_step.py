@@ -1,0 +1,166 @@
+"""One optimiser update: what it depends on, and what it must not depend on."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sjepa.config.load import load_config
+from sjepa.config.schedule import plan
+from sjepa.core.distributed import Engine
+from sjepa.dataset.batch import Failure, Sample, collate
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.metrics import MetricSums
+from sjepa.model import SJEPA
+from sjepa.targets.mfcc import MFCCTargets
+from sjepa.training.assembly import model_shape, step_settings
+from sjepa.training.optimizer import build_optimizer
+from sjepa.training.step import optimiser_update
+from tests.conftest import tone
+
+SMALL = [
+    "model.size=tiny", "gmm.num_clusters=8", "dataset.max_seconds=4",
+    "model.overrides={conv_channels: 16, width: 32, num_layers: 2, num_heads: 2, ffn_width: 32, predictor_heads: 2, predictor_ffn_width: 32}",
+]  # fmt: skip
+
+
+class Setup:
+    """A small model with random targets; `update` makes one step and returns the weights' change."""
+
+    def __init__(self, *overrides, dropout=False, seed=0):
+        self.config = load_config(None, [*SMALL, *overrides])
+        shape = model_shape(self.config, 8)
+        if not dropout:
+            quiet = replace(shape.encoder.transformer, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+            still = replace(shape.predictor, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+            shape = replace(shape, encoder=replace(shape.encoder, transformer=quiet), predictor=still)
+        torch.manual_seed(seed)
+        self.engine = Engine(device="cpu", precision="fp32")
+        self.network = SJEPA(shape)
+        gmm = DiagonalGMM(8, 39, features="mfcc39")
+        gmm.set_parameters(torch.ones(8), 20 * torch.randn(8, 39), 400 * torch.ones(8, 39))
+        self.targets = MFCCTargets(gmm)
+        optimizer = build_optimizer(self.network, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
+        self.model, self.optimizer = self.engine.setup(self.network, optimizer)
+        self.model.train()
+        self.sums = MetricSums(8, self.engine.device)
+        self.settings = replace(step_settings(self.config), layer_drop=0.0)
+
+    def update(self, window, step=0):
+        stage = plan(self.config, 10).at(0)
+        return optimiser_update(
+            self.engine, self.model, self.optimizer, self.targets, window, step=step, stage=stage, settings=self.settings, sums=self.sums
+        )  # fmt: skip
+
+    def gradient(self):
+        return torch.cat([parameter.grad.flatten() for parameter in self.network.parameters()])
+
+    def weights(self):
+        return torch.cat([parameter.detach().flatten() for parameter in self.network.parameters()])
+
+
+def sample(clip, seconds, value=None):
+    audio = tone(seconds, seed=clip)[:, 0] * (1 + clip)
+    if value is not None:
+        audio[100] = value
+    return Sample(audio, audio, clip, clip, f"clip {clip}")
+
+
+def batch(*samples):
+    return collate([(item, []) for item in samples])
+
+
+CLIPS = [sample(0, 0.4), sample(1, 1.7), sample(2, 0.9), sample(3, 3.1)]
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_accumulation_does_not_change_the_gradient(visible):
+    """The loss is one mean over all frames of the update, however they are cut into micro-batches."""
+    whole, parts, singles = (Setup(f"train.use_visible_loss={str(visible).lower()}") for _ in range(3))
+    whole.update([batch(*CLIPS)])
+    parts.update([batch(CLIPS[0]), batch(*CLIPS[1:])])
+    singles.update([batch(clip) for clip in CLIPS])
+    reference = whole.gradient()
+    assert reference.norm() > 0
+    for other in (parts, singles):
+        assert (other.gradient() - reference).norm() < 1e-5 * reference.norm()
+
+
+def test_metrics_are_sums_over_frames_and_loss_covers_what_the_stage_says():
+    both, masked = Setup(), Setup("train.use_visible_loss=false")
+    both.update([batch(*CLIPS[:2]), batch(*CLIPS[2:])])
+    masked.update([batch(*CLIPS)])
+    a, b = both.sums.read(), masked.sums.read()
+    assert a.kl == pytest.approx(b.kl, rel=1e-5)
+    assert b.loss == pytest.approx(b.kl, rel=1e-6)
+    assert a.loss != pytest.approx(a.kl, rel=1e-4)
+    frames = [(len(clip.clean) - 400) // 320 + 1 for clip in CLIPS]
+    assert a.frames == sum(max(1, min(n - 1, math.floor(0.65 * n))) for n in frames)
+    assert 0 <= a.entropy_bits <= math.log2(8) + 1e-6
+    assert 1 <= a.clusters_used <= 8 + 1e-6
+
+
+def test_an_update_depends_on_its_step_and_nothing_before_it():
+    first, second = Setup(dropout=True), Setup(dropout=True)
+    torch.rand(1000)
+    first.update([batch(*CLIPS)], step=5)
+    torch.manual_seed(99)
+    second.update([batch(*CLIPS)], step=5)
+    assert torch.equal(first.weights(), second.weights())
+    third = Setup(dropout=True)
+    third.update([batch(*CLIPS)], step=6)
+    assert not torch.equal(first.weights(), third.weights())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_an_update_that_is_not_finite_moves_nothing_and_names_its_clips(value):
+    setup = Setup()
+    before = setup.weights()
+    update = setup.update([batch(CLIPS[0]), batch(CLIPS[1], sample(7, 0.5, value))])
+    assert not update.finite
+    assert "clip 7" in update.clips
+    assert torch.equal(setup.weights(), before)
+    assert setup.update([batch(*CLIPS)]).finite
+    assert torch.isfinite(setup.weights()).all()
+
+
+def test_gradients_are_clipped_to_the_norm():
+    free, clipped = Setup("train.grad_clip_norm=1e9"), Setup("train.grad_clip_norm=0.001")
+    norm = free.update([batch(*CLIPS)]).gradient_norm
+    assert clipped.update([batch(*CLIPS)]).gradient_norm == pytest.approx(norm, rel=1e-4)
+    assert free.gradient().norm().item() == pytest.approx(norm, rel=1e-4)
+    assert clipped.gradient().norm().item() == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_window_without_a_readable_clip_changes_nothing():
+    setup = Setup()
+    before = setup.weights()
+    empty = collate([(None, [Failure("a", "broken")])])
+    assert empty.num_samples == ()
+    assert setup.update([]).finite
+    assert torch.equal(setup.weights(), before)
+
+
+def test_training_on_a_few_clips_learns_them():
+    setup = Setup()
+    losses = []
+    for step in range(60):
+        setup.update([batch(*CLIPS)], step=step)
+        losses.append(setup.sums.read().loss)
+        setup.sums.reset()
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_weight_decay_acts_on_matrices_only():
+    setup = Setup()
+    decayed, free = build_optimizer(setup.network, lr=1.0, weight_decay=0.1, betas=(0.9, 0.9)).param_groups
+    names = {id(parameter): name for name, parameter in setup.network.named_parameters()}
+    in_decay = {names[id(parameter)] for parameter in decayed["params"]}
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0.0
+    assert all(name.endswith((".weight", "original1")) for name in in_decay)
+    assert "predictor.positions" not in in_decay
+    assert "encoder.encoder.pos_conv_embed.conv.parametrizations.weight.original0" not in in_decay
+    assert not any("norm" in name for name in in_decay)
+    assert len(in_decay) + len(free["params"]) == len(names)

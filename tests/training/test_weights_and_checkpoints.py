@@ -1,0 +1,119 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from sjepa import load_encoder
+from sjepa.core.errors import UserError
+from sjepa.training.checkpoint import Checkpoints
+from sjepa.weights import Weights, load_weights, save_weights
+from tests.training.test_step import Setup
+
+
+class Part:
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": torch.tensor(self.value)}
+
+    def load_state_dict(self, state):
+        self.value = int(state["value"])
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.system, ("touch pwned",))
+
+
+@pytest.fixture
+def weights():
+    setup = Setup()
+    return Weights(setup.network, setup.targets.gmm, setup.config.model_dump(mode="json", by_alias=True), {"epoch": 3})
+
+
+def test_weights_are_self_contained(tmp_path, weights):
+    save_weights(tmp_path / "best.pt", weights)
+    back = load_weights(tmp_path / "best.pt")
+    assert back.config == weights.config
+    assert back.progress == {"epoch": 3}
+    for a, b in ((weights.model, back.model), (weights.gmm, back.gmm)):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_encoder_can_be_used_alone(tmp_path, weights):
+    save_weights(tmp_path / "best.pt", weights)
+    encoder = load_encoder(tmp_path / "best.pt")
+    output = encoder(0.1 * torch.randn(2, 16000), torch.tensor([16000, 8000]))
+    assert output.features_BTD.shape == (2, 49, 32)
+    assert output.real_BT.sum(1).tolist() == [49, 24]
+    assert not encoder.training
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Malicious()))
+    torch.save({"kind": "sjepa weights", "format": 1, "model": Malicious()}, tmp_path / "evil2.pt")
+    for name in ("evil.pt", "evil2.pt"):
+        with pytest.raises(UserError, match="not a file of sjepa weights"):
+            load_weights(name)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], {"kind": "sjepa checkpoint", "format": 1}])
+def test_other_torch_files_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="not a file of sjepa weights"):
+        load_weights(tmp_path / "x.pt")
+
+
+def test_damaged_incomplete_and_newer_files_are_refused(tmp_path, weights):
+    path = tmp_path / "best.pt"
+    save_weights(path, weights)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "format": 99, "version": "9.0"}, tmp_path / "newer.pt")
+    with pytest.raises(UserError, match=r"install 9\.0"):
+        load_weights(tmp_path / "newer.pt")
+    del content["model"]["predictor.mask_token"]
+    torch.save(content, tmp_path / "incomplete.pt")
+    with pytest.raises(UserError, match="incomplete weights"):
+        load_weights(tmp_path / "incomplete.pt")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="damaged"):
+        load_weights(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_weights(tmp_path / "none.pt")
+
+
+def test_checkpoints_rotate_and_keep_their_order(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for epoch, step in [(0, 5), (0, 10), (0, None), (1, 15), (1, None), (10, None)]:
+        checkpoints.save({"part": Part(step or 0)}, epoch=epoch, step=step)
+    assert [path.name for path in checkpoints.paths()] == ["epoch_001_step_0000015.pth", "epoch_001.pth", "epoch_010.pth"]
+
+
+def test_a_checkpoint_gives_state_back_or_changes_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    path = checkpoints.save({"a": Part(7)}, epoch=0)
+    part = Part(0)
+    with pytest.raises(UserError, match="same parts"):
+        checkpoints.load(path, {"a": part, "b": Part(0)})
+    assert part.value == 0
+    checkpoints.load(path, {"a": part})
+    assert part.value == 7
+
+
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = checkpoints.save({"a": Part(7)}, epoch=0)
+    before = path.read_bytes()
+
+    class Broken(Part):
+        def state_dict(self):
+            return {"value": lambda: 0}  # cannot be pickled
+
+    with pytest.raises(Exception, match="pickle"):
+        checkpoints.save({"a": Broken(1)}, epoch=0)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["epoch_000.pth"]
