@@ -57,13 +57,17 @@ def measure() -> list[Row]:
         plain, packed = build(Path(folder))
         (tar, clips), (targz, _) = epoch_of(plain), epoch_of(packed)
         print(f"{clips:,} clips, {packed.stat().st_size / 1e6:.0f} MB compressed")
-        times = {name: median_seconds(lambda loader=loader: list(loader.epoch(0))) for name, loader in (("tar", tar), ("targz", targz))}
+        times = {
+            name: median_seconds(lambda loader=loader: list(loader.epoch(0)))
+            for name, loader in (("tar", tar), ("targz", targz))
+        }
         lengths = tar.dataset.windows.length_N
     rng = np.random.default_rng(0)
     varied = (rng.gamma(4.0, 1.5, 5000) * 16000 + 8000).astype(np.int64).clip(max=15 * 16000)
     bucketed = padding_waste(bucketed_batches(varied, 60 * 16000, seed=0, epoch=0), varied)
     random = padding_waste(fixed_batches(len(varied), 8, seed=0, epoch=0), varied)
-    print(f"generated corpus in batches of at most 60 s: padding {padding_waste(bucketed_batches(lengths, 60 * 16000, seed=0, epoch=0), lengths):.1%}")
+    waste = padding_waste(bucketed_batches(lengths, 60 * 16000, seed=0, epoch=0), lengths)
+    print(f"generated corpus in batches of at most 60 s: padding {waste:.1%}")
     return [
         Row.value("targz_epoch", times["targz"], times["tar"], times["targz"] / times["tar"], 2.0),
         Row.value("padding_waste", bucketed, random, bucketed, 0.05),

@@ -23,12 +23,19 @@ def measure() -> list[Row]:
         data.mkdir()
         source = resolve_sources(str(data))[0]
         rng = np.random.default_rng(0)
-        columns = {name: rng.integers(0, 1 << 40, CLIPS) for name in ("offset", "size", "first", "samples", "rate", "channels")}
+        columns = {
+            name: rng.integers(0, 1 << 40, CLIPS) for name in ("offset", "size", "first", "samples", "rate", "channels")
+        }
         names = [f"speaker_{number % 5000:04d}/chapter_{number % 77}/clip_{number:07d}.flac" for number in range(CLIPS)]
         scan(source)  # an empty cache, whose place and fingerprint are then right
         cache = Path(folder) / "train.cache.json"
         header = cache.read_text().splitlines()[0]
-        body = {"names": names, **{name: column.tolist() for name, column in columns.items()}, "labels": {}, "dropped": []}
+        body = {
+            "names": names,
+            **{name: column.tolist() for name, column in columns.items()},
+            "labels": {},
+            "dropped": [],
+        }
         cache.write_text(f"{header}\n{json.dumps(body, separators=(',', ':'))}]\n")
         tables: list[ClipTable] = []
         ours = seconds(lambda: tables.append(scan(source)))

@@ -17,7 +17,9 @@ def measure() -> list[Row]:
     baseline = (sys.executable, "-c", "import torch")
     run(*ours)
     run(*baseline)
-    return [Row.speedup("cli_start", median_seconds(lambda: run(*ours), 5), median_seconds(lambda: run(*baseline), 5), 3.3)]
+    return [
+        Row.speedup("cli_start", median_seconds(lambda: run(*ours), 5), median_seconds(lambda: run(*baseline), 5), 3.3)
+    ]
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def report(measure: Callable[[], list[Row]], description: str) -> None:
     rows = measure()
     print(f"{'name':<20}{'ours':>12}{'baseline':>12}{'ratio':>9}{'target':>9}  met")
     for row in rows:
-        print(f"{row.name:<20}{row.ours:>12.4g}{row.baseline:>12.4g}{row.ratio:>9.3g}{row.target:>9.3g}  {'yes' if row.met else 'no'}")
+        met = "yes" if row.met else "no"
+        print(f"{row.name:<20}{row.ours:>12.4g}{row.baseline:>12.4g}{row.ratio:>9.3g}{row.target:>9.3g}  {met}")
     if options.json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}))

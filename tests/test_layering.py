@@ -87,10 +87,16 @@ def test_libraries_have_one_home(library, allowed):
 
 
 def test_torch_files_are_read_and_written_in_three_places():
-    users = {str(p.relative_to(SOURCE)) for p in FILES if any(call in p.read_text() for call in ("torch.save(", "torch.load("))}
+    users = {
+        str(p.relative_to(SOURCE))
+        for p in FILES
+        if any(call in p.read_text() for call in ("torch.save(", "torch.load("))
+    }
     assert users == {"gmm/diagonal.py", "weights.py", "training/checkpoint.py"}
     for name in users:
-        assert (SOURCE / name).read_text().count("torch.load(") == (SOURCE / name).read_text().count("weights_only=True")
+        assert (SOURCE / name).read_text().count("torch.load(") == (SOURCE / name).read_text().count(
+            "weights_only=True"
+        )
 
 
 def test_the_geometry_has_one_home():
@@ -104,4 +110,6 @@ def test_no_private_name_crosses_a_module():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sjepa"):
-                assert not any(alias.name.startswith("_") and alias.name != "__version__" for alias in node.names), f"{path} imports a private name"
+                assert not any(alias.name.startswith("_") and alias.name != "__version__" for alias in node.names), (
+                    f"{path} imports a private name"
+                )

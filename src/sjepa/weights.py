@@ -76,7 +76,9 @@ def read_torch_file(path: Path, *, kind: str, newest: int) -> dict[str, Any]:
         raise UserError(f"{path}: not a file of {kind}")
     if content.get("format", 0) > newest:
         version = content.get("version", "a newer version")
-        raise UserError(f"{path}: written by sjepa {version}, in a format this version does not know; install {version}")
+        raise UserError(
+            f"{path}: written by sjepa {version}, in a format this version does not know; install {version}"
+        )
     return content
 
 

@@ -71,7 +71,9 @@ print("torch" in sys.modules, file=sys.stderr)
 
 def test_importing_the_package_is_instant():
     code = "import sys, sjepa; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'loguru', 'pydantic'}))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 @pytest.mark.parametrize("name", ["buildh5ds", "exportw", "runinfer"])
@@ -133,7 +135,9 @@ def test_mistakes_in_the_configuration_are_one_clear_line(corpus, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that must be absent")
 def test_an_absent_device_is_an_error_and_no_fallback(corpus, tmp_path):
     for device in ("cuda", "rocm"):
-        assert f"device: {device} is not available on this machine" in fails(tmp_path, f"device={device}", *data(corpus))
+        assert f"device: {device} is not available on this machine" in fails(
+            tmp_path, f"device={device}", *data(corpus)
+        )
 
 
 def test_more_components_than_frames(tmp_path):
@@ -145,7 +149,9 @@ def test_more_components_than_frames(tmp_path):
 
 def test_one_clip_is_enough(tmp_path):
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "a.wav").write_bytes(encode(tone(2.0) + 0.01 * np.random.randn(32000, 1).astype(np.float32), 16000, "wav"))
+    (tmp_path / "one" / "a.wav").write_bytes(
+        encode(tone(2.0) + 0.01 * np.random.randn(32000, 1).astype(np.float32), 16000, "wav")
+    )
     done = command("trainsjepa", *QUICK, "dataset.train_path=one", "dataset.test_path=one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -167,7 +173,9 @@ def test_sigterm_saves_and_the_next_start_goes_on(corpus, tmp_path):
 
 
 def test_output_to_a_closed_pipe_is_no_fault(tmp_path):
-    process = subprocess.Popen(f"{BIN / 'trainsjepa'} --help-config | head -1", shell=True, cwd=tmp_path, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        f"{BIN / 'trainsjepa'} --help-config | head -1", shell=True, cwd=tmp_path, stderr=subprocess.PIPE
+    )
     _, errors = process.communicate(timeout=60)
     assert b"Traceback" not in errors
 

@@ -45,4 +45,9 @@ def test_rate_rises_linearly_to_the_peak_and_falls_as_a_cosine_to_the_floor():
 
 def test_constant_rate_stays_at_the_peak():
     plan_ = schedule("scheduler.warmup_steps=2", "optimizer.lr=1e-3")
-    assert [learning_rate(plan_, step, kind="constant", min_ratio=0.1) for step in (0, 1, 2, 99)] == [5e-4, 1e-3, 1e-3, 1e-3]
+    assert [learning_rate(plan_, step, kind="constant", min_ratio=0.1) for step in (0, 1, 2, 99)] == [
+        5e-4,
+        1e-3,
+        1e-3,
+        1e-3,
+    ]

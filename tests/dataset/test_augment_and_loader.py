@@ -98,7 +98,11 @@ def test_epochs_differ_in_order_crops_and_augmentation(clips):
     assert not same(all_batches(clips, epoch=0), all_batches(clips, epoch=1))
     by_name = [{name: row for batch in all_batches(clips, epoch=epoch) for name, row in zip(batch.names, batch.clean_BS, strict=True)}
                for epoch in (0, 1)]  # fmt: skip
-    changed = [name for name in by_name[0] if by_name[0][name].shape == by_name[1][name].shape and not torch.equal(by_name[0][name], by_name[1][name])]
+    changed = [
+        name
+        for name in by_name[0]
+        if by_name[0][name].shape == by_name[1][name].shape and not torch.equal(by_name[0][name], by_name[1][name])
+    ]
     assert len(changed) > 5  # clips longer than the second that is cropped
 
 

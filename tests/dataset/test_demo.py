@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import zipfile
 
 import numpy as np
@@ -16,7 +17,10 @@ def rows(folder):
 def test_the_corpus_is_a_function_of_its_seed(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_corpus(tmp_path / name, speakers=3, clips=2, seed=seed)
-    contents = {name: [(tmp_path / name / file).read_bytes() for file in ("train.zip", "test.zip", "labels.tsv")] for name in "abc"}
+    contents = {
+        name: [(tmp_path / name / file).read_bytes() for file in ("train.zip", "test.zip", "labels.tsv")]
+        for name in "abc"
+    }
     assert contents["a"] == contents["b"] != contents["c"]
 
 
@@ -38,7 +42,7 @@ def test_labels_describe_the_audio(corpus):
                 bounds = [tuple(map(float, span.split("-"))) for _, span in times]
                 assert bounds[0][0] == 0
                 assert abs(bounds[-1][1] - float(row["seconds"])) < 2e-3
-                assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+                assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
 
 
 def test_lexicon_uses_every_phone():

@@ -89,7 +89,10 @@ def test_windows_are_slices_of_the_whole(container):
 
 def test_manifest_fields_are_kept_as_labels(tmp_path):
     make_folder(tmp_path)
-    lines = [json.dumps({"wav_path": NAMES[0], "speaker": "a", "age": 7}), json.dumps({"path": NAMES[1], "speaker": "b"})]
+    lines = [
+        json.dumps({"wav_path": NAMES[0], "speaker": "a", "age": 7}),
+        json.dumps({"path": NAMES[1], "speaker": "b"}),
+    ]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     clips = clips_of(tmp_path / "list.jsonl")
     assert [clips.labels(index) for index in range(2)] == [{"speaker": "a", "age": 7}, {"speaker": "b", "age": None}]
@@ -97,7 +100,11 @@ def test_manifest_fields_are_kept_as_labels(tmp_path):
 
 def test_manifest_segments_are_cut_out_of_the_file(tmp_path):
     make_folder(tmp_path)
-    lines = [{"path": NAMES[6], "offset": 0.25, "duration": 0.5}, {"path": NAMES[6], "offset": 0.5}, {"path": NAMES[6], "offset": 9}]
+    lines = [
+        {"path": NAMES[6], "offset": 0.25, "duration": 0.5},
+        {"path": NAMES[6], "offset": 0.5},
+        {"path": NAMES[6], "offset": 9},
+    ]
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     clips = clips_of(tmp_path / "list.jsonl")
     files = clips_of(tmp_path)

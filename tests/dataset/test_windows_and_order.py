@@ -22,7 +22,9 @@ def test_tiles_cover_every_sample_of_every_clip(length_N, overlap):
     windows = tiles(length_N, 50_000, overlap=overlap, min_samples=1600)
     for clip, length in enumerate(length_N):
         covered = np.zeros(length, bool)
-        for start, size in zip(windows.start_N[windows.clip_N == clip], windows.length_N[windows.clip_N == clip], strict=True):
+        for start, size in zip(
+            windows.start_N[windows.clip_N == clip], windows.length_N[windows.clip_N == clip], strict=True
+        ):
             assert 1600 <= size <= 50_000
             covered[start : start + size] = True
             assert start + size <= length

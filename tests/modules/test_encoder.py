@@ -7,7 +7,9 @@ from transformers import HubertConfig, HubertModel
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
 
-TINY = EncoderShape(conv_channels=32, num_layers=3, transformer=TransformerShape(64, 4, 128), position_kernel=16, position_groups=4)
+TINY = EncoderShape(
+    conv_channels=32, num_layers=3, transformer=TransformerShape(64, 4, 128), position_kernel=16, position_groups=4
+)
 
 
 def hubert(shape):
@@ -21,7 +23,9 @@ def hubert(shape):
     model = HubertModel(config).eval()
     with torch.no_grad():  # weights that a trained model could have: norms and biases away from 1 and 0
         for parameter in model.parameters():
-            parameter.add_(0.1 * parameter.std().nan_to_num(0.0) * torch.randn_like(parameter) + 0.01 * torch.randn_like(parameter))
+            parameter.add_(
+                0.1 * parameter.std().nan_to_num(0.0) * torch.randn_like(parameter) + 0.01 * torch.randn_like(parameter)
+            )
     return model
 
 

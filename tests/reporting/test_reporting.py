@@ -17,7 +17,9 @@ from sjepa.training.report import EpochResult
 def result(epoch, kl=2.0):
     metrics = Metrics(loss=kl, kl=kl, top1=0.1 * epoch, entropy_bits=3.0, clusters_used=40.0, frames=100)
     stage = plan(load_config(None), 10).at(0)
-    return EpochResult(epoch, stage, 1e-3, metrics, metrics, (10.0 + epoch, math.nan), 12.5, 0.5 * (epoch + 1), 0.1, 0, 0)
+    return EpochResult(
+        epoch, stage, 1e-3, metrics, metrics, (10.0 + epoch, math.nan), 12.5, 0.5 * (epoch + 1), 0.1, 0, 0
+    )
 
 
 def test_run_folders_are_numbered(tmp_path):

@@ -9,7 +9,9 @@ from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
 
 
 def metrics(**values):
-    return Metrics(**({"loss": 1.0, "kl": 1.0, "top1": 0.5, "entropy_bits": 2.0, "clusters_used": 5.0, "frames": 10} | values))
+    return Metrics(
+        **({"loss": 1.0, "kl": 1.0, "top1": 0.5, "entropy_bits": 2.0, "clusters_used": 5.0, "frames": 10} | values)
+    )
 
 
 def test_ten_updates_in_a_row_that_are_not_finite_stop_the_run():
@@ -34,10 +36,14 @@ def test_more_than_one_percent_of_unreadable_clips_stop_the_run_with_the_list():
         guard.check()
 
 
-@pytest.mark.parametrize(("metric", "values", "expected"), [("kl", [3, 2, 2.5, 1], [1, 1, 0, 1]), ("top1", [0.1, 0.3, 0.2], [1, 1, 0])])
+@pytest.mark.parametrize(
+    ("metric", "values", "expected"), [("kl", [3, 2, 2.5, 1], [1, 1, 0, 1]), ("top1", [0.1, 0.3, 0.2], [1, 1, 0])]
+)
 def test_best_goes_the_right_way(metric, values, expected):
     best = Best(metric)
-    assert [best.offer(metrics(**{metric: value}), epoch) for epoch, value in enumerate(values)] == [bool(e) for e in expected]
+    assert [best.offer(metrics(**{metric: value}), epoch) for epoch, value in enumerate(values)] == [
+        bool(e) for e in expected
+    ]
 
 
 def test_nan_is_never_the_best():

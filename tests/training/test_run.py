@@ -54,7 +54,9 @@ def finished(corpus, tmp_path_factory):
 def test_every_file_of_the_run_folder_is_there_and_right(finished):
     expected = {"config_used.yaml", "history.csv", "gmm.pt", "results.csv", "weights/best.pt", "weights/last.pt",
                 "checkpoints/epoch_000.pth", "checkpoints/epoch_001.pth"}  # fmt: skip
-    expected |= {f"plotes/history_{name}.jpg" for name in ("kl", "top1", "entropy_bits", "loss", "lr", "erank", "clusters_used")}
+    expected |= {
+        f"plotes/history_{name}.jpg" for name in ("kl", "top1", "entropy_bits", "loss", "lr", "erank", "clusters_used")
+    }
     found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     logs = {name for name in found if name.startswith("logs/train_") and name.endswith(".log")}
     assert found - logs == expected
@@ -134,7 +136,10 @@ def test_a_fitted_mixture_can_be_used_again(corpus, finished, tmp_path):
 
 def test_a_run_can_start_from_weights(corpus, finished, tmp_path, capsys):
     best = finished / "weights" / "best.pt"
-    assert run(corpus, tmp_path, f"init_weights={best}", "gmm.num_clusters=5", "train.max_steps=1", "optimizer.lr=1e-12") == 0
+    assert (
+        run(corpus, tmp_path, f"init_weights={best}", "gmm.num_clusters=5", "train.max_steps=1", "optimizer.lr=1e-12")
+        == 0
+    )
     assert "new: head (other sizes)" in capsys.readouterr().out
     before, after = (torch.load(p, weights_only=True)["model"] for p in (best, tmp_path / "r/train/weights/last.pt"))
     name = "encoder.feature_projection.projection.weight"
@@ -162,7 +167,9 @@ def test_updates_that_are_never_finite_stop_the_run_with_a_saved_state(corpus, t
 def test_bf16_follows_fp32(corpus, finished, tmp_path):
     """After six updates the curves must still lie together; the 200-step comparison is a benchmark's."""
     assert run(corpus, tmp_path, "train.precision=bf16") == 0
-    exact, rough = (np.array([float(row["train_loss"]) for row in history(path)]) for path in (finished, tmp_path / "r/train"))
+    exact, rough = (
+        np.array([float(row["train_loss"]) for row in history(path)]) for path in (finished, tmp_path / "r/train")
+    )
     assert np.abs(rough / exact - 1).max() < 0.02
 
 

@@ -90,7 +90,11 @@ def test_checkpoints_rotate_and_keep_their_order(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for epoch, step in [(0, 5), (0, 10), (0, None), (1, 15), (1, None), (10, None)]:
         checkpoints.save({"part": Part(step or 0)}, epoch=epoch, step=step)
-    assert [path.name for path in checkpoints.paths()] == ["epoch_001_step_0000015.pth", "epoch_001.pth", "epoch_010.pth"]
+    assert [path.name for path in checkpoints.paths()] == [
+        "epoch_001_step_0000015.pth",
+        "epoch_001.pth",
+        "epoch_010.pth",
+    ]
 
 
 def test_a_checkpoint_gives_state_back_or_changes_nothing(tmp_path):

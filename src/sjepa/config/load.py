@@ -63,7 +63,7 @@ def describe(error: ValidationError, model: type[BaseModel], *, prefix: str = ""
     found: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):
         path, field = _resolve(model, item["loc"])
-        value, expected = found.setdefault(path, (item.get("input"), []))
+        _, expected = found.setdefault(path, (item.get("input"), []))
         expected.append(_expectation(item, field, model, path))
     return [f"{prefix}{path}{': ' if path else ''}{_sentence(value, texts)}" for path, (value, texts) in found.items()]
 

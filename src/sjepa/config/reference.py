@@ -18,7 +18,9 @@ def reference() -> str:
     lines += _lines(Config)
     lines += ["", "model.overrides takes (defaults of size base):", *_lines(Hyperparameters, "model.overrides.")]
     lines += ["", "Sizes:"]
-    lines += [f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()]
+    lines += [
+        f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()
+    ]
     return "\n".join(lines)
 
 

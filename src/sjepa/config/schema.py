@@ -65,7 +65,9 @@ class Augment(Section):
     @model_validator(mode="after")
     def _one_of_the_two(self) -> Augment:
         if self.p_noise + self.p_mix > 1:
-            raise ValueError(f"p_noise + p_mix = {self.p_noise + self.p_mix:g} is more than 1 (a clip gets at most one)")
+            raise ValueError(
+                f"p_noise + p_mix = {self.p_noise + self.p_mix:g} is more than 1 (a clip gets at most one)"
+            )
         return self
 
 
@@ -129,7 +131,8 @@ class Train(Section):
     grad_clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     log_every: int = Field(10, ge=1, description="Optimiser steps between two lines of figures.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="Arithmetic of the network; auto: bf16 where the hardware multiplies it natively, else fp32."
+        "auto",
+        description="Arithmetic of the network; auto: bf16 where the hardware multiplies it natively, else fp32.",
     )
     compile: Annotated[bool, _later("compilation is", False)] = Field(False, description="Compile the model.")
     phase: Annotated[Literal[1, 2], _later("phase 2 is", 1)] = Field(
@@ -145,9 +148,9 @@ class Train(Section):
     masked_only_epoch: Annotated[int, _later("phase 2, which the masked-only switch belongs to, is", -1)] = Field(
         -1, ge=-1, description="Epoch in phase 2 from which visible loss and augmentation are off; -1: never."
     )
-    masked_only_step: Annotated[
-        int | None, _later("phase 2, which the masked-only switch belongs to, is", None)
-    ] = Field(None, ge=1, description="The same in optimiser steps.")
+    masked_only_step: Annotated[int | None, _later("phase 2, which the masked-only switch belongs to, is", None)] = (
+        Field(None, ge=1, description="The same in optimiser steps.")
+    )
     devices: Annotated[int, _later("more than one device is", 1)] = Field(1, ge=1, description="Processes per machine.")
     num_nodes: Annotated[int, _later("more than one machine is", 1)] = Field(1, ge=1, description="Machines.")
     strategy: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], _later("parallel strategies are", "auto")] = Field(

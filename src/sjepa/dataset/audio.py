@@ -41,8 +41,8 @@ class AudioInfo:
         return self.samples / self.rate
 
 
-def resampled_length(samples: int, rate: int, target_rate: int) -> int:
-    """Samples that `samples` at `rate` become at `target_rate`; the one definition of a clip's length."""
+def resampled_length(samples: Any, rate: Any, target_rate: int) -> Any:
+    """Samples that `samples` at `rate` become at `target_rate` (integers or arrays): the one definition of a length."""
     return samples * target_rate // rate
 
 

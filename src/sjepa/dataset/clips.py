@@ -23,7 +23,9 @@ class Clips:
     container that rewards it, −1 where that does not matter.
     """
 
-    def __init__(self, tables: Sequence[ClipTable], *, sample_rate: int, _keep: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, tables: Sequence[ClipTable], *, sample_rate: int, _keep: NDArray[np.int64] | None = None
+    ) -> None:
         self.sample_rate = sample_rate
         self._tables = list(tables)
         self._containers = Containers()

@@ -31,9 +31,7 @@ class Containers:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def open(
-        self, path: Path, kind: Kind, name: str, offset: int, size: int, *, index: Path | None = None
-    ) -> BinaryIO:
+    def open(self, path: Path, kind: Kind, name: str, offset: int, size: int, *, index: Path | None = None) -> BinaryIO:
         """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
         try:
             if kind in ("folder", "jsonl", "tsv"):

@@ -118,7 +118,9 @@ def utterance(voice: Speaker, rng: np.random.Generator) -> Utterance:
     words = [str(word) for word in rng.choice(list(LEXICON), size=rng.integers(3, 8))]
     segments: list[tuple[str, float]] = [("SIL", rng.uniform(0.08, 0.25))]
     for word in words:
-        segments += [(name, PHONES[name].seconds / voice.rate * rng.uniform(0.8, 1.3)) for name in LEXICON[word].split()]
+        segments += [
+            (name, PHONES[name].seconds / voice.rate * rng.uniform(0.8, 1.3)) for name in LEXICON[word].split()
+        ]
         if rng.random() < 0.35:
             segments.append(("SIL", rng.uniform(0.05, 0.3)))
     segments.append(("SIL", rng.uniform(0.08, 0.25)))
@@ -136,7 +138,9 @@ def _synthesise(
     tracks = _control_tracks(names, starts, ends)
     samples = int(ends[-1]) * _HOP
     seconds = np.arange(samples) / SAMPLE_RATE
-    drift = 1.1 - 0.2 * seconds / seconds[-1] + 0.03 * np.sin(2 * np.pi * rng.uniform(2, 4) * seconds + rng.uniform(0, 6))
+    drift = (
+        1.1 - 0.2 * seconds / seconds[-1] + 0.03 * np.sin(2 * np.pi * rng.uniform(2, 4) * seconds + rng.uniform(0, 6))
+    )
     phase = np.cumsum(voice.pitch_hz * drift / SAMPLE_RATE) % 1
     glottis = (2 * phase - 1) + voice.breathiness * rng.standard_normal(samples) * (0.5 + phase)
     voiced = _shape(glottis, _formant_gain(tracks["formants"] * voice.tract) * tracks["voicing"])
@@ -150,7 +154,10 @@ def _synthesise(
 def _control_tracks(names: list[str], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> dict[str, Floats]:
     """Formants [3, C] and one-row tracks of the rest over C control frames, gliding across phone boundaries."""
     frames = int(ends[-1])
-    formants, rows = np.zeros((3, frames)), {name: np.zeros(frames) for name in ("voicing", "frication", "centre", "width")}
+    formants, rows = (
+        np.zeros((3, frames)),
+        {name: np.zeros(frames) for name in ("voicing", "frication", "centre", "width")},
+    )
     last = PHONES["AH"]
     for name, start, end in zip(names, starts, ends, strict=True):
         phone = last._replace(voicing=0.0, frication=0.0, stop=False) if name == "SIL" else PHONES[name]
@@ -170,7 +177,7 @@ def _control_tracks(names: list[str], starts: NDArray[np.int64], ends: NDArray[n
 
 
 def _bins() -> Floats:
-    return np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE)[:, None]
+    return np.asarray(np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE)[:, None], dtype=np.float64)
 
 
 def _formant_gain(formants: Floats) -> Floats:
@@ -179,7 +186,7 @@ def _formant_gain(formants: Floats) -> Floats:
     for frequency in (*formants, np.full(formants.shape[1], 3500.0)):
         ratio, bandwidth = _bins() / frequency, 50 + 0.04 * frequency
         gain /= np.sqrt((1 - ratio**2) ** 2 + (ratio * bandwidth / frequency) ** 2)
-    return gain
+    return np.asarray(gain)
 
 
 def _band_gain(centre: Floats, width: Floats) -> Floats:
@@ -238,7 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.speakers < 2 or options.clips < 1:
         parser.error("needs at least 2 speakers (one is held out for the test set) and 1 clip each")
     hours = write_corpus(options.folder, speakers=options.speakers, clips=options.clips, seed=options.seed)
-    print(f"{options.folder}: train.zip {hours['train'] * 60:.1f} min, test.zip {hours['test'] * 60:.1f} min, labels.tsv")
+    print(
+        f"{options.folder}: train.zip {hours['train'] * 60:.1f} min, test.zip {hours['test'] * 60:.1f} min, labels.tsv"
+    )
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ class BatchPlan(NamedTuple):
 class Loader:
     """Iterates over epochs of a dataset. Worker processes start at the first use and stay."""
 
-    def __init__(self, dataset: WindowDataset, plan: BatchPlan, *, num_workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(
+        self, dataset: WindowDataset, plan: BatchPlan, *, num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
         self.dataset, self.plan = dataset, plan
         self.num_batches = len(plan.batches(dataset, 0))
         self._requests: list[list[Request]] = []

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path, is_writable_folder
 from sjepa.core.progress import Progress, silent
 from sjepa.dataset.audio import AudioInfo, DecodeError, decode, probe
@@ -69,13 +68,13 @@ def scan(
         table = _load_cache(place, source, check, trust=depth is False)
         if table is not None:
             return table
-    place = _place_for_cache(source, fallback_folder)
+    new_place = _place_for_cache(source, fallback_folder)
     source_print = fingerprint(source)
-    index = _gzip_index(source, place)
+    index = _gzip_index(source, new_place)
     listing = list_source(source, index)
     table = _examine(source, listing, check, index, progress)
-    if place is not None:
-        _save_cache(place, table, source_print, check)
+    if new_place is not None:
+        _save_cache(new_place, table, source_print, check)
     return table
 
 
@@ -85,21 +84,26 @@ def _examine(source: Source, listing: Listing, check: str, index: Path | None, p
     examined = _results([(source, chunk, check, index) for chunk in chunks], len(refs))
     kept: list[AudioRef] = []
     figures: list[tuple[int, int, int, int]] = []
-    for chunk, results in zip(chunks, progress(examined, total=len(chunks), label=f"scan {source.path.name}"), strict=True):
+    for chunk, results in zip(
+        chunks, progress(examined, total=len(chunks), label=f"scan {source.path.name}"), strict=True
+    ):
         for ref, result in zip(chunk, results, strict=True):
             if isinstance(result, str):
                 dropped.append((ref.name, result))
             else:
                 kept.append(ref)
                 figures.append(result)
-    columns = np.array(figures, dtype=np.int64).reshape(-1, 4).T
+    first, samples, rate, channels = np.array(figures, dtype=np.int64).reshape(-1, 4).T
     label_names = sorted({name for ref in kept for name in ref.labels})
     return ClipTable(
         source,
         [ref.name for ref in kept],
         np.array([ref.offset for ref in kept], dtype=np.int64),
         np.array([ref.size for ref in kept], dtype=np.int64),
-        *columns,
+        first,
+        samples,
+        rate,
+        channels,
         labels={name: [ref.labels.get(name) for ref in kept] for name in label_names},
         dropped=dropped,
         gzip_index=index,
@@ -222,19 +226,28 @@ def _load_cache(place: _CachePath, source: Source, check: str, trust: bool) -> C
     header = place.header()
     if header.get("format") != _FORMAT or header.get("source") != place.owner:
         return None
-    if not trust and (_CHECKS.get(header.get("check", ""), -1) < _CHECKS[check] or header["fingerprint"] != fingerprint(source)):
+    if not trust and (
+        _CHECKS.get(header.get("check", ""), -1) < _CHECKS[check] or header["fingerprint"] != fingerprint(source)
+    ):
         return None
     gzip_index = _gzip_index(source, place)
     if gzip_index is not None and not gzip_index.exists():
         return None
     try:
         _, columns = json.loads(place.path.read_text(encoding="ascii"))
+        offset, size, first, samples, rate, channels = (np.array(columns[name], dtype=np.int64) for name in _COLUMNS)
+        dropped = [(name, reason) for name, reason in columns["dropped"]]
         return ClipTable(
             source,
             columns["names"],
-            *(np.array(columns[name], dtype=np.int64) for name in _COLUMNS),
+            offset,
+            size,
+            first,
+            samples,
+            rate,
+            channels,
             labels=columns["labels"],
-            dropped=[(name, reason) for name, reason in columns["dropped"]],
+            dropped=dropped,
             gzip_index=gzip_index,
         )
     except (ValueError, KeyError, TypeError):

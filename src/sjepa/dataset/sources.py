@@ -19,8 +19,33 @@ from sjepa.dataset.gzip_access import GzipIndex
 Kind = Literal["folder", "zip", "tar", "targz", "jsonl", "tsv"]
 
 AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64"
-    " .m4a .mp4 .aac .webm .mka .mkv .wma .amr .ac3 .mp2 .3gp".split()
+    [
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".caf",
+        ".w64",
+        ".rf64",
+        ".m4a",
+        ".mp4",
+        ".aac",
+        ".webm",
+        ".mka",
+        ".mkv",
+        ".wma",
+        ".amr",
+        ".ac3",
+        ".mp2",
+        ".3gp",
+    ]
 )
 _ARCHIVES: dict[str, Kind] = {".tar.gz": "targz", ".tgz": "targz", ".tar": "tar", ".zip": "zip"}
 _MANIFESTS: dict[str, Kind] = {".jsonl": "jsonl", ".tsv": "tsv"}

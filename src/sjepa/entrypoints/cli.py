@@ -58,7 +58,9 @@ def exportw() -> int:
 
 def runinfer() -> int:
     """Features of a clip from an exported encoder."""
-    parser = _parser("runinfer", "Standalone inference with an exported encoder.", "cpu/configs/export.yaml --audio a.wav")
+    parser = _parser(
+        "runinfer", "Standalone inference with an exported encoder.", "cpu/configs/export.yaml --audio a.wav"
+    )
     parser.add_argument("--audio", type=Path, help="clip to read instead of the configuration's")
     return _run(parser, _unavailable)
 

@@ -72,17 +72,18 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     except Interrupted as stop:
         report.draw()
         report.close()
-        console.warn(f"stopped by {signal.Signals(stop.signal_number).name}; the same command with checkpoint.resume=true goes on")  # fmt: skip
+        name = signal.Signals(stop.signal_number).name
+        console.warn(f"stopped by {name}; the same command with checkpoint.resume=true goes on")
         return 128 + stop.signal_number
     finally:
         report.close()
-    console.note(f"done: {run_dir.weights / 'best.pt'} (epoch {trainer.best.epoch}, {config.best.metric} {trainer.best.value:.4f})")  # fmt: skip
+    console.note(
+        f"done: {run_dir.weights / 'best.pt'} (epoch {trainer.best.epoch}, {config.best.metric} {trainer.best.value:.4f})"
+    )
     return 0
 
 
-def _describe(
-    config: Config, console: Console, engine: Engine, data: Data, loader: Loader, schedule: Schedule
-) -> None:
+def _describe(config: Config, console: Console, engine: Engine, data: Data, loader: Loader, schedule: Schedule) -> None:
     """Data, model, batch, plan and memory, before anything costs time."""
     console.plain(describe_data(data))
     for name, reason in [*data.train.dropped, *data.test.dropped]:
@@ -91,7 +92,9 @@ def _describe(
     console.plain(describe_model(model))
     console.plain(describe_batches(config, loader))
     memory = estimated_bytes(config, engine, loader, schedule.at(0), model)
-    console.note(f"device      {engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations")
+    console.note(
+        f"device      {engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
+    )
     console.plain(describe_plan(schedule))
     for warning in schedule.warnings():
         console.warn(warning)
@@ -167,7 +170,9 @@ def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console
     windows = loader.dataset.windows
     epoch_seconds = float(windows.length_N.sum()) / loader.dataset.clips.sample_rate
     left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds * per_second
-    console.note(f"about {duration(left)} of training ({1 / per_second:.0f} s of audio per second), validation not counted")
+    console.note(
+        f"about {duration(left)} of training ({1 / per_second:.0f} s of audio per second), validation not counted"
+    )
 
 
 @contextmanager

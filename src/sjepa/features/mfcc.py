@@ -8,9 +8,9 @@ B batch, S samples, T frames.
 
 from __future__ import annotations
 
-import librosa
 import numpy as np
 import torch
+from librosa import filters  # type: ignore[attr-defined,unused-ignore]
 from scipy.fft import dct
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ class MFCC(nn.Module):
         super().__init__()
         self.geometry = geometry
         size = geometry.receptive_field_samples
-        mel_MF = librosa.filters.mel(
+        mel_MF = filters.mel(
             sr=geometry.sample_rate, n_fft=size, n_mels=_NUM_MEL_BANDS, htk=True, norm=None, dtype=np.float32
         )
         dct_CM = dct(np.eye(_NUM_MEL_BANDS), type=2, norm="ortho", axis=0)[:_NUM_COEFFICIENTS]

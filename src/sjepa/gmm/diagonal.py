@@ -13,7 +13,9 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 
 VARIANCE_FLOOR = 1e-6
-RELATIVE_VARIANCE_FLOOR = 1e-4  # of the mixture's whole variance: below it float32 rounding decides, and EM no longer climbs
+RELATIVE_VARIANCE_FLOOR = (
+    1e-4  # of the mixture's whole variance: below it float32 rounding decides, and EM no longer climbs
+)
 _CHUNK_ELEMENTS = 1 << 24  # rows × components at a time
 _LOWEST_LOG = -60.0
 _FORMAT = 1
@@ -79,10 +81,9 @@ class DiagonalGMM(nn.Module):
         x_ND = (features_ND - centre_D) / scale_D
         mean_KD = (self.means - centre_D) / scale_D
         precision_KD = scale_D.square() / self.variances
-        constant_K = (
-            self.weights.log()
-            - 0.5 * (torch.log(2 * math.pi * self.variances) + mean_KD.square() * precision_KD).sum(1)
-        )
+        constant_K = self.weights.log() - 0.5 * (
+            torch.log(2 * math.pi * self.variances) + mean_KD.square() * precision_KD
+        ).sum(1)
         coefficients = torch.cat([-0.5 * precision_KD, mean_KD * precision_KD], dim=1)
         joint_NK = torch.addmm(constant_K, torch.cat([x_ND.square(), x_ND], dim=1), coefficients.T)
         highest_N1 = joint_NK.amax(dim=1, keepdim=True)

@@ -2,7 +2,8 @@
 
 Every window's frames are dealt into groups of equal size (frames that lie evenly over the window); a group is in the
 sample if its keyed hash is among the smallest. Each frame belongs to exactly one group, so each is as likely as any
-other; hashes make the choice the same for any order, worker count or split over ranks, and mergeable.
+other; hashes make the choice the same for any order, worker count or split over ranks, and mergeable. Past millions of
+groups their numbers are drawn directly, so that the cost does not grow with the corpus.
 [Phase 1 GMM Fitting]
 """
 
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sjepa.core.random import hash_array, key
+from sjepa.core.random import generator, hash_array, key
 
 Ints = NDArray[np.int64]
 
 _LARGEST_GROUP = 50  # frames taken from a window at once
 _FEWEST_GROUPS = 4000  # a small sample still comes from many windows
+_MOST_HASHED = 5_000_000  # groups; a larger corpus draws group numbers without looking at every group
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def draw_frames(num_frames_N: Ints, id_N: Ints, wanted: int, *, seed: int) -> Fr
     groups_N = -(-num_frames_N // group_size)
     if int(num_frames_N.sum()) <= wanted:
         chosen = np.arange(int(groups_N.sum()))
+    elif int(groups_N.sum()) > _MOST_HASHED:
+        chosen = _drawn_numbers(int(groups_N.sum()), int(num_frames_N.sum()), wanted, seed)
     else:
         chosen = _smallest_hashes(groups_N, id_N, num_frames_N, group_size, wanted, seed)
     first_N = np.cumsum(groups_N) - groups_N
@@ -55,9 +59,7 @@ def draw_frames(num_frames_N: Ints, id_N: Ints, wanted: int, *, seed: int) -> Fr
     )
 
 
-def _smallest_hashes(
-    groups_N: Ints, id_N: Ints, num_frames_N: Ints, group_size: int, wanted: int, seed: int
-) -> Ints:
+def _smallest_hashes(groups_N: Ints, id_N: Ints, num_frames_N: Ints, group_size: int, wanted: int, seed: int) -> Ints:
     window = np.repeat(np.arange(len(groups_N)), groups_N)
     group = np.arange(len(window)) - np.repeat(np.cumsum(groups_N) - groups_N, groups_N)
     hashes = hash_array(key(seed, "reservoir"), id_N[window], group)
@@ -65,3 +67,13 @@ def _smallest_hashes(
     sizes = -(-(num_frames_N[window] - group) // groups_N[window])  # frames group, group + G, group + 2G, …
     count = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
     return np.sort(order[:count])
+
+
+def _drawn_numbers(groups: int, frames: int, wanted: int, seed: int) -> Ints:
+    """Distinct group numbers, as many as hold about `wanted` frames, at a cost that depends on that number alone."""
+    count = round(wanted * groups / frames)
+    rng = generator(seed, "reservoir")
+    numbers = np.unique(rng.integers(0, groups, size=count))
+    while len(numbers) < count:
+        numbers = np.unique(np.concatenate([numbers, rng.integers(0, groups, size=count - len(numbers))]))
+    return numbers

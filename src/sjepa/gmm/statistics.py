@@ -25,12 +25,15 @@ class SufficientStatistics:
 
     def __init__(self, num_components: int, centre_D: Tensor) -> None:
         self.centre_D = centre_D
-        wide = {"dtype": torch.float64, "device": centre_D.device}
-        self.mass_K = torch.zeros(num_components, **wide)
-        self.sums_KD = torch.zeros(num_components, len(centre_D), **wide)
-        self.squares_KD = torch.zeros(num_components, len(centre_D), **wide)
-        self.log_likelihood = torch.zeros((), **wide)
-        self.frames = torch.zeros((), **wide)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=centre_D.device)
+
+        self.mass_K = zeros(num_components)
+        self.sums_KD = zeros(num_components, len(centre_D))
+        self.squares_KD = zeros(num_components, len(centre_D))
+        self.log_likelihood = zeros()
+        self.frames = zeros()
 
     def add(self, features_ND: Tensor, posteriors: Posteriors) -> None:
         """Counts frames [N, D] with their posteriors, multiplying in the frames' own precision.
@@ -40,7 +43,9 @@ class SufficientStatistics:
         """
         x_ND = features_ND - self.centre_D
         moments = torch.cat([x_ND, x_ND.square(), torch.ones_like(x_ND[:, :1])], dim=1)
-        sums, squares, mass = (posteriors.responsibilities_NK.to(moments.dtype).T @ moments).split([x_ND.shape[1], x_ND.shape[1], 1], dim=1)
+        sums, squares, mass = (posteriors.responsibilities_NK.to(moments.dtype).T @ moments).split(
+            [x_ND.shape[1], x_ND.shape[1], 1], dim=1
+        )
         self.sums_KD += sums
         self.squares_KD += squares
         self.mass_K += mass[:, 0]

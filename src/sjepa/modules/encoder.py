@@ -6,7 +6,7 @@ B batch, S samples, T frames, C channels of the frontend, D width.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ class EncoderShape:
 
     conv_channels: int = 512
     num_layers: int = 6
-    transformer: TransformerShape = TransformerShape(768, 12, 3072)
+    transformer: TransformerShape = field(default_factory=lambda: TransformerShape(768, 12, 3072))
     position_kernel: int = 128
     position_groups: int = 16
     frontend_gradient_scale: float = 0.1

@@ -9,7 +9,7 @@ w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised output is a single matri
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class Frontend(nn.Module):
         super().__init__()
         self.geometry = geometry
         sizes = zip(geometry.kernels, geometry.strides, strict=True)
-        self.conv_layers = nn.ModuleList(
+        self.conv_layers: Any = nn.ModuleList(
             ConvLayer(channels if index else 1, channels, kernel, stride, normalised=index == 0)
             for index, (kernel, stride) in enumerate(sizes)
         )
@@ -86,4 +86,6 @@ class Frontend(nn.Module):
             kernel_BkC = weight_Ck.T * scale_BC[:, None]
             normalised_BPC = torch.baddbmm(shift_BC[:, None], patches_BPk.float(), kernel_BkC)
         device = patches_BPk.device.type  # from here on in the run's arithmetic
-        return normalised_BPC.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised_BPC
+        return (
+            normalised_BPC.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised_BPC
+        )

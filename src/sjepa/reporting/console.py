@@ -79,10 +79,20 @@ class Console:
         if not self.interactive:
             return
         if self._epochs is None:
-            self._epochs = tqdm(total=self._total_epochs, initial=clock.epoch, desc="epochs", unit="ep", dynamic_ncols=True, position=0)  # fmt: skip
+            self._epochs = tqdm(
+                total=self._total_epochs, initial=clock.epoch, desc="epochs", unit="ep", dynamic_ncols=True, position=0
+            )
         steps = min(steps, self._total_steps - clock.epoch * steps)
         done = clock.step - clock.epoch * steps if clock.batch else 0
-        self._steps = tqdm(total=steps, initial=done, desc=f"epoch {clock.epoch}", unit="step", dynamic_ncols=True, position=1, leave=False)  # fmt: skip
+        self._steps = tqdm(
+            total=steps,
+            initial=done,
+            desc=f"epoch {clock.epoch}",
+            unit="step",
+            dynamic_ncols=True,
+            position=1,
+            leave=False,
+        )
 
     def updated(self, clock: Clock) -> None:
         if self._steps is not None:

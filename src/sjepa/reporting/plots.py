@@ -11,11 +11,11 @@ import matplotlib
 
 matplotlib.use("Agg")  # no screen needed
 
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from sjepa.core.files import atomic_path  # noqa: E402
+from sjepa.core.files import atomic_path
 
 Row = dict[str, Any]
 
@@ -45,7 +45,9 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
         return []
     written = [_draw_metric(rows, curve, folder) for curve in METRICS]
     written.append(_draw_single(rows, Curve("lr", "Learning rate", "learning rate at the epoch's end"), folder))
-    written.append(_draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder))
+    written.append(
+        _draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder)
+    )
     written.append(_draw_ranks(rows, folder))
     return written
 
@@ -68,13 +70,22 @@ def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
 
 
 def _draw_ranks(rows: Sequence[Row], folder: Path) -> Path:
-    figure, axes = _axes(rows, Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)"))
+    figure, axes = _axes(
+        rows, Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)")
+    )
     layers = sorted((name for name in rows[-1] if name.startswith("erank_")), key=lambda name: int(name[6:]))
     colours = matplotlib.colormaps["viridis"]
     for number, name in enumerate(layers):
         values = [row.get(name, math.nan) for row in rows]
         colour = colours(number / max(1, len(layers) - 1) * 0.9)
-        axes.plot([row["epoch"] for row in rows], values, color=colour, label=f"layer {name[6:]}: {_last(values)}", marker=".", markersize=4)  # fmt: skip
+        axes.plot(
+            [row["epoch"] for row in rows],
+            values,
+            color=colour,
+            label=f"layer {name[6:]}: {_last(values)}",
+            marker=".",
+            markersize=4,
+        )
     axes.legend(frameon=False)
     axes.set_ylim(bottom=0)
     return _save(figure, folder / "history_erank.jpg")
@@ -101,7 +112,15 @@ def _shade_phases(axes: Axes, rows: Sequence[Row]) -> None:
             continue
         low, high = rows[start]["epoch"] - 0.5, row["epoch"] + 0.5
         axes.axvspan(low, high, color=_PHASES.get(row["phase"], "#f4f4f4"), zorder=0, linewidth=0)
-        axes.text(low, 1.0, f" phase {row['phase']}", transform=axes.get_xaxis_transform(), va="top", fontsize=8, color="#777777")  # fmt: skip
+        axes.text(
+            low,
+            1.0,
+            f" phase {row['phase']}",
+            transform=axes.get_xaxis_transform(),
+            va="top",
+            fontsize=8,
+            color="#777777",
+        )
         start = index + 1
     axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
 

@@ -13,5 +13,7 @@ def event_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("logging.tensorboard: TensorBoard is not installed (pip install 'sjepa[tensorboard]')") from None
+        raise UserError(
+            "logging.tensorboard: TensorBoard is not installed (pip install 'sjepa[tensorboard]')"
+        ) from None
     return SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]

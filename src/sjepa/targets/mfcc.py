@@ -37,9 +37,7 @@ class MFCCTargets(nn.Module):
 
 
 @torch.no_grad()
-def gather_features(
-    batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device
-) -> Tensor:
+def gather_features(batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device) -> Tensor:
     """Features [N, D] of the sampled frames. `batches` cover `sample`'s windows (`Batch.window` is the position in it);
     windows that could not be read are left out."""
     rows: list[Tensor] = []

@@ -89,7 +89,9 @@ def train_loader(config: Config, data: Data, *, pin_memory: bool) -> Loader:
     return Loader(dataset, batch_plan, num_workers=settings.num_workers, pin_memory=pin_memory)
 
 
-def fixed_loader(config: Config, clips: Clips, windows: Windows, *, seed: int, batch_size: int, pin_memory: bool) -> Loader:
+def fixed_loader(
+    config: Config, clips: Clips, windows: Windows, *, seed: int, batch_size: int, pin_memory: bool
+) -> Loader:
     """Windows in their own order, never augmented."""
     return Loader(
         WindowDataset(clips, windows, seed=seed),
@@ -159,7 +161,9 @@ def estimated_bytes(config: Config, engine: Engine, train: Loader, stage: Stage,
     """Memory of training on the largest micro-batch of an epoch."""
     lengths = train.dataset.windows.length_N
     batches = train.plan.batches(train.dataset, 0)
-    clips, samples = max(((len(batch), int(lengths[batch].max())) for batch in batches), key=lambda size: size[0] * size[1])
+    clips, samples = max(
+        ((len(batch), int(lengths[batch].max())) for batch in batches), key=lambda size: size[0] * size[1]
+    )
     return training_bytes(
         model,
         clips=clips,
@@ -173,9 +177,7 @@ def estimated_bytes(config: Config, engine: Engine, train: Loader, stage: Stage,
 def evaluation_loader(config: Config, clips: Clips) -> Loader:
     """Every sample of every clip, longer clips in tiles."""
     windows = tiling(clips, config.dataset)
-    return fixed_loader(
-        config, clips, windows, seed=config.seed, batch_size=config.train.batch_size, pin_memory=False
-    )
+    return fixed_loader(config, clips, windows, seed=config.seed, batch_size=config.train.batch_size, pin_memory=False)
 
 
 def evaluation_stage(trained: Config) -> Stage:
@@ -215,7 +217,8 @@ def phase1_gmm(config: Config, data: Data, *, seed: int, device: torch.device, r
     features_ND = gather_features(batches, sample, MFCC().to(device), device)
     if len(features_ND) < components:
         raise UserError(
-            f"gmm.num_clusters: {components} components cannot be fitted on the {len(features_ND)} frames of the training set"
+            f"gmm.num_clusters: {components} components cannot be fitted on the {len(features_ND)} frames "
+            "of the training set"
         )
     fit = fit_gmm(
         features_ND,
@@ -224,7 +227,9 @@ def phase1_gmm(config: Config, data: Data, *, seed: int, device: torch.device, r
         kmeans_iters=config.gmm.kmeans_iters,
         em_iters=config.gmm.em_iters,
         features=FEATURES,
-        log=lambda iteration, value: report.detail(f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"),
+        log=lambda iteration, value: report.detail(
+            f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
+        ),
     )
     report.note(
         f"GMM: {components} components on {len(features_ND):,} frames of {len(sample.window_M):,} windows, "

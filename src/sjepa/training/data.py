@@ -39,7 +39,14 @@ class ClipSet:
 
 
 def load_clips(
-    paths: str | list[str], settings: Dataset, *, name: str, most: int | None, seed: int, cache_folder: Path, progress: Progress
+    paths: str | list[str],
+    settings: Dataset,
+    *,
+    name: str,
+    most: int | None,
+    seed: int,
+    cache_folder: Path,
+    progress: Progress,
 ) -> ClipSet:
     """Scans sources (or reads their caches), drops clips under `min_seconds`, draws at most `most` by seed.
 
@@ -80,7 +87,9 @@ def training_windows(clips: Clips, settings: Dataset) -> Windows:
 
 def tiling(clips: Clips, settings: Dataset, *, overlap: float = 0.0) -> Windows:
     """Windows of at most `max_seconds` over every sample of every clip."""
-    longest, shortest = (round(seconds * settings.sample_rate) for seconds in (settings.max_seconds, settings.min_seconds))
+    longest, shortest = (
+        round(seconds * settings.sample_rate) for seconds in (settings.max_seconds, settings.min_seconds)
+    )
     return tiles(clips.length_N, longest, overlap=overlap, min_samples=shortest)
 
 

@@ -69,7 +69,9 @@ def seconds_per_audio_second(
             model, targets, batch, mask_key=key(settings.seed, "probe"), settings=settings, visible=stage.visible_loss
         )
         engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
-        sums.add(losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach())
+        sums.add(
+            losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
+        )
         sums.read()  # waits for the device
         best = min(best, time.perf_counter() - started)
     optimizer.zero_grad(set_to_none=True)

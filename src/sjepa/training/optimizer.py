@@ -10,7 +10,8 @@ def build_optimizer(
     model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
     """Decay pulls on weights of linear and convolution layers, not on biases, norms, gains, tokens and positions."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = sum(size > 1 for size in parameter.shape) >= 2 and not name.endswith("positions")
         (decayed if is_matrix else free).append(parameter)

@@ -25,7 +25,10 @@ def refuse_differences(used: dict[str, Any], wanted: dict[str, Any], run: Path) 
     if changed:
         raise UserError(
             "\n".join(
-                [f"checkpoint.resume: {run} was made with another configuration; change back or start a new run:", *changed]
+                [
+                    f"checkpoint.resume: {run} was made with another configuration; change back or start a new run:",
+                    *changed,
+                ]
             )
         )
 

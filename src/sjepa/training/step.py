@@ -134,7 +134,9 @@ def optimiser_update(
         loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count
         engine.backward(loss)
         total += loss.detach()
-        sums.add(losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach())
+        sums.add(
+            losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
+        )
     norm = engine.clip_gradients(model, optimizer, settings.grad_clip_norm)
     norm_value, total_value = torch.stack([norm.float(), total.float()]).tolist()  # the one wait for the device
     finite = norm_value - norm_value == 0 and total_value - total_value == 0

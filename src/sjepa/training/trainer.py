@@ -161,9 +161,7 @@ class Trainer:
             sums=self._recent_sums,
         )
         audio_seconds = update.samples / self.parts.network.encoder.geometry.sample_rate
-        self.clock.tick(
-            batches=len(window), audio_seconds=audio_seconds, seconds=time.perf_counter() - started
-        )
+        self.clock.tick(batches=len(window), audio_seconds=audio_seconds, seconds=time.perf_counter() - started)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
         return update, rate
@@ -188,7 +186,9 @@ class Trainer:
         self._unreadable.saw(failures)
         self._non_finite.saw(update.finite)
         if not update.finite:
-            self.report.warn(f"step {self.clock.step}: loss or gradient not finite, left out: {', '.join(update.clips)}")
+            self.report.warn(
+                f"step {self.clock.step}: loss or gradient not finite, left out: {', '.join(update.clips)}"
+            )
         try:
             self._non_finite.check()
             self._unreadable.check()

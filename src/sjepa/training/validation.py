@@ -53,9 +53,7 @@ def validate(
         if not batch.num_samples:
             continue
         batch = batch.to(engine.device)
-        losses = frame_losses(
-            model, targets, batch, mask_key=mask_key, settings=settings, visible=stage.visible_loss
-        )
+        losses = frame_losses(model, targets, batch, mask_key=mask_key, settings=settings, visible=stage.visible_loss)
         sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
         if missing > 0:
             missing -= _keep_layers(engine, encoder, batch, layers, missing)
@@ -64,9 +62,7 @@ def validate(
     return Validation(sums.read(), ranks)
 
 
-def _keep_layers(
-    engine: Engine, encoder: Encoder, batch: Batch, layers: list[list[torch.Tensor]], most: int
-) -> int:
+def _keep_layers(engine: Engine, encoder: Encoder, batch: Batch, layers: list[list[torch.Tensor]], most: int) -> int:
     """Adds every layer's features at up to `most` real frames of a batch to `layers`; how many there were."""
     with engine.autocast():
         output = encoder(batch.clean_BS, torch.tensor(batch.num_samples, device=engine.device))
