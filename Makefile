@@ -55,7 +55,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 demo: install
-	$(PY) -m sjepa.dataset.demo data/demo
+	$(PY) -m sjepa.dataset.demo data/demo --speakers 16 --clips 32
 	$(BIN)/trainsjepa -c cpu/configs/demo.yaml
 
 test: $(STAMPS)/dev

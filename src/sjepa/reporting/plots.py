@@ -55,7 +55,7 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
 def _draw_metric(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
     figure, axes = _axes(rows, curve)
     epochs = [row["epoch"] for row in rows]
-    for part, colour, label in (("train", _TRAIN, "train (augmented, dropout on)"), ("val", _VALIDATION, "validation")):
+    for part, colour, label in (("train", _TRAIN, "train"), ("val", _VALIDATION, "validation")):
         values = [row[f"{part}_{curve.name}"] for row in rows]
         axes.plot(epochs, values, color=colour, label=f"{label}: {_last(values)}", marker=".", markersize=4)
     axes.legend(frameon=False)
@@ -114,7 +114,7 @@ def _shade_phases(axes: Axes, rows: Sequence[Row]) -> None:
         axes.axvspan(low, high, color=_PHASES.get(row["phase"], "#f4f4f4"), zorder=0, linewidth=0)
         axes.text(
             low,
-            1.0,
+            0.98,
             f" phase {row['phase']}",
             transform=axes.get_xaxis_transform(),
             va="top",

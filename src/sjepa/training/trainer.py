@@ -68,6 +68,7 @@ class _Interval:
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     samples: int = 0
+    updates: int = 0
 
     @property
     def seconds(self) -> float:
@@ -164,6 +165,7 @@ class Trainer:
         self.clock.tick(batches=len(window), audio_seconds=audio_seconds, seconds=time.perf_counter() - started)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
+        self._recent.updates += 1
         return update, rate
 
     def _follow_up(self, update: Update, rate: float, window: list[Batch]) -> None:
@@ -200,7 +202,6 @@ class Trainer:
         metrics, recent = self._recent_sums.read(), self._recent
         sample_rate = self.parts.network.encoder.geometry.sample_rate
         steps_left = self.plan.schedule.total_steps - self.clock.step
-        steps = self.clock.step % self.plan.log_every or self.plan.log_every
         self.report.figures(
             self.clock,
             StepFigures(
@@ -209,7 +210,7 @@ class Trainer:
                 update.gradient_norm,
                 recent.samples / sample_rate / max(recent.seconds, 1e-9),
                 recent.waiting,
-                steps_left * recent.seconds / steps,
+                steps_left * recent.seconds / recent.updates,
             ),
         )
         self._epoch_sums.merge(self._recent_sums)
