@@ -91,6 +91,11 @@ def load_encoder(path: str | Path) -> Encoder:
     return load_weights(path).model.encoder.eval()
 
 
+def tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """The names and shapes of a module's tensors: equal where weights of one fit the other."""
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
 def transfer(source: nn.Module, target: nn.Module) -> list[str]:
     """Copies every tensor that both have in the same shape; the names in `target` that kept their own values."""
     given, own = source.state_dict(), target.state_dict()

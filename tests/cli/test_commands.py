@@ -1,10 +1,10 @@
 """The commands as a user runs them: separate processes, exit codes, one clear line per mistake."""
 
+import csv
 import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -182,18 +182,16 @@ def test_output_to_a_closed_pipe_is_no_fault(tmp_path):
 
 @pytest.mark.slow
 def test_real_speech_trains(speech, tmp_path):
-    """Two epochs of a tiny model on real speech: loss and validation KL fall, top-1 rises."""
-    started = time.perf_counter()
+    """The shipped configuration on half an hour of real speech: loss and validation KL fall, top-1 rises."""
+    config = Path(__file__).parents[2] / "cpu/configs/train.yaml"
     done = command(
-        "trainsjepa", "model.size=tiny", f"dataset.train_path={speech / 'train.zip'}", f"dataset.test_path={speech / 'test.zip'}",
-        "model.overrides={dropout: 0.0, attention_dropout: 0.0, activation_dropout: 0.0, predictor_dropout: 0.0, layer_drop: 0.0}",
-        "dataset.max_train_samples=320", "dataset.max_test_samples=40", "train.max_batch_seconds=16", "train.grad_accum=1",
-        "train.epochs=3", "scheduler.warmup_steps=0.1", "optimizer.lr=1.5e-3", "gmm.fit_frames=20000", "gmm.num_clusters=50", cwd=tmp_path,
+        "trainsjepa", "-c", config, f"dataset.train_path={speech / 'train.zip'}", f"dataset.test_path={speech / 'test.zip'}",
+        "dataset.max_train_samples=480", "dataset.max_test_samples=160", "train.epochs=4", "gmm.fit_frames=40000", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = [line.split(",") for line in (tmp_path / "runs/sjepa_base/train/history.csv").read_text().splitlines()]
-    first, last = (dict(zip(rows[0], map(str, row), strict=True)) for row in (rows[1], rows[-1]))
-    assert float(last["train_loss"]) < float(first["train_loss"]) - 0.2
-    assert float(last["val_kl"]) < float(first["val_kl"]) - 0.05
-    assert float(last["val_top1"]) > float(first["val_top1"])
-    print(f"{time.perf_counter() - started:.0f} s")
+    with (tmp_path / "runs/sjepa_cpu/train/history.csv").open(newline="") as file:
+        first, *_, last = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    # seen over four epochs: loss −0.26, validation KL −0.08, top-1 from 2.4 % to 3.5 %
+    assert last["train_loss"] < first["train_loss"] - 0.1
+    assert last["val_kl"] < first["val_kl"] - 0.03
+    assert last["val_top1"] > first["val_top1"]

@@ -130,6 +130,27 @@ def test_a_file_that_breaks_after_the_scan_is_left_out_and_named(tmp_path):
     assert sum(len(batch.names) for batch in batches) == 4
 
 
+def test_a_partner_that_cannot_be_read_is_named_and_not_the_clip(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.wav").write_bytes(encode(tone(0.5, seed=number), 16000, "wav"))
+    clips = Clips([scan(source) for source in resolve_sources(str(tmp_path))], sample_rate=16000)
+    (tmp_path / "3.wav").write_bytes(b"gone bad")
+    batches = [batch for epoch in range(8) for batch in all_batches(clips.subset(np.array([0, 1, 2, 3])), epoch=epoch)]
+    partners = [failure for batch in batches for failure in batch.failures if not failure.is_own]
+    assert partners
+    assert {failure.name.split("/")[1] for failure in partners} == {"3.wav"}
+    assert all(len(batch.names) == 3 for batch in batches)  # the clips themselves are used
+
+
+def test_partners_in_a_compressed_archive_are_near(corpus):
+    clips = Clips([scan(source) for source in resolve_sources(str(corpus / "train.zip"))], sample_rate=16000)
+    assert len(clips.neighbours(3)) == len(clips)
+    clips.locality_N[:] = np.arange(len(clips)) // 4
+    assert clips.neighbours(5).tolist() == [4, 5, 6, 7]
+    clips.locality_N[5] = 99
+    assert len(clips.neighbours(5)) == len(clips)  # alone in its block: any
+
+
 def test_one_worker_process_gives_tensors_it_shares(clips):
     batch = all_batches(clips, workers=1, augment=False)[0]
     assert batch.heard_BS.data_ptr() == batch.clean_BS.data_ptr()

@@ -114,6 +114,19 @@ def test_manifest_segments_are_cut_out_of_the_file(tmp_path):
     assert "after the end" in clips.dropped[0][1]
 
 
+def test_a_manifest_means_the_same_from_any_folder_and_after_a_move(tmp_path, monkeypatch):
+    make_folder(tmp_path / "here" / "data")
+    (tmp_path / "here" / "list.jsonl").write_text(json.dumps({"path": f"data/{NAMES[0]}"}))
+    (tmp_path / "here" / "list.tsv").write_text(f"data\n{NAMES[0]}\t5000\n")
+    monkeypatch.chdir(tmp_path)
+    expected = clips_of("here/list.jsonl").read(0)
+    clips_of("here/list.tsv")
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    for name in ("list.jsonl", "list.tsv"):
+        assert np.array_equal(clips_of(name).read(0), expected)
+
+
 def test_globs_and_lists_are_one_dataset_in_a_fixed_order(tmp_path):
     for shard in ("b", "a"):
         make_tar(tmp_path / f"{shard}.tar", "w")

@@ -12,6 +12,7 @@ from sjepa.core.errors import UserError
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.train import train
 from sjepa.training import trainer as trainer_module
+from sjepa.training.resume import differences
 from sjepa.training.trainer import Trainer
 from tests.training.test_step import SMALL
 
@@ -86,9 +87,9 @@ def test_worker_processes_change_nothing(corpus, finished, tmp_path, workers):
     assert_same_run(finished, tmp_path / "r" / "train")
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
 def test_a_stopped_run_goes_on_to_the_same_end(corpus, finished, tmp_path, monkeypatch, stop_after):
-    """Three updates make an epoch: inside the first, at its end, inside the second."""
+    """Three updates make an epoch: inside the first, at its end, inside the second, at the very end."""
     original = Trainer._follow_up
 
     def stop(self, *arguments):
@@ -110,6 +111,31 @@ def test_more_epochs_continue_a_finished_run_and_other_changes_are_refused(corpu
         run(corpus, tmp_path, "checkpoint.resume=true", "optimizer.lr=0.5", "scheduler.kind=constant")
     assert run(corpus, tmp_path, "checkpoint.resume=true", "train.epochs=2", "scheduler.kind=constant") == 0
     assert len(history(tmp_path / "r" / "train")) == 2
+
+
+def test_more_steps_go_on_inside_the_epoch(corpus, tmp_path):
+    constant = "scheduler.kind=constant"
+    assert run(corpus, tmp_path / "a", constant, "scheduler.warmup_steps=2", "train.max_steps=5") == 0
+    for steps in (2, 5):
+        resume = ["checkpoint.resume=true", f"train.max_steps={steps}"]
+        assert run(corpus, tmp_path / "b", constant, "scheduler.warmup_steps=2", *resume) == 0
+    assert_same_run(tmp_path / "a/r/train", tmp_path / "b/r/train")
+
+
+def test_a_run_does_not_go_on_with_other_data(corpus, tmp_path):
+    assert run(corpus, tmp_path, "train.max_steps=1") == 0
+    config = tmp_path / "r/train/config_used.yaml"
+    config.write_text(config.read_text().replace("train.zip", "test.zip"))
+    with pytest.raises(UserError, match="the training set is not the one"):
+        run(corpus, tmp_path, "checkpoint.resume=true", f"dataset.train_path={corpus / 'test.zip'}")
+
+
+def test_runs_that_share_a_checkpoint_folder_do_not_touch_each_other(corpus, tmp_path):
+    shared = [f"checkpoint.dir={tmp_path / 'shared'}", "checkpoint.max_checkpoint=1"]
+    assert run(corpus, tmp_path, *shared) == 0
+    assert run(corpus, tmp_path, *shared, "train.epochs=1") == 0
+    found = sorted(str(path.relative_to(tmp_path / "shared")) for path in (tmp_path / "shared").rglob("*.pth"))
+    assert found == ["r/train/epoch_001.pth", "r/train2/epoch_000.pth"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(corpus, finished, tmp_path, capsys):
@@ -144,6 +170,7 @@ def test_a_run_can_start_from_weights(corpus, finished, tmp_path, capsys):
     before, after = (torch.load(p, weights_only=True)["model"] for p in (best, tmp_path / "r/train/weights/last.pt"))
     name = "encoder.feature_projection.projection.weight"
     assert torch.allclose(before[name], after[name], atol=1e-6)
+    assert run(corpus, tmp_path, f"init_weights={best}", "train.max_steps=1", "model.overrides.dropout=0.3") == 0
     with pytest.raises(UserError, match="encoder of another shape"):
         run(corpus, tmp_path, f"init_weights={best}", "model.overrides.num_layers=1")
 
@@ -176,3 +203,25 @@ def test_bf16_follows_fp32(corpus, finished, tmp_path):
 def test_tensorboard_events_on_request(corpus, tmp_path):
     assert run(corpus, tmp_path, "train.max_steps=2", "logging.tensorboard=true") == 0
     assert list((tmp_path / "r/train/tensorboard").glob("events.*"))
+
+
+def test_validation_does_not_depend_on_how_clips_are_batched(corpus, finished, tmp_path):
+    figures = []
+    for size in (1, 3):
+        evaluate_weights(load_config(None, [
+            f"init_weights={finished / 'weights/best.pt'}", f"dataset.test_path={corpus / 'test.zip'}", f"runs_root={tmp_path}",
+            "run_name=r", "dataset.num_workers=0", "train.precision=fp32", f"train.batch_size={size}",
+        ]))  # fmt: skip
+        rows = dict(csv.reader((tmp_path / "r" / ("eval" if size == 1 else "eval2") / "results.csv").open()))
+        figures.append([float(rows[name]) for name in ("loss", "kl", "top1", "entropy_bits", "frames")])
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+
+
+def test_changes_that_make_another_run_are_found():
+    used = {
+        "train": {"epochs": 1, "batch_size": 4},
+        "model": {"overrides": {"dropout": 0.0}},
+        "checkpoint": {"dir": None},
+    }
+    wanted = {"train": {"epochs": 2, "batch_size": 4}, "model": {"overrides": {}}, "checkpoint": {"dir": "x"}}
+    assert differences(used, wanted) == ["model.overrides.dropout: 0.0 → None"]

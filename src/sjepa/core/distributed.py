@@ -1,4 +1,4 @@
-"""The one face of the parallel engine (Lightning Fabric): devices, precision, and sums over ranks."""
+"""The one face of the parallel engine (Lightning Fabric): device and precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
 
 
 class Engine:
-    """One process of a run: where it computes, in which arithmetic, and which one of how many it is."""
+    """Where a run computes, and in which arithmetic."""
 
     def __init__(self, *, device: str, precision: str) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto. Raises UserError if the
@@ -29,8 +29,6 @@ class Engine:
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
         self._fabric = Fabric(accelerator=kind, devices=1, precision=_FABRIC_PRECISION[self.precision])  # type: ignore[arg-type]
         self.device: torch.device = self._fabric.device
-        self.rank: int = self._fabric.global_rank
-        self.world_size: int = self._fabric.world_size
 
     @property
     def scales_loss(self) -> bool:
@@ -65,9 +63,6 @@ class Engine:
         """Scales the gradient down to `max_norm`; its norm before that, which may be inf or NaN."""
         norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
         return torch.as_tensor(norm)
-
-    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        return self._fabric.all_reduce(tensor, reduce_op="sum") if self.world_size > 1 else tensor  # type: ignore[return-value]
 
 
 def _device_kind(device: str) -> str:

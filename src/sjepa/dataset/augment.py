@@ -6,9 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sjepa.dataset.audio import Waveform
+from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.clips import Clips
+
+
+class PartnerError(Exception):
+    """The clip that was drawn to be mixed in cannot be read."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Augmentation:
     def __call__(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
         """The waveform the encoder hears: mixed, noisy or as it is (then `clean` itself).
 
-        `position` is the clip's own among `partners`. Raises DecodeError if the partner that was drawn cannot be read.
+        `position` is the clip's own among `partners`. Raises PartnerError if the partner that was drawn cannot be read.
         """
         draw = rng.random()
         if draw < self.p_mix:
@@ -34,7 +43,7 @@ class Augmentation:
         return clean
 
     def _mixed(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
-        other = _other(len(partners), position, rng)
+        other = _other(partners.neighbours(position), position, rng)
         length = int(rng.integers(1, max(2, len(clean) // 2 + 1)))
         if other is None:
             return clean
@@ -47,7 +56,8 @@ class Augmentation:
 
     def _noisy(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
         source = partners if self.noise is None else self.noise
-        other = _other(len(source), position if self.noise is None else -1, rng)
+        choices = partners.neighbours(position) if self.noise is None else np.arange(len(source))
+        other = _other(choices, position if self.noise is None else -1, rng)
         if other is None:
             return clean
         noise = np.resize(_random_piece(source, other, len(clean), rng), len(clean))  # repeats a shorter one
@@ -60,16 +70,20 @@ def mix_gain(clean: Waveform, other: Waveform, *, ratio_db: float) -> np.float32
     return np.float32(np.sqrt(clean_power * 10 ** (ratio_db / 10) / other_power) if other_power > 0 else 0.0)
 
 
-def _other(count: int, own: int, rng: np.random.Generator) -> int | None:
-    """A clip that is not one's own (`own` −1: any), or None if there is none."""
-    choices = count - (own >= 0)
-    if choices < 1:
+def _other(choices: NDArray[np.int64], own: int, rng: np.random.Generator) -> int | None:
+    """One of `choices` that is not one's own (`own` −1: any), or None if there is none."""
+    if len(choices) <= (own >= 0):
         return None
-    drawn = int(rng.integers(0, choices))
-    return drawn + 1 if 0 <= own <= drawn else drawn
+    drawn = int(choices[rng.integers(0, len(choices))])
+    while drawn == own:
+        drawn = int(choices[rng.integers(0, len(choices))])
+    return drawn
 
 
 def _random_piece(clips: Clips, position: int, length: int, rng: np.random.Generator) -> Waveform:
     available = int(clips.length_N[position])
     start = int(rng.integers(0, max(1, available - length + 1)))
-    return clips.read(position, start=start, length=min(length, available))
+    try:
+        return clips.read(position, start=start, length=min(length, available))
+    except DecodeError as error:
+        raise PartnerError(clips.name(position), str(error)) from None

@@ -26,6 +26,7 @@ class Failure(NamedTuple):
 
     name: str
     reason: str
+    is_own: bool = True  # False: the partner of an augmentation, whose clip was used as it is
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,9 @@ class Batch:
         return sum(self.num_samples)
 
     def pin_memory(self) -> Batch:
-        return replace(
-            self,
-            clean_BS=self.clean_BS.pin_memory(),
-            heard_BS=self.heard_BS.pin_memory(),
-            clip_id_B=self.clip_id_B.pin_memory(),
-        )
+        clean = self.clean_BS.pin_memory()
+        heard = clean if self.heard_BS is self.clean_BS else self.heard_BS.pin_memory()
+        return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
         same = self.heard_BS is self.clean_BS

@@ -31,6 +31,7 @@ class Clips:
         self._containers = Containers()
         counts = [len(table) for table in tables]
         self._first_id = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._all = np.arange(len(_keep) if _keep is not None else int(self._first_id[-1]))
         self.id_N = np.arange(self._first_id[-1]) if _keep is None else _keep
         lengths = [resampled_length(table.samples, table.rate, sample_rate) for table in tables]  # type: ignore[arg-type]
         self.length_N = _joined(lengths)[self.id_N]
@@ -56,6 +57,13 @@ class Clips:
     def subset(self, positions: NDArray[Any]) -> Clips:
         """The clips at these positions (or under this mask), in the order given."""
         return Clips(self._tables, sample_rate=self.sample_rate, _keep=self.id_N[positions])
+
+    def neighbours(self, position: int) -> NDArray[np.int64]:
+        """Positions that are read cheaply together with this one, itself included: those of its part of a compressed
+        archive if that holds others, else all."""
+        locality = self.locality_N[position]
+        near = np.flatnonzero(self.locality_N == locality) if locality >= 0 else self._all
+        return near if len(near) > 1 else self._all
 
     def name(self, position: int) -> str:
         """A printable name: source and path inside it."""

@@ -35,7 +35,7 @@ class Containers:
         """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
         try:
             if kind in ("folder", "jsonl", "tsv"):
-                return open(path / name if kind == "folder" else Path(name), "rb")
+                return open((path if kind == "folder" else path.parent) / name, "rb")
             if kind == "targz":
                 return io.BytesIO(self._handle(path, kind, index).read_range(offset, size))
             if offset >= 0:

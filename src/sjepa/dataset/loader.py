@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
 from sjepa.dataset.audio import DecodeError
-from sjepa.dataset.augment import Augmentation
+from sjepa.dataset.augment import Augmentation, PartnerError
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.order import bucketed_batches, fixed_batches
@@ -55,11 +55,12 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             return None, [Failure(name, str(error))]
         heard, failures = clean, []
         if request.augment and self.augmentation is not None:
-            rng = generator(self.seed, "augment", request.epoch, request.window)
+            tile = int(self.windows.start_N[request.window])
+            rng = generator(self.seed, "augment", request.epoch, clip_id, tile)
             try:
                 heard = self.augmentation(clean, position, self.clips, rng)
-            except DecodeError as error:
-                failures.append(Failure(f"{name} (its augmentation partner)", str(error)))
+            except PartnerError as error:
+                failures.append(Failure(error.name, error.reason, is_own=False))
         return Sample(clean, heard, clip_id, request.window, name), failures
 
 

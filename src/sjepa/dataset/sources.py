@@ -70,7 +70,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class AudioRef:
-    """One clip before it was looked into: a name inside its source and where its bytes are.
+    """One clip before it was looked into: its path inside its source (beside it, or absolute, for a manifest) and where
+    its bytes are.
 
     `offset`/`size` are byte positions for containers that are read directly (tar, stored zip entries), else −1.
     `start_seconds`/`duration_seconds` cut a segment out of the file (JSONL manifests).
@@ -257,20 +258,20 @@ def _list_jsonl(path: Path) -> Listing:
             continue
         try:
             fields = json.loads(line)
-            listing.refs.append(_jsonl_ref(fields, path.parent))
+            listing.refs.append(_jsonl_ref(fields))
         except (ValueError, TypeError, AttributeError) as error:
             listing.dropped.append((f"line {number}", f"not a manifest entry ({error})"))
     return listing
 
 
-def _jsonl_ref(fields: dict[str, Any], root: Path) -> AudioRef:
+def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
     fields = dict(fields)
     names = [fields.pop(name) for name in ("path", "wav_path", "audio_filepath") if name in fields]
     if not names or not isinstance(names[0], str) or not names[0]:
         raise ValueError("no path, wav_path or audio_filepath")
     start, duration = fields.pop("offset", None), fields.pop("duration", None)
     return AudioRef(
-        str(root / names[0]),
+        names[0],
         start_seconds=_seconds("offset", start) or 0.0,
         # a duration alone describes the file; with an offset it cuts a segment out of it
         duration_seconds=_seconds("duration", duration) if start is not None else None,
@@ -290,8 +291,7 @@ def _seconds(name: str, value: Any) -> float | None:
 def _list_tsv(path: Path) -> Listing:
     """A fairseq manifest: the root folder on the first line, then `path<TAB>samples`."""
     root, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
-    folder = path.parent / root.strip()
-    if not root.strip() or not folder.is_dir():
+    if not root.strip() or not (path.parent / root.strip()).is_dir():
         raise UserError(f"{path}: line 1 is {root.strip()!r}, not the folder that the paths below it start from")
     names = [line.split("\t")[0].strip() for line in lines]
-    return Listing([AudioRef(str(folder / name)) for name in names if name])
+    return Listing([AudioRef(f"{root.strip()}/{name}") for name in names if name])

@@ -18,6 +18,7 @@ from sjepa.core.files import write_text
 from sjepa.dataset.loader import Loader
 from sjepa.evaluation.evaluate import evaluate, write_results
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.model import SJEPA
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.report import RunReport
 from sjepa.reporting.run_dir import RunDir, existing_runs, new_run
@@ -56,39 +57,37 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         run_dir = resumed[0] if resumed else new_run(Path(config.runs_root), config.run_name, "train")
         console.log_to(run_dir.logs, "train")
         console.note(f"run folder {run_dir.root}")
-    _describe(config, console, engine, data, loader, schedule)
+    model = build_model(config, schedule.at(0), note=console.note)
+    _describe(config, console, engine, data, loader, schedule, model)
     if dry_run:
         return 0
     report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
+    trainer = _trainer(config, engine, data, loader, schedule, model, run_dir, resumed, report)
+    _estimate_time(trainer, loader, schedule, console)
+    console.run_started(schedule.epochs, schedule.total_steps)
     try:
-        trainer = _trainer(config, engine, data, loader, schedule, run_dir, resumed, report)
-        _estimate_time(trainer, loader, schedule, console)
-        console.run_started(schedule.epochs, schedule.total_steps)
         with _stopping_on_signals(trainer):
             trainer.run()
-        report.draw()
-        report.close()
-        _final_evaluation(config, engine, data, schedule, run_dir, console)
     except Interrupted as stop:
-        report.draw()
-        report.close()
         name = signal.Signals(stop.signal_number).name
         console.warn(f"stopped by {name}; the same command with checkpoint.resume=true goes on")
         return 128 + stop.signal_number
     finally:
+        report.draw()
         report.close()
-    console.note(
-        f"done: {run_dir.weights / 'best.pt'} (epoch {trainer.best.epoch}, {config.best.metric} {trainer.best.value:.4f})"
-    )
+    _final_evaluation(config, engine, data, schedule, run_dir, console)
+    best = trainer.best
+    console.note(f"done: {run_dir.weights / 'best.pt'} (epoch {best.epoch}, {config.best.metric} {best.value:.4f})")
     return 0
 
 
-def _describe(config: Config, console: Console, engine: Engine, data: Data, loader: Loader, schedule: Schedule) -> None:
+def _describe(
+    config: Config, console: Console, engine: Engine, data: Data, loader: Loader, schedule: Schedule, model: SJEPA
+) -> None:
     """Data, model, batch, plan and memory, before anything costs time."""
     console.plain(describe_data(data))
     for name, reason in [*data.train.dropped, *data.test.dropped]:
         console.detail(f"dropped {name}: {reason}")
-    model = build_model(config, schedule.at(0), note=console.note)
     console.plain(describe_model(model))
     console.plain(describe_batches(config, loader))
     memory = estimated_bytes(config, engine, loader, schedule.at(0), model)
@@ -106,6 +105,7 @@ def _trainer(
     data: Data,
     loader: Loader,
     schedule: Schedule,
+    model: SJEPA,
     run_dir: RunDir,
     resumed: tuple[RunDir, Path] | None,
     report: RunReport,
@@ -124,7 +124,7 @@ def _trainer(
         engine=engine,
         schedule=schedule,
         train=loader,
-        model=build_model(config, schedule.at(0), note=lambda text: None),
+        model=model,
         gmm=gmm,
         weights_folder=run_dir.weights,
         checkpoint_folder=_checkpoint_folder(config, run_dir),
@@ -155,7 +155,10 @@ def _run_to_resume(config: Config, console: Console) -> tuple[RunDir, Path] | No
 
 
 def _checkpoint_folder(config: Config, run_dir: RunDir) -> Path:
-    return Path(config.checkpoint.dir) if config.checkpoint.dir else run_dir.checkpoints
+    """`checkpoint.dir` may serve many runs: each has a folder of its own there."""
+    if config.checkpoint.dir is None:
+        return run_dir.checkpoints
+    return Path(config.checkpoint.dir) / config.run_name / run_dir.root.name
 
 
 def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console: Console) -> None:

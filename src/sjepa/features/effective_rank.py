@@ -11,7 +11,8 @@ def effective_rank(features_ND: Tensor) -> float:
 
     NaN-free for constant features, whose effective rank is 1.
     """
-    centred = features_ND.double() - features_ND.double().mean(dim=0)
+    wide_ND = features_ND.cpu().double()  # not every device has float64
+    centred = wide_ND - wide_ND.mean(dim=0)
     values = torch.linalg.svdvals(centred)
     total = values.sum()
     if total <= 0:

@@ -69,8 +69,6 @@ class DiagonalGMM(nn.Module):
         with torch.autocast(features_ND.device.type, enabled=False):
             rows = max(1, _CHUNK_ELEMENTS // self.num_components)
             parts = [self._chunk(chunk) for chunk in features_ND.float().split(rows)]
-        if not parts:
-            return Posteriors(features_ND.new_zeros(0, self.num_components), features_ND.new_zeros(0))
         if len(parts) == 1:
             return parts[0]
         return Posteriors(*(torch.cat(values) for values in zip(*parts, strict=True)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,11 +50,6 @@ class SufficientStatistics:
         self.mass_K += mass[:, 0]
         self.log_likelihood += posteriors.log_likelihood_N.sum(dtype=torch.float64)
         self.frames += len(x_ND)
-
-    def reduce(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Adds up what every rank collected."""
-        for name in ("mass_K", "sums_KD", "squares_KD", "log_likelihood", "frames"):
-            setattr(self, name, sum_over_ranks(getattr(self, name)))
 
     def maximise(self, previous: DiagonalGMM, *, least_mass: float = 1e-3) -> Parameters:
         """The M-step. A component with less than `least_mass` frames keeps its mean and variance."""

@@ -20,10 +20,6 @@ class ClusterHead(nn.Module):
             init_linear(nn.Linear(width, num_clusters)),
         )
 
-    @property
-    def num_clusters(self) -> int:
-        return int(self.layers[-1].out_features)  # type: ignore[arg-type]
-
     def forward(self, x_ND: Tensor) -> Tensor:
         """[N, D] → logits [N, K]."""
         return self.layers(x_ND)  # type: ignore[no-any-return]

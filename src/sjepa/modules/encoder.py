@@ -37,7 +37,7 @@ class EncoderShape:
 
 class EncoderOutput(NamedTuple):
     """`features_BTD` of the last layer computed; `real_BT`, True where a frame is a clip's own; `layers`, the outputs
-    of all layers computed, if they were asked for."""
+    of all layers computed, in order."""
 
     features_BTD: Tensor
     real_BT: Tensor

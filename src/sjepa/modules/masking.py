@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sjepa.core.random import uniform_tensor
+from sjepa.core.tensors import to_device
 
 
 def num_masked(num_frames: int, mask_ratio: float) -> int:
@@ -32,8 +33,8 @@ def span_mask(
     device, longest = clip_id_B.device, max(num_frames, default=0)
     if longest == 0:
         return torch.zeros(len(num_frames), 0, dtype=torch.bool, device=device)
-    frames_B = torch.tensor(num_frames, device=device)
-    count_B = torch.tensor([num_masked(frames, mask_ratio) for frames in num_frames], device=device)
+    frames_B = to_device(num_frames, device)
+    count_B = to_device([num_masked(frames, mask_ratio) for frames in num_frames], device)
     start_P = torch.arange(longest, device=device)
     time_BP = uniform_tensor(base_key, clip_id_B[:, None], start_P)
     # whole spans only; a clip shorter than a span has a single start

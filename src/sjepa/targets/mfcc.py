@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sjepa.core.frames import SPEECH
+from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
@@ -45,7 +46,7 @@ def gather_features(batches: Iterable[Batch], sample: FrameSample, extract: Extr
         if not batch.num_samples:
             continue
         on_device = batch.to(device)
-        num_samples_B = torch.tensor(batch.num_samples, device=device)
+        num_samples_B = to_device(batch.num_samples, device)
         features_BTD = extract(on_device.clean_BS, num_samples_B)
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
             frames = torch.from_numpy(sample.frames_M[window])

@@ -33,13 +33,13 @@ from sjepa.targets.mfcc import FEATURES, MFCCTargets, gather_features
 from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.clock import Clock
-from sjepa.training.data import ClipSet, load_clips, tiling, training_windows, validation_part
+from sjepa.training.data import ClipSet, Fingerprint, load_clips, tiling, training_windows, validation_part
 from sjepa.training.estimate import training_bytes
 from sjepa.training.optimizer import build_optimizer
 from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
 from sjepa.training.trainer import Parts, Plan, Trainer
-from sjepa.weights import Weights, load_weights, save_weights, transfer
+from sjepa.weights import Weights, load_weights, save_weights, tensor_shapes, transfer
 
 _FIT_BATCH_CLIPS = 16
 
@@ -146,7 +146,7 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
         if Path(config.init_weights).is_dir():
             raise UserError("init_weights: starting from a Hugging Face folder is not available yet")
         source = load_weights(config.init_weights).model
-        if source.shape.encoder != model.shape.encoder:
+        if tensor_shapes(source.encoder) != tensor_shapes(model.encoder):
             raise UserError(
                 f"init_weights: {config.init_weights} holds an encoder of another shape than model.size "
                 f"{config.model.size} describes ({source.shape.encoder} against {model.shape.encoder})"
@@ -221,7 +221,7 @@ def phase1_gmm(config: Config, data: Data, *, seed: int, device: torch.device, r
             "of the training set"
         )
     fit = fit_gmm(
-        features_ND,
+        features_ND.cpu() if device.type == "mps" else features_ND,  # sums in float64, which mps does not have
         components,
         seed=key(seed, "gmm"),
         kmeans_iters=config.gmm.kmeans_iters,
@@ -235,7 +235,7 @@ def phase1_gmm(config: Config, data: Data, *, seed: int, device: torch.device, r
         f"GMM: {components} components on {len(features_ND):,} frames of {len(sample.window_M):,} windows, "
         f"log-likelihood {fit.log_likelihoods[0]:.3f} → {fit.log_likelihoods[-1]:.3f}"
     )
-    return fit.gmm
+    return fit.gmm.to(device)
 
 
 def assemble(
@@ -255,7 +255,11 @@ def assemble(
     pin = engine.device.type == "cuda"
     model = engine.to_device(model)
     optimizer = build_optimizer(
-        model, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, betas=config.optimizer.betas
+        model,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        betas=config.optimizer.betas,
+        scales_loss=engine.scales_loss,
     )
     wrapped, wrapped_optimizer = engine.setup(model, optimizer)
     targets = engine.to_device(MFCCTargets(gmm))
@@ -282,6 +286,7 @@ def assemble(
             config, data.validation, windows, seed=config.seed, batch_size=config.train.batch_size, pin_memory=pin
         ),
         checkpoints=Checkpoints(checkpoint_folder, keep=config.checkpoint.max_checkpoint),
+        fingerprint=Fingerprint(data.train.clips, data.windows),
         save_weights=keep_weights,
     )
     run_plan = Plan(

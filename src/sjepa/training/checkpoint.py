@@ -38,7 +38,8 @@ class Checkpoints:
         content["parts"] = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[assignment]
         with atomic_path(self.folder / name) as temporary:
             torch.save(content, temporary)
-        for path in self.paths()[: -self._keep]:
+        others = [path for path in self.paths() if path.name != name]
+        for path in others[: max(0, len(others) - self._keep + 1)]:
             path.unlink(missing_ok=True)
         return self.folder / name
 
@@ -54,13 +55,16 @@ class Checkpoints:
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
-        """Gives every part its state back. Raises UserError, with nothing changed, if the file does not fit."""
+        """Gives every part its state back, in their order. Raises UserError if the file does not fit."""
         content = read_torch_file(path, kind=_KIND, newest=_FORMAT)
         missing = set(parts) ^ set(content["parts"])
         if missing:
             raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(missing))})")
         for name, part in parts.items():
-            part.load_state_dict(content["parts"][name])
+            try:
+                part.load_state_dict(content["parts"][name])
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise UserError(f"{path}: its {name} does not fit this run ({' '.join(str(error).split())})") from None
 
 
 def _order(match: re.Match[str]) -> tuple[int, float]:

@@ -8,20 +8,18 @@ from dataclasses import asdict, dataclass
 @dataclass
 class Clock:
     """`step` counts optimiser updates, `epoch` passes over the data, `batch` micro-batches taken from this epoch;
-    `audio_seconds` and `seconds` are what was trained on and how long it took, over the whole run."""
+    `audio_seconds` is how much was trained on in the whole run."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     audio_seconds: float = 0.0
-    seconds: float = 0.0
 
-    def tick(self, *, batches: int, audio_seconds: float, seconds: float) -> None:
+    def tick(self, *, batches: int, audio_seconds: float) -> None:
         """One optimiser update was made from `batches` micro-batches."""
         self.step += 1
         self.batch += batches
         self.audio_seconds += audio_seconds
-        self.seconds += seconds
 
     def next_epoch(self) -> None:
         self.epoch += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,25 @@ class ClipSet:
             more = f"; {len(counts) - _SHOWN_REASONS} more reasons" if len(counts) > _SHOWN_REASONS else ""
             text += f" ({len(self.dropped)} dropped: {reasons}{more})"
         return text
+
+
+class Fingerprint:
+    """Which clips and windows a run is made on: a checkpoint gives its position among exactly these."""
+
+    def __init__(self, clips: Clips, windows: Windows) -> None:
+        columns = (clips.id_N, clips.length_N, windows.clip_N, windows.start_N, windows.length_N)
+        self._digest = hashlib.blake2b(b"".join(column.tobytes() for column in columns), digest_size=16).hexdigest()
+
+    def state_dict(self) -> dict[str, str]:
+        return {"digest": self._digest}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Raises UserError if the state was made on other data."""
+        if state["digest"] != self._digest:
+            raise UserError(
+                "checkpoint.resume: the training set is not the one this run was made on (files added, removed or of other "
+                "lengths); bring it back or start a new run"
+            )
 
 
 def load_clips(

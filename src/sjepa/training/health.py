@@ -53,10 +53,16 @@ class UnreadableClips:
     found: dict[str, str] = field(default_factory=dict)
 
     def saw(self, failures: Iterable[Failure]) -> None:
-        self.found.update({failure.name: failure.reason for failure in failures})
+        self.found.update({failure.name: failure.reason for failure in failures if failure.is_own})
 
     def reset(self) -> None:
         self.found.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": dict(self.found)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.found = dict(state["found"])
 
     def check(self) -> None:
         """Raises RunStopped, with the list, when more than 1 % of the epoch's clips (and more than one) failed."""

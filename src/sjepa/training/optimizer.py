@@ -7,7 +7,7 @@ from torch import nn
 
 
 def build_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], scales_loss: bool = False
 ) -> torch.optim.AdamW:
     """Decay pulls on weights of linear and convolution layers, not on biases, norms, gains, tokens and positions."""
     decayed: list[nn.Parameter] = []
@@ -16,7 +16,8 @@ def build_optimizer(
         is_matrix = sum(size > 1 for size in parameter.shape) >= 2 and not name.endswith("positions")
         (decayed if is_matrix else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    # the fused update undoes a scaled loss by itself, which gradient clipping must do before
+    fused = not scales_loss and next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 

@@ -15,8 +15,9 @@ _FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", 
 def differences(used: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """`key: old → new` for every key that differs and must not."""
     old, new = _flat(used), _flat(wanted)
-    changed = [name for name in new if old.get(name) != new[name] and not name.startswith(_FREE)]
-    return [f"{name}: {old.get(name)} → {new[name]}" for name in changed]
+    names = [*new, *(name for name in old if name not in new)]
+    changed = [name for name in names if old.get(name) != new.get(name) and not name.startswith(_FREE)]
+    return [f"{name}: {old.get(name)} → {new.get(name)}" for name in changed]
 
 
 def refuse_differences(used: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:

@@ -13,6 +13,7 @@ from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key
+from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.modules.masking import num_masked, span_mask
@@ -72,7 +73,7 @@ def frame_losses(
     """
     device = batch.clean_BS.device
     num_frames = [SPEECH.frames(samples) for samples in batch.num_samples]
-    num_samples_B = torch.tensor(batch.num_samples, device=device)
+    num_samples_B = to_device(batch.num_samples, device)
     mask_BT = span_mask(
         num_frames,
         batch.clip_id_B,
@@ -120,6 +121,7 @@ def optimiser_update(
     mask_key = key(settings.seed, "mask", step)
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=engine.device)
+    update_sums = MetricSums(stage.num_clusters, engine.device)  # counted only if the update is made
     for index, batch in enumerate(window):
         torch.manual_seed(key(settings.seed, "dropout", step, index))
         losses = frame_losses(
@@ -134,7 +136,7 @@ def optimiser_update(
         loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count
         engine.backward(loss)
         total += loss.detach()
-        sums.add(
+        update_sums.add(
             losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
         )
     norm = engine.clip_gradients(model, optimizer, settings.grad_clip_norm)
@@ -142,6 +144,8 @@ def optimiser_update(
     finite = norm_value - norm_value == 0 and total_value - total_value == 0
     if finite or engine.scales_loss:
         optimizer.step()
+    if finite:
+        sums.merge(update_sums)
     clips = tuple(name for batch in window for name in batch.names)
     return Update(finite, norm_value, sum(batch.total_samples for batch in window), clips)
 
@@ -150,4 +154,4 @@ def _flat_indices(chosen_BT: Tensor, count: int) -> Tensor:
     """The flat indices of the True entries, of which there are `count`: told, so that the device need not be asked."""
     if count == 0:
         return torch.zeros(0, dtype=torch.int64, device=chosen_BT.device)
-    return torch.nonzero_static(chosen_BT.flatten(), size=count).squeeze(1)
+    return (~chosen_BT).flatten().to(torch.uint8).argsort(stable=True)[:count]

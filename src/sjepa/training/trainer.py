@@ -50,6 +50,7 @@ class Parts:
     train: Loader
     validation: Loader
     checkpoints: Checkpoints
+    fingerprint: Stateful
     save_weights: Callable[[Clock, Stage, Metrics, bool], None]
 
 
@@ -69,10 +70,21 @@ class _Interval:
     waited: float = 0.0
     samples: int = 0
     updates: int = 0
+    before: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.started
+        return self.before + time.perf_counter() - self.started
+
+    def restart(self) -> None:
+        """Begins to measure again, after a pause that does not count."""
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.seconds, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before, self.waited = state["before"], state["waited"]
 
     @property
     def waiting(self) -> float:
@@ -98,6 +110,7 @@ class Trainer:
         """Everything that a run needs to go on, by name."""
         parts = self.parts
         return {
+            "data": parts.fingerprint,
             "model": parts.network,
             "optimizer": parts.optimizer,
             "gmm": parts.targets.gmm,
@@ -106,24 +119,40 @@ class Trainer:
             "epoch_sums": self._epoch_sums,
             "recent_sums": self._recent_sums,
             "non_finite": self._non_finite,
+            "unreadable": self._unreadable,
+            "epoch": self._epoch,
         }
 
     def run(self) -> None:
         """Trains to the end of the schedule. Raises Interrupted or RunStopped with the state saved."""
-        while self.clock.step < self.plan.schedule.total_steps:
+        while not self._finished or self.clock.batch > 0:  # an epoch that was begun is also ended
             self._start_epoch()
-            for window in self._windows():
-                self._stage = self.plan.schedule.at(self.clock.step)
-                update, rate = self._update(window)
-                self._follow_up(update, rate, window)
-                if self.clock.step >= self.plan.schedule.total_steps:
-                    break
+            self._train_epoch()
             self._end_epoch()
+            if self._finished:
+                return
+
+    @property
+    def _finished(self) -> bool:
+        return self.clock.step >= self.plan.schedule.total_steps
+
+    def _train_epoch(self) -> None:
+        if self._finished:
+            return
+        for window in self._windows():
+            self._stage = self.plan.schedule.at(self.clock.step)
+            update, rate = self._update(window)
+            self._follow_up(update, rate, window)
+            if self._finished:
+                return
 
     def _start_epoch(self) -> None:
         self.parts.model.train()
-        self._epoch, self._recent = _Interval(), _Interval()
-        self._unreadable.reset()
+        self._recent = _Interval()
+        self._epoch.restart()
+        if self.clock.batch == 0:
+            self._epoch = _Interval()
+            self._unreadable.reset()
         self.report.epoch_started(self.clock, self.plan.schedule.steps_per_epoch)
 
     def _windows(self) -> Iterator[list[Batch]]:
@@ -149,7 +178,6 @@ class Trainer:
             self.plan.schedule, self.clock.step, kind=self.plan.lr_kind, min_ratio=self.plan.lr_min_ratio
         )
         set_learning_rate(self.parts.optimizer, rate)
-        started = time.perf_counter()
         update = optimiser_update(
             self.parts.engine,
             self.parts.model,
@@ -162,7 +190,7 @@ class Trainer:
             sums=self._recent_sums,
         )
         audio_seconds = update.samples / self.parts.network.encoder.geometry.sample_rate
-        self.clock.tick(batches=len(window), audio_seconds=audio_seconds, seconds=time.perf_counter() - started)
+        self.clock.tick(batches=len(window), audio_seconds=audio_seconds)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
         self._recent.updates += 1
@@ -233,9 +261,11 @@ class Trainer:
         is_best = self.best.offer(validation.metrics, clock.epoch)
         parts.save_weights(clock, self._stage, validation.metrics, is_best)
         self.report.epoch_ended(self._result(validation), is_best=is_best)
-        self._epoch_sums.reset()
-        clock.next_epoch()
-        self._save(inside_epoch=False)
+        whole = clock.batch >= parts.train.num_batches
+        if whole:
+            self._epoch_sums.reset()
+            clock.next_epoch()
+        self._save(inside_epoch=not whole)  # max_steps may end inside an epoch, which more steps would go on with
         if self.stop_signal is not None:
             raise Interrupted(self.stop_signal)
 

@@ -11,6 +11,7 @@ import torch
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.random import key
+from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.features.effective_rank import effective_rank
 from sjepa.metrics import Metrics, MetricSums
@@ -65,7 +66,7 @@ def validate(
 def _keep_layers(engine: Engine, encoder: Encoder, batch: Batch, layers: list[list[torch.Tensor]], most: int) -> int:
     """Adds every layer's features at up to `most` real frames of a batch to `layers`; how many there were."""
     with engine.autocast():
-        output = encoder(batch.clean_BS, torch.tensor(batch.num_samples, device=engine.device))
+        output = encoder(batch.clean_BS, to_device(batch.num_samples, engine.device))
     for kept, features_BTD in zip(layers, output.layers, strict=True):
         kept.append(features_BTD[output.real_BT][:most].float())
     return len(layers[0][-1])
