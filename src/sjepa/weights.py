@@ -59,7 +59,7 @@ def load_weights(path: str | Path) -> Weights:
             parameters = content["gmm"]["parameters"]
             gmm = DiagonalGMM(*parameters["means"].shape, features=content["gmm"]["features"])
             gmm.load_state_dict(parameters)
-        return Weights(model, gmm, content["config"], content["progress"])
+        return Weights(model, gmm, dict(content["config"]), dict(content["progress"]))
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: incomplete weights ({_one_line(error)})") from None
 

@@ -59,6 +59,8 @@ def test_all_problems_are_reported_at_once():
         ("dataset.augment.snr_noise=[9, 1]", "dataset.augment.snr_noise: [9.0, 1.0] is not [low, high]"),
         ("dataset.min_seconds=20", "dataset: min_seconds 20 is more than max_seconds 15"),
         ("run_name=a/b", "run_name: 'a/b' is not a plain folder name"),
+        ("run_name=..", "run_name: '..' is not a plain folder name"),
+        ("model.overrides.dropout=1.0", "model.overrides.dropout: 1.0 is not between 0 and 1 (bounds excluded)"),
         ("masking=3", "masking: 3 is not a section with keys of its own"),
     ],
 )

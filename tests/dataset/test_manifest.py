@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sjepa.dataset import manifest
+from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from tests.conftest import encode, tone
@@ -108,6 +109,34 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     (tmp_path / "train.cache.json").write_text(damage, encoding="latin-1")
     assert len(table_of(path)) == 7
     assert json.loads((tmp_path / "train.cache.json").read_text())[0]["clips"] == 7
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk" * 50, None])
+def test_a_damaged_gzip_index_is_made_anew(tmp_path, damage):
+    path = make_tar(tmp_path / "train.tar.gz", "w:gz")
+    expected = [Clips([table_of(path)], sample_rate=16000).read(index) for index in range(7)]
+    index = tmp_path / "train.gzindex"
+    whole = index.read_bytes()
+    index.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    clips = Clips([table_of(path)], sample_rate=16000)
+    assert all(np.array_equal(clips.read(number), expected[number]) for number in range(7))
+    assert index.read_bytes() == whole
+    index.write_bytes(bytes(len(whole)))  # the same size, and nonsense: read without it
+    clips = Clips([table_of(path)], sample_rate=16000)
+    assert all(np.array_equal(clips.read(number), expected[number]) for number in range(7))
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": None}, {"check": [1]}, {"format": "x"}])
+def test_a_cache_with_a_strange_header_is_made_anew(tmp_path, change):
+    path = make_zip(tmp_path / "train.zip")
+    table_of(path)
+    cache = tmp_path / "train.cache.json"
+    header, columns = json.loads(cache.read_text())
+    cache.write_text(f"[{json.dumps(header | change)},\n{json.dumps(columns)}]")
+    assert len(table_of(path)) == 7
+    columns["samples"] = columns["samples"][:3]
+    cache.write_text(f"[{json.dumps(header)},\n{json.dumps(columns)}]")
+    assert len(table_of(path)) == 7
 
 
 def test_processes_give_the_same_table(tmp_path, monkeypatch):

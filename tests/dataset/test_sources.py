@@ -161,6 +161,39 @@ def test_entries_that_cannot_be_clips_are_dropped_with_their_reason(tmp_path):
     assert all(reasons.values())
 
 
+def test_strange_files_and_lines_are_dropped_and_the_rest_is_used(tmp_path):
+    (tmp_path / "good.wav").write_bytes(audio(0))
+    (tmp_path / "none.mp3").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.wav")
+    lines = [{"path": "good.wav"}, {"path": "pipe.wav"}, {"path": "none.mp3"}, {"path": "gone.wav"}, {"audio": "x"}, {"path": 3}, ["good.wav"],
+             {"path": "good.wav", "offset": 1e308}, {"path": "good.wav", "offset": 10**400}, {"path": "good.wav", "offset": -1},
+             {"path": "good.wav", "offset": 0, "duration": 0}, {"path": "odd\u2028name.wav"}]  # fmt: skip
+    (tmp_path / "list.jsonl").write_text(
+        "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\r\nnonsense"
+    )
+    clips = clips_of(tmp_path / "list.jsonl")
+    assert len(clips) == 1
+    assert len(clips.dropped) == 12
+    reasons = dict(clips.dropped)
+    assert reasons["list.jsonl/pipe.wav"] == "not a regular file"
+    assert reasons["list.jsonl/none.mp3"] == "empty file"
+    assert len(clips_of(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED])
+def test_damaged_zip_entries_are_dropped(tmp_path, compression):
+    path = make_zip(tmp_path / "data.zip", compression)
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(NAMES[2])
+    data = bytearray(path.read_bytes())
+    start = entry.header_offset if compression == zipfile.ZIP_STORED else entry.header_offset + 30 + len(NAMES[2]) + 4
+    data[start : start + 200] = bytes(200)
+    path.write_bytes(bytes(data))
+    clips = clips_of(path)
+    assert len(clips) == 6
+    assert clips.dropped[0][0].endswith(NAMES[2])
+
+
 def test_encrypted_and_linked_zip_entries_are_dropped(tmp_path):
     path = make_zip(tmp_path / "data.zip")
     data = bytearray(path.read_bytes())

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 
@@ -14,6 +15,7 @@ from sjepa.entrypoints.train import train
 from sjepa.training import trainer as trainer_module
 from sjepa.training.resume import differences
 from sjepa.training.trainer import Trainer
+from tests.conftest import tone
 from tests.training.test_step import SMALL
 
 
@@ -225,3 +227,46 @@ def test_changes_that_make_another_run_are_found():
     }
     wanted = {"train": {"epochs": 2, "batch_size": 4}, "model": {"overrides": {}}, "checkpoint": {"dir": "x"}}
     assert differences(used, wanted) == ["model.overrides.dropout: 0.0 → None"]
+
+
+def test_clips_that_only_validation_finds_unreadable_are_named(corpus, tmp_path, capsys):
+    samples = tone(1.0)
+    samples[8000] = np.nan
+    data = tmp_path / "test"
+    data.mkdir()
+    soundfile.write(data / "bad.wav", samples, 16000, subtype="FLOAT")
+    soundfile.write(data / "good.wav", tone(1.0), 16000)
+    options = ["dataset.validate=header", "dataset.val_prob=1.0", "train.max_steps=1"]
+    assert run(corpus, tmp_path, *options, f"dataset.test_path={data}") == 0
+    assert "skipped test/bad.wav: samples that are not finite numbers" in capsys.readouterr().out
+    (data / "good.wav").unlink()
+    with pytest.raises(UserError, match="not one of the clips to measure on could be read"):
+        run(corpus, tmp_path, *options, f"dataset.test_path={data}")
+
+
+def test_diverged_weights_end_in_a_message_and_not_in_a_crash(corpus, tmp_path, capsys):
+    assert run(corpus, tmp_path, "optimizer.lr=1e300", "train.epochs=1") == 0
+    shown = capsys.readouterr().out
+    assert "loss or gradient not finite, left out" in shown
+    assert "there is no best.pt; the last weights are evaluated" in shown
+
+
+def test_a_damaged_history_is_told_in_one_line(corpus, tmp_path):
+    assert run(corpus, tmp_path, "train.epochs=1", "scheduler.kind=constant") == 0
+    history_file = tmp_path / "r/train/history.csv"
+    for damage in (b"garbage\n1,2\n", bytes(range(256)), b"epoch,lr\nx,y\n"):
+        history_file.write_bytes(damage)
+        with pytest.raises(UserError, match=r"history.csv: damaged"):
+            run(corpus, tmp_path, "scheduler.kind=constant", "checkpoint.resume=true")
+    history_file.unlink()
+    assert run(corpus, tmp_path, "scheduler.kind=constant", "checkpoint.resume=true") == 0
+
+
+def test_a_mistake_in_weights_or_mixture_leaves_no_run_folder(corpus, tmp_path):
+    (tmp_path / "garbage.pt").write_bytes(b"garbage")
+    for key in ("init_weights", "gmm.path"):
+        with pytest.raises(UserError, match=r"garbage\.pt: not a"):
+            run(corpus, tmp_path, f"{key}={tmp_path / 'garbage.pt'}")
+    with pytest.raises(UserError, match=r"checkpoint\.dir: .* is not a folder"):
+        run(corpus, tmp_path, f"checkpoint.dir={tmp_path / 'garbage.pt'}")
+    assert not (tmp_path / "r" / "train").exists()

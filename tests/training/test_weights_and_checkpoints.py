@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -120,4 +122,29 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         checkpoints.save({"a": Broken(1)}, epoch=0)
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["epoch_000.pth"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits on file sizes are POSIX")
+def test_a_full_disk_is_told_and_the_previous_checkpoint_stays(tmp_path):
+    """A limit on the size of files stands in for the disk, in a process of its own."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from sjepa.core.errors import UserError
+from sjepa.training.checkpoint import Checkpoints
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+class Part:
+    def __init__(self, size): self.size = size
+    def state_dict(self): return {{"value": torch.zeros(self.size)}}
+checkpoints = Checkpoints(Path({str(tmp_path)!r}), keep=1)
+checkpoints.save({{"a": Part(10)}}, epoch=0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    checkpoints.save({{"a": Part(1_000_000)}}, epoch=1)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "epoch_001.pth: cannot be written" in done.stdout, done.stderr
     assert os.listdir(tmp_path) == ["epoch_000.pth"]

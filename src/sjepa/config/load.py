@@ -98,6 +98,8 @@ def _resolve(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[s
 def _expectation(item: Any, field: FieldInfo | None, model: type[BaseModel], path: str) -> str:
     """What would be right; a text that starts with '=' is a whole sentence by itself."""
     kind = item["type"]
+    if kind == "invalid_key":
+        return "=the key is not a text"
     if kind == "extra_forbidden":
         return "=unknown key" + _suggestion(path, model)
     if kind == "value_error":
@@ -109,7 +111,6 @@ def _expectation(item: Any, field: FieldInfo | None, model: type[BaseModel], pat
         "bool_type": "true or false", "string_type": "a text", "finite_number": "a finite number",
         "model_type": "a section with keys of its own", "dict_type": "a mapping", "tuple_type": "a list of two numbers",
         "missing": "a list of two numbers", "too_long": "a list of two numbers",
-        "string_pattern_mismatch": "a plain folder name",
     }  # fmt: skip
     if kind == "literal_error":
         return f"one of {item['ctx']['expected'].replace(chr(39), '')}"

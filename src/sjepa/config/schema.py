@@ -32,6 +32,12 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _folder_name(value: str) -> str:
+    if value in ("", ".", "..") or not value.isprintable() or "/" in value or "\\" in value:
+        raise ValueError(f"{value!r} is not a plain folder name")
+    return value
+
+
 def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -46,6 +52,7 @@ def _valid_paths(value: Any) -> Any:
 Paths = Annotated[Any, BeforeValidator(_valid_paths)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_listed)
 ]
@@ -182,8 +189,12 @@ class Scheduler(Section):
 
 
 class GMM(Section):
-    num_clusters: int = Field(100, ge=2, description="Components of the mixture in the phase the run starts in.")
-    num_clusters_phase2: int = Field(500, ge=2, description="Components after a switch to phase 2 within the run.")
+    num_clusters: int = Field(
+        100, ge=2, le=100_000, description="Components of the mixture in the phase the run starts in."
+    )
+    num_clusters_phase2: int = Field(
+        500, ge=2, le=100_000, description="Components after a switch to phase 2 within the run."
+    )
     kmeans_iters: int = Field(5, ge=1, description="k-means passes before EM.")
     em_iters: int = Field(20, ge=0, description="EM iterations.")
     fit_frames: int = Field(200000, ge=10, description="Frames, uniform over the training set, to fit on.")
@@ -221,8 +232,8 @@ class Logging(Section):
 
 
 class Config(Section):
-    run_name: str = Field(
-        "sjepa_base", pattern=r"^[^/\\\x00]+$", description="Name of the run: its folder under runs_root."
+    run_name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        "sjepa_base", description="Name of the run: its folder under runs_root."
     )
     runs_root: str = Field("runs", description="Folder of all runs.")
     device: Literal["cpu", "cuda", "rocm", "mps", "auto"] = Field(

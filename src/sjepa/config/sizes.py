@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sjepa.config.schema import Fraction, Section
+from sjepa.config.schema import Fraction, Rate, Section
 
 
 class Hyperparameters(Section):
@@ -15,16 +15,16 @@ class Hyperparameters(Section):
     num_layers: int = Field(6, ge=1, description="Transformer layers of the encoder.")
     num_heads: int = Field(12, ge=1, description="Attention heads of the encoder; divides width.")
     ffn_width: int = Field(3072, ge=1, description="Hidden width of the encoder's feed-forward blocks.")
-    dropout: Fraction = Field(0.1, description="Dropout on residual branches and on the input of the encoder.")
-    attention_dropout: Fraction = Field(0.1, description="Dropout on attention weights.")
-    activation_dropout: Fraction = Field(0.1, description="Dropout inside feed-forward blocks.")
-    layer_drop: Fraction = Field(0.05, description="Probability that an encoder layer is skipped in a training step.")
+    dropout: Rate = Field(0.1, description="Dropout on residual branches and on the input of the encoder.")
+    attention_dropout: Rate = Field(0.1, description="Dropout on attention weights.")
+    activation_dropout: Rate = Field(0.1, description="Dropout inside feed-forward blocks.")
+    layer_drop: Rate = Field(0.05, description="Probability that an encoder layer is skipped in a training step.")
     position_kernel: int = Field(128, ge=2, description="Kernel of the convolutional positions, frames.")
     position_groups: int = Field(16, ge=1, description="Groups of the convolutional positions; divides width.")
     frontend_gradient_scale: Fraction = Field(0.1, description="Factor on the gradient that enters the frontend.")
     predictor_heads: int = Field(8, ge=1, description="Attention heads of the predictor; divides width.")
     predictor_ffn_width: int = Field(1536, ge=1, description="Hidden width of the predictor's feed-forward block.")
-    predictor_dropout: Fraction = Field(0.1, description="Every dropout of the predictor.")
+    predictor_dropout: Rate = Field(0.1, description="Every dropout of the predictor.")
 
     @field_validator("num_heads", "position_groups", "predictor_heads")
     @classmethod

@@ -9,25 +9,45 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from sjepa.core.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`: synced and renamed onto it on success, removed on any failure."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path beside `target`: synced and renamed onto it on success, removed on any failure.
+
+    Raises UserError if the file cannot be written, with what stood there before untouched.
+    """
     temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(
+            error
+        ):  # how torch.save says that a write failed
+            raise UserError(f"{target}: cannot be written (disk full?)") from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files below `folder` that a killed process of ours left; nobody may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def is_writable_folder(folder: Path) -> bool:

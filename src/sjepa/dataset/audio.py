@@ -51,7 +51,7 @@ def probe(file: BinaryIO) -> AudioInfo:
     try:
         with _open(file) as reader:
             info = reader.info
-    except _LIBRARY_ERRORS as error:
+    except Exception as error:  # bytes of any kind make the decoders raise anything; it always means: not usable
         raise DecodeError(_reason(error)) from None
     if info.samples <= 0:
         raise DecodeError("no samples")
@@ -66,7 +66,7 @@ def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[
     try:
         with _open(file) as reader:
             mono, rate = reader.read(start, stop), reader.info.rate
-    except _LIBRARY_ERRORS as error:
+    except Exception as error:  # bytes of any kind make the decoders raise anything; it always means: not usable
         raise DecodeError(_reason(error)) from None
     if not len(mono):
         raise DecodeError("no samples")
@@ -106,6 +106,8 @@ def resample(mono: Waveform, rate: int, target_rate: int) -> Waveform:
 
 def _open(file: BinaryIO) -> Any:
     """A reader with `info` and `read(start, stop)`: libsndfile's if it knows the format, else PyAV's."""
+    if not file.seek(0, io.SEEK_END):
+        raise DecodeError("empty file")
     file.seek(0)
     try:
         return _SndfileReader(file)
@@ -113,9 +115,9 @@ def _open(file: BinaryIO) -> Any:
         file.seek(0)
         try:
             return _AvReader(file)
-        except _LIBRARY_ERRORS as av_error:
-            if isinstance(av_error, DecodeError):
-                raise
+        except DecodeError:
+            raise
+        except Exception:
             raise error from None  # neither knows it: libsndfile's words are the plainer ones
 
 
@@ -146,7 +148,7 @@ class _AvReader:
             if not self._container.streams.audio:
                 raise DecodeError("no audio stream")
             self._stream = self._container.streams.audio[0]
-            rate, channels = self._stream.rate, self._stream.codec_context.channels
+            rate, channels = getattr(self._stream, "rate", 0), getattr(self._stream, "channels", 0)
             if not rate:
                 raise DecodeError("no sample rate")
             self.info = AudioInfo(self._length(rate), rate, channels)
@@ -219,7 +221,3 @@ def _reason(error: BaseException) -> str:
         return str(error)
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()).rstrip(".") or type(error).__name__
-
-
-_LIBRARY_ERRORS = (soundfile.SoundFileError, av.error.FFmpegError, DecodeError, OSError, ValueError, RuntimeError,
-                   EOFError, io.UnsupportedOperation, IndexError, MemoryError)  # fmt: skip

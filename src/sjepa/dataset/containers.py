@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +35,7 @@ class Containers:
         """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
         try:
             if kind in ("folder", "jsonl", "tsv"):
-                return open((path if kind == "folder" else path.parent) / name, "rb")
+                return _open_file((path if kind == "folder" else path.parent) / name)
             if kind == "targz":
                 return io.BytesIO(self._handle(path, kind, index).read_range(offset, size))
             if offset >= 0:
@@ -43,9 +43,10 @@ class Containers:
             return io.BytesIO(self._handle(path, kind, None).read(name))
         except FileNotFoundError:
             raise DecodeError("no such file") from None
-        except (OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-                zlib.error) as error:  # fmt: skip
-            raise DecodeError(f"unreadable in its container ({error})") from None
+        except DecodeError:
+            raise
+        except Exception as error:  # damaged archives make their libraries raise anything
+            raise DecodeError(f"unreadable in its container ({error or type(error).__name__})") from None
 
     def close(self) -> None:
         while self._handles:
@@ -65,6 +66,12 @@ class Containers:
                 self._handles.popitem(last=False)[1].close()
         self._handles.move_to_end(key)
         return self._handles[key]
+
+
+def _open_file(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+        raise DecodeError("not a regular file")
+    return path.open("rb")
 
 
 def _slice(raw: io.FileIO, offset: int, size: int) -> BinaryIO:

@@ -45,7 +45,11 @@ class BlockReader:
     def __init__(self, path: Path, index: Path | None) -> None:
         self._stream = rapidgzip.open(str(path), parallelization=1)
         if index is not None and index.exists():
-            self._stream.import_index(str(index))
+            try:
+                self._stream.import_index(str(index))
+            except Exception:  # whatever a damaged index makes the library raise: without one it is slow, and right
+                self._stream.close()
+                self._stream = rapidgzip.open(str(path), parallelization=1)
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     def read_range(self, offset: int, size: int) -> bytes:

@@ -5,6 +5,7 @@ The cache is columnar JSON: a million clips are a handful of long lists, which l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -199,7 +200,8 @@ def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePat
 
 def _place_for_cache(source: Source, fallback_folder: Path | None) -> _CachePath | None:
     if fallback_folder is not None and not is_writable_folder(source.path.resolve().parent):
-        fallback_folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # no place for a cache: the scan is made again next time
+            fallback_folder.mkdir(parents=True, exist_ok=True)
     writable = [place for place in _cache_paths(source, fallback_folder) if is_writable_folder(place.path.parent)]
     return next((place for place in writable if place.free()), None)
 
@@ -211,6 +213,7 @@ def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, int
         "check": check,
         "fingerprint": source_print,
         "clips": len(table),
+        "gzip_index_bytes": table.gzip_index.stat().st_size if table.gzip_index else None,
         "seconds": round(float((table.samples / table.rate).sum()), 3),
     }
     columns = {"names": table.names, **{name: getattr(table, name).tolist() for name in _COLUMNS}}
@@ -223,35 +226,39 @@ def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, int
 
 def _load_cache(place: _CachePath, source: Source, check: str, trust: bool) -> ClipTable | None:
     """The table in a cache, or None if it is of another source state, of a shallower check or damaged."""
-    header = place.header()
-    if header.get("format") != _FORMAT or header.get("source") != place.owner:
+    try:
+        return _read_cache(place, source, check, trust)
+    except (ValueError, KeyError, TypeError, OSError):
         return None
-    if not trust and (
-        _CHECKS.get(header.get("check", ""), -1) < _CHECKS[check] or header["fingerprint"] != fingerprint(source)
-    ):
+
+
+def _read_cache(place: _CachePath, source: Source, check: str, trust: bool) -> ClipTable | None:
+    header = place.header()
+    if header["format"] != _FORMAT or header["source"] != place.owner:
+        return None
+    if not trust and (_CHECKS[header["check"]] < _CHECKS[check] or header["fingerprint"] != fingerprint(source)):
         return None
     gzip_index = _gzip_index(source, place)
-    if gzip_index is not None and not gzip_index.exists():
+    if gzip_index is not None and gzip_index.stat().st_size != header["gzip_index_bytes"]:
         return None
-    try:
-        _, columns = json.loads(place.path.read_text(encoding="ascii"))
-        offset, size, first, samples, rate, channels = (np.array(columns[name], dtype=np.int64) for name in _COLUMNS)
-        dropped = [(name, reason) for name, reason in columns["dropped"]]
-        return ClipTable(
-            source,
-            columns["names"],
-            offset,
-            size,
-            first,
-            samples,
-            rate,
-            channels,
-            labels=columns["labels"],
-            dropped=dropped,
-            gzip_index=gzip_index,
-        )
-    except (ValueError, KeyError, TypeError):
+    _, columns = json.loads(place.path.read_text(encoding="ascii"))
+    offset, size, first, samples, rate, channels = (np.array(columns[name], dtype=np.int64) for name in _COLUMNS)
+    labels, names = columns["labels"], columns["names"]
+    if {len(column) for column in (offset, size, first, samples, rate, channels, *labels.values())} - {len(names)}:
         return None
+    return ClipTable(
+        source,
+        names,
+        offset,
+        size,
+        first,
+        samples,
+        rate,
+        channels,
+        labels=labels,
+        dropped=[(name, reason) for name, reason in columns["dropped"]],
+        gzip_index=gzip_index,
+    )
 
 
 def _gzip_index(source: Source, place: _CachePath | None) -> Path | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sjepa.core.errors import UserError
-from sjepa.core.files import printable
 from sjepa.dataset.gzip_access import GzipIndex
 
 Kind = Literal["folder", "zip", "tar", "targz", "jsonl", "tsv"]
@@ -48,6 +47,7 @@ AUDIO_SUFFIXES = frozenset(
     ]
 )
 _ARCHIVES: dict[str, Kind] = {".tar.gz": "targz", ".tgz": "targz", ".tar": "tar", ".zip": "zip"}
+_LONGEST_SECONDS = 1e8  # three years
 _MANIFESTS: dict[str, Kind] = {".jsonl": "jsonl", ".tsv": "tsv"}
 
 
@@ -142,8 +142,11 @@ def fingerprint(source: Source) -> dict[str, int]:
 
 def _expand(spec: str) -> list[Path]:
     path = Path(spec).expanduser()
-    if path.exists():
-        return [path]
+    try:
+        if path.exists():
+            return [path]
+    except OSError as error:  # a name that no file can have
+        raise UserError(f"{spec[:80]}…: {error.strerror}") from None
     if any(mark in spec for mark in "*?["):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         matches = [match for match in matches if match.is_dir() or _suffix_kind(match)]
@@ -211,18 +214,23 @@ def _list_zip(path: Path) -> Listing:
             elif (entry.external_attr >> 16) & 0o170000 == 0o120000:
                 listing.dropped.append((entry.filename, "symbolic link"))
             elif entry.compress_type == zipfile.ZIP_STORED:
-                listing.refs.append(AudioRef(entry.filename, _zip_data_offset(raw, entry), entry.file_size))
+                offset = _zip_data_offset(raw, entry)
+                if offset is None:
+                    listing.dropped.append((entry.filename, "damaged entry"))
+                else:
+                    listing.refs.append(AudioRef(entry.filename, offset, entry.file_size))
             else:
                 listing.refs.append(AudioRef(entry.filename))
     return listing
 
 
-def _zip_data_offset(raw: Any, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored entry start: its local header is 30 bytes, a name and an extra field."""
+def _zip_data_offset(raw: Any, entry: zipfile.ZipInfo) -> int | None:
+    """Where the bytes of a stored entry start: its local header is 30 bytes, a name and an extra field.
+    None if there is no such header."""
     raw.seek(entry.header_offset)
     header = raw.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(f"no local header for {printable(entry.filename)}")
+        return None
     name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
     return int(entry.header_offset + 30 + name_bytes + extra_bytes)
 
@@ -253,15 +261,20 @@ def _tar_members(archive: tarfile.TarFile) -> Listing:
 
 def _list_jsonl(path: Path) -> Listing:
     listing = Listing()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
             listing.refs.append(_jsonl_ref(fields))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             listing.dropped.append((f"line {number}", f"not a manifest entry ({error})"))
     return listing
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines ended by line feeds alone: names may hold other characters that Unicode calls line ends."""
+    return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
 
 
 def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
@@ -283,14 +296,14 @@ def _seconds(name: str, value: Any) -> float | None:
     if value is None:
         return None
     seconds = float(value)
-    if not 0 <= seconds < float("inf"):
+    if not 0 <= seconds < _LONGEST_SECONDS:
         raise ValueError(f"{name} {value} is not a time in seconds")
     return seconds
 
 
 def _list_tsv(path: Path) -> Listing:
     """A fairseq manifest: the root folder on the first line, then `path<TAB>samples`."""
-    root, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+    root, *lines = _lines(path)
     if not root.strip() or not (path.parent / root.strip()).is_dir():
         raise UserError(f"{path}: line 1 is {root.strip()!r}, not the folder that the paths below it start from")
     names = [line.split("\t")[0].strip() for line in lines]

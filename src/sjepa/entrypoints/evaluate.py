@@ -39,7 +39,8 @@ def evaluate_weights(config: Config) -> int:
     run_dir = new_run(Path(config.runs_root), config.run_name, "eval")
     console.log_to(run_dir.logs, "eval")
     write_text(run_dir.config, dump_config(config))
-    console.note(f"{config.init_weights}: model, masking and GMM are the file's own ({weights.progress})")
+    written = f"epoch {weights.progress['epoch']}, {weights.progress['stage']}"
+    console.note(f"{config.init_weights} ({written}): model, masking and GMM are the file's own")
     console.plain(f"test        {clip_set.describe()}")
     results = evaluate(
         engine,
@@ -48,6 +49,7 @@ def evaluate_weights(config: Config) -> int:
         stage=evaluation_stage(trained),
         settings=step_settings(config),
         progress=console.progress,
+        warn=console.warn,
     )
     write_results(run_dir.results, results)
     console.plain("\n".join(f"{name:<14} {value:.6g}" for name, value in results.items()))

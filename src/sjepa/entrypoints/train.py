@@ -14,7 +14,7 @@ from sjepa.config.schedule import Schedule
 from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.core.files import write_text
+from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import Loader
 from sjepa.evaluation.evaluate import evaluate, write_results
 from sjepa.gmm.diagonal import DiagonalGMM
@@ -31,8 +31,9 @@ from sjepa.training.assembly import (
     build_model,
     estimated_bytes,
     evaluation_loader,
+    fitted_phase1_gmm,
+    given_phase1_gmm,
     load_data,
-    phase1_gmm,
     plan_run,
     step_settings,
     train_loader,
@@ -52,17 +53,23 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     data = load_data(config, cache_folder=cache_folder, progress=console.progress)
     loader = train_loader(config, data, pin_memory=engine.device.type == "cuda")
     schedule = plan_run(config, loader)
+    notes: list[str] = []
+    model = build_model(config, schedule.at(0), note=notes.append)
+    given_gmm = given_phase1_gmm(config)
+    if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
+        raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
     resumed = _run_to_resume(config, console) if config.checkpoint.resume and not dry_run else None
     if not dry_run:
         run_dir = resumed[0] if resumed else new_run(Path(config.runs_root), config.run_name, "train")
         console.log_to(run_dir.logs, "train")
         console.note(f"run folder {run_dir.root}")
-    model = build_model(config, schedule.at(0), note=console.note)
+    for note in notes:
+        console.note(note)
     _describe(config, console, engine, data, loader, schedule, model)
     if dry_run:
         return 0
     report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
-    trainer = _trainer(config, engine, data, loader, schedule, model, run_dir, resumed, report)
+    trainer = _trainer(config, engine, data, loader, schedule, model, given_gmm, run_dir, resumed, report)
     _estimate_time(trainer, loader, schedule, console)
     console.run_started(schedule.epochs, schedule.total_steps)
     try:
@@ -77,7 +84,7 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         report.close()
     _final_evaluation(config, engine, data, schedule, run_dir, console)
     best = trainer.best
-    console.note(f"done: {run_dir.weights / 'best.pt'} (epoch {best.epoch}, {config.best.metric} {best.value:.4f})")
+    console.note(f"done: {run_dir.weights} (best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f})")
     return 0
 
 
@@ -106,17 +113,18 @@ def _trainer(
     loader: Loader,
     schedule: Schedule,
     model: SJEPA,
+    given_gmm: DiagonalGMM | None,
     run_dir: RunDir,
     resumed: tuple[RunDir, Path] | None,
     report: RunReport,
 ) -> Trainer:
     """A trainer at its start, or where a checkpoint left it."""
-    gmm: DiagonalGMM
     if resumed:
-        gmm = blank_phase1_gmm(config).to(engine.device)
+        remove_leftovers(run_dir.root)
+        gmm = blank_phase1_gmm(config)
     else:
         write_text(run_dir.config, dump_config(config))
-        gmm = phase1_gmm(config, data, seed=config.seed, device=engine.device, report=report)
+        gmm = given_gmm or fitted_phase1_gmm(config, data, seed=config.seed, device=engine.device, report=report)
         gmm.save(run_dir.gmm)
     trainer = assemble(
         config,
@@ -199,6 +207,9 @@ def _final_evaluation(
 ) -> None:
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
+    if not path.exists():
+        console.warn("no epoch had a finite validation metric, so there is no best.pt; the last weights are evaluated")
+        path = run_dir.weights / "last.pt"
     results = evaluate(
         engine,
         load_weights(path),
@@ -206,6 +217,7 @@ def _final_evaluation(
         stage=schedule.at(schedule.total_steps),
         settings=step_settings(config),
         progress=console.progress,
+        warn=console.warn,
     )
     write_results(run_dir.results, results)
     shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items() if name != "frames")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from sjepa.config.schedule import Stage
@@ -22,7 +23,14 @@ Results = dict[str, float]
 
 
 def evaluate(
-    engine: Engine, weights: Weights, loader: Loader, *, stage: Stage, settings: StepSettings, progress: Progress
+    engine: Engine,
+    weights: Weights,
+    loader: Loader,
+    *,
+    stage: Stage,
+    settings: StepSettings,
+    progress: Progress,
+    warn: Callable[[str], None],
 ) -> Results:
     """The metrics of `weights` over every window of `loader`, in the order they are reported in.
 
@@ -41,10 +49,9 @@ def evaluate(
             progress(loader.epoch(0), total=loader.num_batches, label="test set"),
             stage=stage,
             settings=settings,
+            warn=warn,
         )
     metrics = validation.metrics
-    if not metrics.frames:
-        raise UserError("dataset.test_path: not one clip of the test set could be read")
     results: Results = {name: getattr(metrics, name) for name in Metrics.NAMES}
     results |= {"clusters_used": metrics.clusters_used, "frames": float(metrics.frames)}
     return results | {f"erank_{layer}": rank for layer, rank in enumerate(validation.effective_ranks)}

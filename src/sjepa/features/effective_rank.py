@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,11 @@ from torch import Tensor
 def effective_rank(features_ND: Tensor) -> float:
     """exp of the entropy of the centred features' normalised singular values: from 1 (one direction) to min(N, D).
 
-    NaN-free for constant features, whose effective rank is 1.
+    Constant features have 1; features that are not finite have NaN.
     """
     wide_ND = features_ND.cpu().double()  # not every device has float64
+    if not torch.isfinite(wide_ND).all():
+        return math.nan
     centred = wide_ND - wide_ND.mean(dim=0)
     values = torch.linalg.svdvals(centred)
     total = values.sum()

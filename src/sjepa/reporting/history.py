@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
 from sjepa.metrics import Metrics
 from sjepa.training.report import EpochResult
@@ -26,9 +27,12 @@ class History:
         """Takes the first `epochs` rows of an existing file; what came after belongs to a future that was undone."""
         if not self.path.exists():  # stopped inside the first epoch
             return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        self.rows = [row for row in rows if row["epoch"] < epochs]
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["epoch"] < epochs]
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+            raise UserError(f"{self.path}: damaged; bring it back or delete it to go on without its rows") from None
 
     def append(self, result: EpochResult) -> Row:
         """Adds an epoch and writes the file anew, whole or not at all."""

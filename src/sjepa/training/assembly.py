@@ -190,18 +190,22 @@ def blank_phase1_gmm(config: Config) -> DiagonalGMM:
     return DiagonalGMM(config.gmm.num_clusters, NUM_FEATURES, features=FEATURES)
 
 
-def phase1_gmm(config: Config, data: Data, *, seed: int, device: torch.device, report: Report) -> DiagonalGMM:
-    """The mixture of phase 1: `gmm.path`'s, or one fitted on frames drawn uniformly from the training set."""
+def given_phase1_gmm(config: Config) -> DiagonalGMM | None:
+    """The mixture that `gmm.path` names, if it does. Raises UserError if it does not fit the configuration."""
+    if config.gmm.path is None:
+        return None
+    gmm, components = DiagonalGMM.load(Path(config.gmm.path)), config.gmm.num_clusters
+    if (gmm.num_components, gmm.num_features, gmm.features) != (components, NUM_FEATURES, FEATURES):
+        raise UserError(
+            f"gmm.path: {config.gmm.path} has {gmm.num_components} components over {gmm.num_features} features "
+            f"({gmm.features or 'unnamed'}), not {components} (gmm.num_clusters) over {NUM_FEATURES} ({FEATURES})"
+        )
+    return gmm
+
+
+def fitted_phase1_gmm(config: Config, data: Data, *, seed: int, device: torch.device, report: Report) -> DiagonalGMM:
+    """The mixture of phase 1, fitted on frames drawn uniformly from the training set."""
     components = config.gmm.num_clusters
-    if config.gmm.path is not None:
-        gmm = DiagonalGMM.load(Path(config.gmm.path))
-        if (gmm.num_components, gmm.num_features, gmm.features) != (components, NUM_FEATURES, FEATURES):
-            raise UserError(
-                f"gmm.path: {config.gmm.path} has {gmm.num_components} components over {gmm.num_features} features "
-                f"({gmm.features or 'unnamed'}), not {components} (gmm.num_clusters) over {NUM_FEATURES} ({FEATURES})"
-            )
-        report.note(f"GMM from {config.gmm.path}")
-        return gmm.to(device)
     windows = tiling(data.train.clips, config.dataset)
     ids = data.train.clips.id_N[windows.clip_N] * (1 << 20) + windows.start_N // max(1, int(windows.length_N.max()))
     sample = draw_frames(SPEECH.frames(windows.length_N), ids, config.gmm.fit_frames, seed=seed)

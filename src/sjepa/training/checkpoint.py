@@ -57,7 +57,7 @@ class Checkpoints:
     def load(path: Path, parts: dict[str, Stateful]) -> None:
         """Gives every part its state back, in their order. Raises UserError if the file does not fit."""
         content = read_torch_file(path, kind=_KIND, newest=_FORMAT)
-        missing = set(parts) ^ set(content["parts"])
+        missing = set(parts) ^ set(content.get("parts", ()))
         if missing:
             raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(missing))})")
         for name, part in parts.items():

@@ -257,6 +257,7 @@ class Trainer:
             self.report.progress(parts.validation.epoch(0), total=parts.validation.num_batches, label="validation"),
             stage=self._stage,
             settings=parts.settings,
+            warn=self.report.warn,
         )
         is_best = self.best.offer(validation.metrics, clock.epoch)
         parts.save_weights(clock, self._stage, validation.metrics, is_best)

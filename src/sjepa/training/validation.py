@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
@@ -39,10 +39,12 @@ def validate(
     *,
     stage: Stage,
     settings: StepSettings,
+    warn: Callable[[str], None],
 ) -> Validation:
     """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone.
 
-    `encoder` is `model`'s own, called without masks for the effective ranks.
+    `encoder` is `model`'s own, called without masks for the effective ranks. Clips that cannot be read are named through
+    `warn`. Raises UserError if none can.
     """
     was_training = model.training
     model.eval()
@@ -51,6 +53,8 @@ def validate(
     layers: list[list[torch.Tensor]] = [[] for _ in range(encoder.num_layers)]
     missing = _RANK_FRAMES
     for batch in batches:
+        for failure in batch.failures:
+            warn(f"skipped {failure.name}: {failure.reason}")
         if not batch.num_samples:
             continue
         batch = batch.to(engine.device)
@@ -59,7 +63,9 @@ def validate(
         if missing > 0:
             missing -= _keep_layers(engine, encoder, batch, layers, missing)
     model.train(was_training)
-    ranks = tuple(effective_rank(torch.cat(kept)) if kept else math.nan for kept in layers)
+    if not layers[0]:
+        raise UserError("dataset.test_path: not one of the clips to measure on could be read")
+    ranks = tuple(effective_rank(torch.cat(kept)) for kept in layers)
     return Validation(sums.read(), ranks)
 
 
