@@ -190,8 +190,10 @@ def test_real_speech_trains(speech, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with (tmp_path / "runs/sjepa_cpu/train/history.csv").open(newline="") as file:
-        first, *_, last = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
-    # seen over four epochs: loss −0.26, validation KL −0.08, top-1 from 2.4 % to 3.5 %
+        first, *later = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    # seen once (bf16): loss 3.86 → 3.58, validation KL 3.72 → 3.66, top-1 3.0 → 4.4 % in training, 3.5 → 4.1 % in validation
+    last = later[-1]
     assert last["train_loss"] < first["train_loss"] - 0.1
-    assert last["val_kl"] < first["val_kl"] - 0.03
-    assert last["val_top1"] > first["val_top1"]
+    assert last["val_kl"] < first["val_kl"] - 0.02
+    assert last["train_top1"] > first["train_top1"] + 0.005
+    assert max(row["val_top1"] for row in later) > first["val_top1"]
