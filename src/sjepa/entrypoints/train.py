@@ -170,14 +170,14 @@ def _checkpoint_folder(config: Config, run_dir: RunDir) -> Path:
 
 
 def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console: Console) -> None:
-    """Times one real micro-batch and says how long the rest will take."""
-    batch = next((batch for batch in loader.epoch(trainer.clock.epoch) if batch.num_samples), None)
-    if batch is None:
-        return
-    parts = trainer.parts
+    """Times a few real micro-batches and says how long the rest will take."""
+    parts, stage = trainer.parts, schedule.at(trainer.clock.step)
+    batches = loader.epoch(trainer.clock.epoch, augment=stage.augment)
     per_second = seconds_per_audio_second(
-        parts.engine, parts.model, parts.optimizer, parts.targets, batch, stage=schedule.at(0), settings=parts.settings
+        parts.engine, parts.model, parts.optimizer, parts.targets, batches, stage=stage, settings=parts.settings
     )
+    if per_second is None:
+        return
     windows = loader.dataset.windows
     epoch_seconds = float(windows.length_N.sum()) / loader.dataset.clips.sample_rate
     left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds * per_second

@@ -1,8 +1,9 @@
-"""What a run will need, before its first step: memory without computing anything, time from one real micro-batch."""
+"""What a run will need, before its first step: memory without computing anything, time from a few real micro-batches."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from sjepa.modules.masking import num_masked
 from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, frame_losses
 
+_PROBE_SECONDS = 2.0
 _COPIES_OF_WEIGHTS = 4  # weights, gradients, two moments
 
 
@@ -56,23 +58,42 @@ def training_bytes(
 
 
 def seconds_per_audio_second(
-    engine: Engine, model: Any, optimizer: Any, targets: Targets, batch: Batch, *, stage: Stage, settings: StepSettings
-) -> float:
-    """Seconds that a second of audio takes in training: the faster of two passes over one micro-batch, nothing moved."""
-    best = float("inf")
-    batch = batch.to(engine.device)
+    engine: Engine,
+    model: Any,
+    optimizer: Any,
+    targets: Targets,
+    batches: Iterable[Batch],
+    *,
+    stage: Stage,
+    settings: StepSettings,
+) -> float | None:
+    """Seconds that a second of audio takes in training, loading included; None if no batch could be read.
+
+    Runs forward and backward passes for about two seconds after a first one to warm up; nothing is moved.
+    """
     sums = MetricSums(stage.num_clusters, engine.device)
     model.train()
-    for _ in range(2):
-        started = time.perf_counter()
+    rate: float | None = None
+    started, samples = time.perf_counter(), 0
+    for index, batch in enumerate(batch for batch in batches if batch.num_samples):
         losses = frame_losses(
-            model, targets, batch, mask_key=key(settings.seed, "probe"), settings=settings, visible=stage.visible_loss
+            model,
+            targets,
+            batch.to(engine.device),
+            mask_key=key(settings.seed, "probe"),
+            settings=settings,
+            visible=stage.visible_loss,
         )
         engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
         sums.add(
             losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
         )
         sums.read()  # waits for the device
-        best = min(best, time.perf_counter() - started)
+        seconds, samples = time.perf_counter() - started, samples + batch.total_samples
+        rate = seconds * SPEECH.sample_rate / samples
+        if index == 0:  # warm-up: counted only if nothing else comes
+            started, samples = time.perf_counter(), 0
+        elif seconds > _PROBE_SECONDS:
+            break
     optimizer.zero_grad(set_to_none=True)
-    return best * SPEECH.sample_rate / max(1, batch.total_samples)
+    return rate
