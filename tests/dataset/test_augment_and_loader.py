@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -154,3 +158,29 @@ def test_partners_in_a_compressed_archive_are_near(corpus):
 def test_one_worker_process_gives_tensors_it_shares(clips):
     batch = all_batches(clips, workers=1, augment=False)[0]
     assert batch.heard_BS.data_ptr() == batch.clean_BS.data_ptr()
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="POSIX signals")
+def test_workers_outlive_a_signal_to_the_group_but_not_their_parent(corpus):
+    """A loader that still lives when the interpreter exits must not keep it: the exit sends SIGTERM and waits."""
+    code = f"""
+import os, signal
+from sjepa.dataset import loader as module
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.windows import crops
+module.GRACE_SECONDS = 2
+clips = Clips([scan(source) for source in resolve_sources({str(corpus / "train.zip")!r})], sample_rate=16000)
+dataset = module.WindowDataset(clips, crops(clips.length_N, 16000), seed=0)
+loader = module.Loader(dataset, module.BatchPlan(1), num_workers=2)
+batches = loader.epoch(0)
+next(batches)
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.killpg(0, signal.SIGTERM)
+print(sum(len(batch.names) for batch in batches))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, start_new_session=True
+    )
+    assert done.stdout.strip() == "17", done.stderr

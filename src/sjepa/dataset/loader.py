@@ -20,6 +20,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.order import bucketed_batches, fixed_batches
 from sjepa.dataset.windows import Windows, crop_start
 
+GRACE_SECONDS = 15  # that a worker lives on after a SIGTERM
 _FEWEST_SAMPLES = SPEECH.samples(2)  # one frame to mask and one to see
 
 
@@ -129,6 +130,9 @@ class _Requests:
 
 
 def _quiet_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process handles them
-        signal.signal(number, signal.SIG_IGN)
+    """Signals sent to the whole group are the main process's to handle: it needs the workers to finish its update. A
+    SIGTERM gives them a while to be told to end; they must not outlive it, since an exiting parent waits for them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
     torch.set_num_threads(1)
