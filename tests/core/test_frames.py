@@ -8,7 +8,7 @@ from sjepa.core.frames import SPEECH
 
 
 def test_geometry_is_huberts():
-    assert (SPEECH.receptive_field_samples, SPEECH.hop_samples, SPEECH.frame_rate_hz) == (400, 320, 50.0)
+    assert (SPEECH.receptive_field_samples, SPEECH.hop_samples, SPEECH.sample_rate) == (400, 320, 16000)
 
 
 @given(st.integers(0, 500_000))

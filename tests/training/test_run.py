@@ -249,6 +249,7 @@ def test_diverged_weights_end_in_a_message_and_not_in_a_crash(corpus, tmp_path, 
     shown = capsys.readouterr().out
     assert "loss or gradient not finite, left out" in shown
     assert "there is no best.pt; the last weights are evaluated" in shown
+    assert "(no best.pt)" in shown
 
 
 def test_a_damaged_history_is_told_in_one_line(corpus, tmp_path):

@@ -34,10 +34,6 @@ class FrameGeometry:
             hop *= stride
         return field
 
-    @property
-    def frame_rate_hz(self) -> float:
-        return self.sample_rate / self.hop_samples
-
     def frames(self, samples: Any) -> Any:
         """Number of whole frames in `samples`: an int, or element by element for an integer array or tensor."""
         return self._positions(samples, self.receptive_field_samples, self.hop_samples)

@@ -84,7 +84,8 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         report.close()
     _final_evaluation(config, engine, data, schedule, run_dir, console)
     best = trainer.best
-    console.note(f"done: {run_dir.weights} (best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f})")
+    which = f"best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
+    console.note(f"done: {run_dir.weights} ({which})")
     return 0
 
 
