@@ -13,12 +13,13 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Metrics:
     """`loss` is the KL over the stage's frames; `kl` (nats), `top1` (fraction) and `entropy_bits` are over masked frames
-    alone; `clusters_used` is the perplexity of the mean target posterior."""
+    alone; `target_entropy_bits` is that of the targets, `clusters_used` the perplexity of the mean target posterior."""
 
     loss: float
     kl: float
     top1: float
     entropy_bits: float
+    target_entropy_bits: float
     clusters_used: float
     frames: int
 
@@ -30,7 +31,7 @@ class MetricSums:
 
     def __init__(self, num_clusters: int, device: torch.device) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(6, dtype=wide, device=device)
+        self._sums = torch.zeros(7, dtype=wide, device=device)
         self._posterior_K = torch.zeros(num_clusters, dtype=wide, device=device)
 
     @torch.no_grad()
@@ -38,12 +39,13 @@ class MetricSums:
         """Counts masked frames with their targets and logits [N, K], and the KL of the visible frames in the loss."""
         log_predicted = torch.log_softmax(logits_NK.float(), dim=-1)
         entropy_N = -(log_predicted.exp() * log_predicted).sum(-1) / math.log(2)
+        target_entropy = torch.special.entr(targets_NK).sum() / math.log(2)
         agree_N = targets_NK.argmax(-1) == logits_NK.argmax(-1)
         kl = masked_kl_N.double().sum() if self._sums.dtype == torch.float64 else masked_kl_N.sum()
         masked, visible = masked_kl_N.numel(), visible_kl_N.numel()
         counts = torch.tensor([masked + visible, masked], dtype=self._sums.dtype)
-        values = torch.stack([kl + visible_kl_N.sum(), kl, agree_N.sum(), entropy_N.sum()]).to(self._sums.dtype)
-        self._sums += torch.cat([values, counts.to(values.device, non_blocking=True)])
+        values = torch.stack([kl + visible_kl_N.sum(), kl, agree_N.sum(), entropy_N.sum(), target_entropy])
+        self._sums += torch.cat([values.to(self._sums.dtype), counts.to(values.device, non_blocking=True)])
         self._posterior_K += targets_NK.sum(0)
 
     def merge(self, other: MetricSums) -> None:
@@ -57,13 +59,13 @@ class MetricSums:
 
     def read(self) -> Metrics:
         """The means so far (NaN without frames). Waits for the device."""
-        loss, kl, agree, entropy, frames, masked = self._sums.tolist()
+        loss, kl, agree, entropy, target_entropy, frames, masked = self._sums.tolist()
         share_K = self._posterior_K / self._posterior_K.sum()
         used = float(torch.special.entr(share_K).sum().exp())
         per_masked = 1 / masked if masked else math.nan
         return Metrics(
-            loss / frames if frames else math.nan, kl * per_masked, agree * per_masked, entropy * per_masked, used,
-            int(masked),
+            loss / frames if frames else math.nan, kl * per_masked, agree * per_masked, entropy * per_masked,
+            target_entropy * per_masked, used, int(masked),
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

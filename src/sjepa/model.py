@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +56,12 @@ class SJEPA(nn.Module):
         self.encoder = Encoder(shape.encoder)
         self.predictor = Predictor(shape.predictor, max_frames=shape.max_frames)
         self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
+
+    def renew_head(self, num_clusters: int) -> None:
+        """A cluster head with fresh weights for another number of components, on the same device."""
+        device = next(self.head.parameters()).device
+        self.shape = replace(self.shape, num_clusters=num_clusters)
+        self.head = ClusterHead(self.shape.encoder.width, num_clusters).to(device)
 
     def forward(
         self,

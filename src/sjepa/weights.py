@@ -16,31 +16,38 @@ from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.encoder import Encoder
 
-_KIND, _FORMAT = "sjepa weights", 1
+_KIND, _FORMAT = "sjepa weights", 2
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What such a file holds: the model, the mixture its targets came from, the configuration (plain values) and where
-    in training it was written (`progress`: epoch, step, phase, validation metrics)."""
+    """What such a file holds: the model, the mixture its targets came from, the configuration and the stage (plain values),
+    where in training it was written (`progress`: epoch, step, validation metrics); in phase 2 also the EMA encoder and the
+    layer of it that the mixture reads."""
 
     model: SJEPA
-    gmm: DiagonalGMM | None
+    gmm: DiagonalGMM
     config: dict[str, Any]
+    stage: dict[str, Any]
     progress: dict[str, Any] = field(default_factory=dict)
+    target_encoder: Encoder | None = None
+    target_layer: int | None = None
 
 
 def save_weights(path: Path, weights: Weights) -> None:
     """Writes the file whole or not at all."""
-    gmm = weights.gmm
+    gmm, encoder = weights.gmm, weights.target_encoder
     content = {
         "kind": _KIND,
         "format": _FORMAT,
         "version": sjepa.__version__,
         "shape": weights.model.shape.to_dict(),
         "model": weights.model.state_dict(),
-        "gmm": None if gmm is None else {"features": gmm.features, "parameters": gmm.state_dict()},
+        "gmm": {"features": gmm.features, "parameters": gmm.state_dict()},
+        "target_encoder": None if encoder is None else encoder.state_dict(),
+        "target_layer": weights.target_layer,
         "config": weights.config,
+        "stage": weights.stage,
         "progress": weights.progress,
     }
     with atomic_path(path) as temporary:
@@ -54,12 +61,22 @@ def load_weights(path: str | Path) -> Weights:
     try:
         model = SJEPA(ModelShape.from_dict(content["shape"]))
         model.load_state_dict(content["model"])
-        gmm = None
-        if content["gmm"] is not None:
-            parameters = content["gmm"]["parameters"]
-            gmm = DiagonalGMM(*parameters["means"].shape, features=content["gmm"]["features"])
-            gmm.load_state_dict(parameters)
-        return Weights(model, gmm, dict(content["config"]), dict(content["progress"]))
+        parameters = content["gmm"]["parameters"]
+        gmm = DiagonalGMM(*parameters["means"].shape, features=content["gmm"]["features"])
+        gmm.load_state_dict(parameters)
+        encoder = None
+        if content["target_encoder"] is not None:
+            encoder = Encoder(model.shape.encoder)
+            encoder.load_state_dict(content["target_encoder"])
+        return Weights(
+            model,
+            gmm,
+            dict(content["config"]),
+            dict(content["stage"]),
+            dict(content["progress"]),
+            encoder,
+            content["target_layer"],
+        )
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: incomplete weights ({_one_line(error)})") from None
 

@@ -126,7 +126,7 @@ def test_mistakes_in_the_data_are_one_clear_line(corpus, tmp_path):
 def test_mistakes_in_the_configuration_are_one_clear_line(corpus, tmp_path):
     assert fails(tmp_path, "train.epoch=1").endswith("train.epoch: unknown key, did you mean train.epochs?")
     assert "c.yaml: no such configuration file" in fails(tmp_path, "-c", "c.yaml")
-    assert "phase 2 is not available yet" in fails(tmp_path, "train.phase2_start_epoch=1")
+    assert "the run already starts in phase 2" in fails(tmp_path, "train.phase2_start_epoch=1", "train.phase=2")
     assert "fp16 needs a GPU" in fails(tmp_path, "train.precision=fp16", *data(corpus))
     assert "init_weights: name the weights" in command("evalsjepa", cwd=tmp_path).stderr
     assert "x.pt: no such file" in fails(tmp_path, "init_weights=x.pt", *QUICK, *data(corpus))

@@ -70,9 +70,7 @@ def test_messages_name_key_value_and_what_would_be_right(override, message):
 
 @pytest.mark.parametrize(
     "override",
-    ["train.phase2_start_epoch=3", "train.phase2_start_step=5", "train.phase=2", "train.masked_only_epoch=4", "gmm.online=true",
-     "dataset.use_hdf5=true", "train.devices=2", "train.num_nodes=2", "train.strategy=ddp", "train.compile=true",
-     "health.on_collapse=stop"],
+    ["dataset.use_hdf5=true", "train.devices=2", "train.num_nodes=2", "train.strategy=ddp", "train.compile=true"],
 )  # fmt: skip
 def test_what_is_still_to_come_is_refused(override):
     (problem,) = problems(override)

@@ -1,9 +1,11 @@
+import itertools
 import math
 
 import pytest
 
 from sjepa.config.load import load_config
-from sjepa.config.schedule import plan
+from sjepa.config.schedule import MASKED_ONLY, PHASE1, PHASE2, RunProgress, plan
+from sjepa.core.errors import UserError
 from sjepa.training.lr_schedule import learning_rate
 
 
@@ -18,8 +20,8 @@ def test_phase_1_lasts_all_epochs_or_max_steps():
 
 
 def test_warmup_below_one_is_a_fraction_of_the_stage():
-    assert schedule("train.epochs=3", "scheduler.warmup_steps=0.2").at(0).warmup_steps == 6
-    assert schedule("scheduler.warmup_steps=7").at(0).warmup_steps == 7
+    assert schedule("train.epochs=3", "scheduler.warmup_steps=0.2").at(0).rate.warmup_steps == 6
+    assert schedule("scheduler.warmup_steps=7").at(0).rate.warmup_steps == 7
 
 
 def test_a_warmup_longer_than_its_stage_is_warned_about():
@@ -51,3 +53,112 @@ def test_constant_rate_stays_at_the_peak():
         1e-3,
         1e-3,
     ]
+
+
+def stages(*overrides, **more):
+    return [
+        (stage.name, stage.start_step, stage.end_step)
+        for stage in plan(load_config(None, overrides), 10, **more).stages
+    ]
+
+
+TWO_PHASES = ["train.epochs=10", "train.phase2_start_epoch=4", "train.masked_only_epoch=7"]
+
+
+def test_the_two_switches_make_three_stages_without_gaps():
+    assert stages(*TWO_PHASES) == [(PHASE1, 0, 40), (PHASE2, 40, 70), (MASKED_ONLY, 70, 100)]
+    first, second, third = schedule(*TWO_PHASES).stages
+    assert [stage.phase for stage in (first, second, third)] == [1, 2, 2]
+    assert [stage.phase_start_step for stage in (first, second, third)] == [0, 40, 40]
+    assert [stage.targets for stage in (first, second, third)] == ["mfcc", "online", "online"]
+    assert [stage.num_clusters for stage in (first, second, third)] == [100, 500, 500]
+    assert [(stage.visible_loss, stage.augment) for stage in (first, second, third)] == [(True, True)] * 2 + [
+        (False, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.phase2_start_step=15", "train.masked_only_step=16"], [(PHASE1, 0, 15), (PHASE2, 15, 16), (MASKED_ONLY, 16, 100)]),
+        (["train.phase2_start_epoch=0.38"], [(PHASE1, 0, 40), (PHASE2, 40, 100)]),  # a fraction, at the nearest epoch's end
+        (["train.phase2_start_epoch=0.01"], [(PHASE1, 0, 1), (PHASE2, 1, 100)]),
+        (["train.phase2_start_epoch=0.5", "train.max_steps=7"], [(PHASE1, 0, 4), (PHASE2, 4, 7)]),
+        (["train.phase2_start_epoch=4", "train.masked_only_epoch=4"], [(PHASE1, 0, 40), (MASKED_ONLY, 40, 100)]),
+        (["train.phase=2"], [(PHASE2, 0, 100)]),
+        (["gmm.online=true", "train.masked_only_epoch=5"], [(PHASE2, 0, 50), (MASKED_ONLY, 50, 100)]),
+    ],
+)  # fmt: skip
+def test_switches_in_steps_epochs_and_fractions(overrides, expected):
+    assert stages("train.epochs=10", *overrides) == expected
+
+
+def test_a_run_that_starts_in_phase_2_takes_k_from_num_clusters():
+    (stage,) = schedule("train.phase=2", "gmm.num_clusters=64", "optimizer.lr=1e-3").stages
+    assert (stage.num_clusters, stage.targets, stage.rate.peak) == (64, "online", pytest.approx(2.5e-4))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["train.phase2_start_epoch=5", "train.masked_only_epoch=3"], "comes before the switch to phase 2"),
+        (["train.masked_only_epoch=3"], "this run never reaches"),
+        (["train.phase2_start_epoch=10"], "not before the end of the run (10 epochs)"),
+        (["train.phase2_start_epoch=5", "train.masked_only_epoch=12"], "not before the end of the run"),
+        (["train.max_steps=30", "train.phase2_start_step=30"], "not before the end of the run (30 steps)"),
+        (["train.phase=2", "train.phase2_start_epoch=3"], "already starts in phase 2 (train.phase: 2)"),
+        (["gmm.online=true", "train.phase2_start_step=3"], "already starts in phase 2 (gmm.online: true)"),
+        (["train.phase2_start_epoch=0"], "set train.phase: 2 instead"),
+        (["train.phase2_start_epoch=2", "train.phase2_start_step=5"], "give one of the two"),
+        (["train.phase2_start_epoch=2", "gmm.ema_layer=6"], "outside the encoder's 6 layers"),
+        (["train.phase=2", "gmm.ema_layer=-7"], "outside the encoder's 6 layers"),
+        (["train.phase=2", "model.size=tiny"], "outside the encoder's 2 layers"),
+        (["train.phase2_start_epoch=2.5"], "neither a whole epoch, nor a fraction"),
+        (["train.phase2_start_epoch=-2"], "neither a whole epoch, nor a fraction"),
+    ],
+)  # fmt: skip
+def test_impossible_plans_are_refused_with_the_reason_before_any_data_are_read(overrides, reason):
+    with pytest.raises(UserError) as error:
+        load_config(None, ["train.epochs=10", *overrides])
+    assert reason in str(error.value)
+
+
+def test_plans_that_mix_steps_and_epochs_are_checked_once_an_epoch_is_known():
+    config = load_config(None, ["train.epochs=10", "train.phase2_start_step=60", "train.masked_only_epoch=5"])
+    assert [stage.name for stage in plan(config, 20).stages] == [PHASE1, PHASE2, MASKED_ONLY]
+    with pytest.raises(UserError, match="comes before the switch"):
+        plan(config, 10)
+
+
+def test_a_layer_outside_the_model_does_not_matter_without_an_online_stage():
+    assert schedule("model.size=tiny", "gmm.ema_layer=2").stages[0].targets == "mfcc"
+    assert schedule("model.size=tiny", "gmm.ema_layer=-2", "train.phase=2").stages[0].targets == "online"
+
+
+def test_phase_2_warms_up_again_to_its_own_peak_and_masked_only_goes_on_with_its_curve():
+    overrides = [*TWO_PHASES, "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3"]
+    rates = [learning_rate(schedule(*overrides), step, kind="cosine", min_ratio=0.1) for step in range(100)]
+    assert max(rates[:40]) == pytest.approx(1e-3)
+    assert rates[39] == pytest.approx(1e-4)
+    assert rates[40:46] == pytest.approx([2.5e-4 * (step + 1) / 6 for step in range(6)])
+    assert max(rates[40:]) == pytest.approx(2.5e-4)
+    assert rates[99] == pytest.approx(2.5e-5)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[46:]))
+
+
+def test_without_rewarming_one_curve_spans_the_run():
+    overrides = [*TWO_PHASES, "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3"]
+    one = schedule(*overrides, "scheduler.rewarm_on_phase2=false")
+    single = schedule("train.epochs=10", "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3")
+    for step in range(100):
+        assert learning_rate(one, step, kind="cosine", min_ratio=0.1) == learning_rate(
+            single, step, kind="cosine", min_ratio=0.1
+        )
+
+
+def test_stages_that_were_entered_stay_where_they_were_when_the_run_grows():
+    overrides = ["train.epochs=40", "train.phase2_start_epoch=0.4", "train.masked_only_epoch=0.7"]
+    grown = RunProgress(60, {PHASE1: 0, PHASE2: 40})
+    assert stages(*overrides, progress=grown) == [(PHASE1, 0, 40), (PHASE2, 40, 280), (MASKED_ONLY, 280, 400)]
+    shrunk = ["train.epochs=8", *overrides[1:]]
+    assert stages(*shrunk, progress=RunProgress(60, {PHASE1: 0})) == [(PHASE1, 0, 60), (MASKED_ONLY, 60, 80)]

@@ -11,14 +11,31 @@ from sjepa.reporting.history import History
 from sjepa.reporting.plots import draw_history
 from sjepa.reporting.run_dir import existing_runs, new_run
 from sjepa.reporting.summary import describe_plan
+from sjepa.targets.base import TargetFigures
 from sjepa.training.report import EpochResult
 
 
 def result(epoch, kl=2.0):
-    metrics = Metrics(loss=kl, kl=kl, top1=0.1 * epoch, entropy_bits=3.0, clusters_used=40.0, frames=100)
-    stage = plan(load_config(None), 10).at(0)
+    metrics = Metrics(
+        loss=kl, kl=kl, top1=0.1 * epoch, entropy_bits=3.0, target_entropy_bits=1.0, clusters_used=40.0, frames=100
+    )
+    online = epoch > 0
+    config = load_config(None, ["train.epochs=9", "train.phase2_start_epoch=1"])
     return EpochResult(
-        epoch, stage, 1e-3, metrics, metrics, (10.0 + epoch, math.nan), 12.5, 0.5 * (epoch + 1), 0.1, 0, 0
+        epoch=epoch,
+        stage=plan(config, 10).at(10 * epoch),
+        learning_rate=1e-3,
+        train=metrics,
+        validation=metrics,
+        effective_ranks=(10.0 + epoch, math.nan),
+        spreads=(0.5, 0.4),
+        targets=TargetFigures(epoch % 2, (9.0 + epoch, 8.0), 3) if online else TargetFigures(),
+        gradient_norm=0.7,
+        seconds=12.5,
+        audio_hours=0.5 * (epoch + 1),
+        waiting=0.1,
+        skipped_updates=0,
+        unreadable_clips=0,
     )
 
 
@@ -56,7 +73,7 @@ def test_every_curve_is_drawn(tmp_path, epochs):
     for epoch in range(epochs):
         history.append(result(epoch))
     written = draw_history(history.rows, tmp_path / "plotes")
-    names = ("loss", "kl", "top1", "entropy_bits", "lr", "clusters_used", "erank")
+    names = ("loss", "kl", "top1", "entropy_bits", "lr", "clusters_used", "gradient_norm", "erank", "spread")
     assert [path.name for path in written] == [f"history_{name}.jpg" for name in names]
     assert all(path.stat().st_size > 5000 for path in written)
 

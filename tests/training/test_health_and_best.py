@@ -10,7 +10,18 @@ from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
 
 def metrics(**values):
     return Metrics(
-        **({"loss": 1.0, "kl": 1.0, "top1": 0.5, "entropy_bits": 2.0, "clusters_used": 5.0, "frames": 10} | values)
+        **(
+            {
+                "loss": 1.0,
+                "kl": 1.0,
+                "top1": 0.5,
+                "entropy_bits": 2.0,
+                "target_entropy_bits": 0.5,
+                "clusters_used": 5.0,
+                "frames": 10,
+            }
+            | values
+        )
     )
 
 

@@ -58,7 +58,8 @@ def test_every_file_of_the_run_folder_is_there_and_right(finished):
     expected = {"config_used.yaml", "history.csv", "gmm.pt", "results.csv", "weights/best.pt", "weights/last.pt",
                 "checkpoints/epoch_000.pth", "checkpoints/epoch_001.pth"}  # fmt: skip
     expected |= {
-        f"plotes/history_{name}.jpg" for name in ("kl", "top1", "entropy_bits", "loss", "lr", "erank", "clusters_used")
+        f"plotes/history_{name}.jpg"
+        for name in ("kl", "top1", "entropy_bits", "loss", "lr", "erank", "spread", "clusters_used", "gradient_norm")
     }
     found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     logs = {name for name in found if name.startswith("logs/train_") and name.endswith(".log")}
@@ -168,7 +169,7 @@ def test_a_run_can_start_from_weights(corpus, finished, tmp_path, capsys):
         run(corpus, tmp_path, f"init_weights={best}", "gmm.num_clusters=5", "train.max_steps=1", "optimizer.lr=1e-12")
         == 0
     )
-    assert "new: head (other sizes)" in capsys.readouterr().out
+    assert "new: last layer of the head (K 8 → 5)" in capsys.readouterr().out
     before, after = (torch.load(p, weights_only=True)["model"] for p in (best, tmp_path / "r/train/weights/last.pt"))
     name = "encoder.feature_projection.projection.weight"
     assert torch.allclose(before[name], after[name], atol=1e-6)

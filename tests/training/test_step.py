@@ -14,7 +14,8 @@ from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA
 from sjepa.targets.mfcc import MFCCTargets
-from sjepa.training.assembly import model_shape, step_settings
+from sjepa.training.assembly import step_settings
+from sjepa.training.network import model_shape
 from sjepa.training.optimizer import build_optimizer
 from sjepa.training.step import optimiser_update
 from tests.conftest import tone

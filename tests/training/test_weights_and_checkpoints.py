@@ -32,7 +32,8 @@ class Malicious:
 @pytest.fixture
 def weights():
     setup = Setup()
-    return Weights(setup.network, setup.targets.gmm, setup.config.model_dump(mode="json", by_alias=True), {"epoch": 3})
+    config = setup.config.model_dump(mode="json", by_alias=True)
+    return Weights(setup.network, setup.targets.gmm, config, {"phase": 1, "visible_loss": True}, {"epoch": 3})
 
 
 def test_weights_are_self_contained(tmp_path, weights):
@@ -40,6 +41,8 @@ def test_weights_are_self_contained(tmp_path, weights):
     back = load_weights(tmp_path / "best.pt")
     assert back.config == weights.config
     assert back.progress == {"epoch": 3}
+    assert back.stage == {"phase": 1, "visible_loss": True}
+    assert back.target_encoder is None
     for a, b in ((weights.model, back.model), (weights.gmm, back.gmm)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 

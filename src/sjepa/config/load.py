@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from sjepa.config.schedule import plan_problems
 from sjepa.config.schema import Config
 from sjepa.config.sizes import Hyperparameters, hyperparameters
 from sjepa.core.errors import UserError
@@ -48,6 +49,8 @@ def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Con
             hyperparameters(size, overrides)
         except ValidationError as error:
             problems += describe(error, Hyperparameters, prefix="model.overrides.")
+    if config is not None and not problems:
+        problems += plan_problems(config)
     if problems or config is None:
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
     return config

@@ -49,6 +49,15 @@ def _valid_paths(value: Any) -> Any:
     return value
 
 
+def _epoch(value: float) -> float:
+    """Whole epochs stay whole; 0 < value < 1 is a fraction of the run; -1 is off."""
+    if 0 < value < 1:
+        return value
+    if value != int(value) or (value < 0 and value != -1):
+        raise ValueError(f"{value:g} is neither a whole epoch, nor a fraction below 1, nor -1 (never)")
+    return int(value)
+
+
 Paths = Annotated[Any, BeforeValidator(_valid_paths)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -56,6 +65,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[
     tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_listed)
 ]
+EpochOrFraction = Annotated[float, AfterValidator(_epoch)]
 _TWO_FRAMES_SECONDS = SPEECH.samples(2) / SPEECH.sample_rate
 
 
@@ -142,22 +152,20 @@ class Train(Section):
         description="Arithmetic of the network; auto: bf16 where the hardware multiplies it natively, else fp32.",
     )
     compile: Annotated[bool, _later("compilation is", False)] = Field(False, description="Compile the model.")
-    phase: Annotated[Literal[1, 2], _later("phase 2 is", 1)] = Field(
+    phase: Literal[1, 2] = Field(
         1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
     )
     use_visible_loss: bool = Field(True, description="The loss also covers frames that were not masked.")
-    phase2_start_epoch: Annotated[int, _later("phase 2 is", -1)] = Field(
-        -1, ge=-1, description="Epoch at which phase 2 starts; -1: never."
+    phase2_start_epoch: EpochOrFraction = Field(
+        -1, description="Epoch at which phase 2 starts; below 1: this fraction of the run; -1: never."
     )
-    phase2_start_step: Annotated[int | None, _later("phase 2 is", None)] = Field(
-        None, ge=1, description="The same in optimiser steps."
+    phase2_start_step: int | None = Field(None, ge=1, description="The same in optimiser steps.")
+    masked_only_epoch: EpochOrFraction = Field(
+        -1,
+        description="Epoch in phase 2 from which visible loss and augmentation are off; below 1: this fraction of the run; "
+        "-1: never.",
     )
-    masked_only_epoch: Annotated[int, _later("phase 2, which the masked-only switch belongs to, is", -1)] = Field(
-        -1, ge=-1, description="Epoch in phase 2 from which visible loss and augmentation are off; -1: never."
-    )
-    masked_only_step: Annotated[int | None, _later("phase 2, which the masked-only switch belongs to, is", None)] = (
-        Field(None, ge=1, description="The same in optimiser steps.")
-    )
+    masked_only_step: int | None = Field(None, ge=1, description="The same in optimiser steps.")
     devices: Annotated[int, _later("more than one device is", 1)] = Field(1, ge=1, description="Processes per machine.")
     num_nodes: Annotated[int, _later("more than one machine is", 1)] = Field(1, ge=1, description="Machines.")
     strategy: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], _later("parallel strategies are", "auto")] = Field(
@@ -178,8 +186,12 @@ class Scheduler(Section):
         5000, ge=0, description="Optimiser steps of linear warm-up; below 1, a fraction of the stage."
     )
     min_ratio: Fraction = Field(0.1, description="The cosine ends at this fraction of the stage's peak.")
-    rewarm_on_phase2: bool = Field(True, description="Warm up again when phase 2 starts.")
-    phase2_lr_ratio: float = Field(0.25, gt=0, description="Peak rate of phase 2 over that of phase 1.")
+    rewarm_on_phase2: bool = Field(
+        True, description="Phase 2 has a warm-up and a decay of its own; false: one curve over the whole run."
+    )
+    phase2_lr_ratio: float = Field(
+        0.25, gt=0, description="Peak rate of phase 2 over optimizer.lr (no meaning in one curve over the whole run)."
+    )
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Scheduler:
@@ -199,11 +211,12 @@ class GMM(Section):
     em_iters: int = Field(20, ge=0, description="EM iterations.")
     fit_frames: int = Field(200000, ge=10, description="Frames, uniform over the training set, to fit on.")
     path: str | None = Field(None, description="A fitted GMM (gmm.pt) to load instead of fitting.")
-    online: Annotated[bool, _later("the online GMM is", False)] = Field(False, description="Start in phase 2.")
+    online: bool = Field(False, description="Start in phase 2, as train.phase: 2.")
     param_decay: float = Field(0.999, ge=0, lt=1, description="Online GMM: share of the old parameters at each step.")
     ema_layer: int = Field(2, description="Encoder layer the online GMM reads first; negative counts from the top.")
     auto_layer: bool = Field(True, description="Let effective rank choose that layer as training goes on.")
     layer_check_every: int = Field(10000, ge=1, description="Optimiser steps between two choices.")
+    refit_on_switch: bool = Field(False, description="Fit the GMM anew when another layer is chosen.")
     erank_decay: float = Field(0.9, ge=0, lt=1, description="Smoothing of the effective rank across checks.")
     ema_decay_fast: float = Field(0.999, ge=0, le=1, description="First decay of the EMA encoder.")
     ema_decay_slow: float = Field(0.9999, ge=0, le=1, description="The decay it alternates with.")
@@ -222,9 +235,7 @@ class Best(Section):
 
 
 class Health(Section):
-    on_collapse: Annotated[Literal["warn", "stop"], _later("the collapse alarm is", "warn")] = Field(
-        "warn", description="What a collapse of the representation does."
-    )
+    on_collapse: Literal["warn", "stop"] = Field("warn", description="What a collapse of the representation does.")
 
 
 class Logging(Section):

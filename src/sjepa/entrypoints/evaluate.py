@@ -12,7 +12,7 @@ from sjepa.core.files import write_text
 from sjepa.evaluation.evaluate import evaluate, write_results
 from sjepa.reporting.console import Console
 from sjepa.reporting.run_dir import new_run
-from sjepa.training.assembly import evaluation_loader, evaluation_stage, step_settings
+from sjepa.training.assembly import evaluation_loader, step_settings
 from sjepa.training.data import load_clips
 from sjepa.weights import load_weights
 
@@ -39,14 +39,13 @@ def evaluate_weights(config: Config) -> int:
     run_dir = new_run(Path(config.runs_root), config.run_name, "eval")
     console.log_to(run_dir.logs, "eval")
     write_text(run_dir.config, dump_config(config))
-    written = f"epoch {weights.progress['epoch']}, {weights.progress['stage']}"
+    written = f"epoch {weights.progress['epoch']}, {weights.stage['name']}"
     console.note(f"{config.init_weights} ({written}): model, masking and GMM are the file's own")
     console.plain(f"test        {clip_set.describe()}")
     results = evaluate(
         engine,
         weights,
         evaluation_loader(config, clip_set.clips),
-        stage=evaluation_stage(trained),
         settings=step_settings(config),
         progress=console.progress,
         warn=console.warn,

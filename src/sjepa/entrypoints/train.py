@@ -5,19 +5,19 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sjepa.config.load import dump_config, load_config
-from sjepa.config.schedule import Schedule
+from sjepa.config.schedule import RunProgress, Schedule, Stage
 from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import Loader
 from sjepa.evaluation.evaluate import evaluate, write_results
-from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.report import RunReport
@@ -26,13 +26,11 @@ from sjepa.reporting.summary import describe_batches, describe_data, describe_mo
 from sjepa.reporting.tensorboard import event_writer
 from sjepa.training.assembly import (
     Data,
+    RunFiles,
     assemble,
-    blank_phase1_gmm,
-    build_model,
     estimated_bytes,
     evaluation_loader,
-    fitted_phase1_gmm,
-    given_phase1_gmm,
+    given_gmm,
     load_data,
     plan_run,
     step_settings,
@@ -40,9 +38,24 @@ from sjepa.training.assembly import (
 )
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.estimate import seconds_per_audio_second
+from sjepa.training.network import build_model
 from sjepa.training.resume import refuse_differences
 from sjepa.training.trainer import Interrupted, Trainer
 from sjepa.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to go on with: its folder, the checkpoint, and how far that came."""
+
+    run_dir: RunDir
+    checkpoint: Path
+    progress: RunProgress
+
+    def stage(self, schedule: Schedule) -> Stage:
+        """The stage that the checkpoint was made in; the next one may start with the very next update."""
+        last = list(self.progress.entered)[-1]
+        return next(stage for stage in schedule.stages if stage.name == last)
 
 
 def train(config: Config, *, dry_run: bool = False) -> int:
@@ -52,15 +65,16 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
     data = load_data(config, cache_folder=cache_folder, progress=console.progress)
     loader = train_loader(config, data, pin_memory=engine.device.type == "cuda")
-    schedule = plan_run(config, loader)
-    notes: list[str] = []
-    model = build_model(config, schedule.at(0), note=notes.append)
-    given_gmm = given_phase1_gmm(config)
     if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
     resumed = _run_to_resume(config, console) if config.checkpoint.resume and not dry_run else None
+    schedule = plan_run(config, loader, progress=resumed.progress if resumed else None)
+    stage = resumed.stage(schedule) if resumed else schedule.at(0)
+    notes: list[str] = []
+    model = build_model(config, stage, note=notes.append)
+    given = given_gmm(config, stage) if resumed is None else None
     if not dry_run:
-        run_dir = resumed[0] if resumed else new_run(Path(config.runs_root), config.run_name, "train")
+        run_dir = resumed.run_dir if resumed else new_run(Path(config.runs_root), config.run_name, "train")
         console.log_to(run_dir.logs, "train")
         console.note(f"run folder {run_dir.root}")
     for note in notes:
@@ -68,8 +82,28 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     _describe(config, console, engine, data, loader, schedule, model)
     if dry_run:
         return 0
+    if resumed is None:
+        write_text(run_dir.config, dump_config(config))
+    else:
+        remove_leftovers(run_dir.root)
     report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
-    trainer = _trainer(config, engine, data, loader, schedule, model, given_gmm, run_dir, resumed, report)
+    trainer = assemble(
+        config,
+        data,
+        engine=engine,
+        schedule=schedule,
+        train=loader,
+        model=model,
+        stage=stage,
+        given=given,
+        fresh=resumed is None,
+        files=RunFiles(run_dir.weights, _checkpoint_folder(config, run_dir), run_dir.gmm),
+        report=report,
+    )
+    if resumed:
+        Checkpoints.load(resumed.checkpoint, trainer.state)
+        report.history.resume(trainer.clock.epoch)
+        report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
     _estimate_time(trainer, loader, schedule, console)
     console.run_started(schedule.epochs, schedule.total_steps)
     try:
@@ -82,7 +116,7 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     finally:
         report.draw()
         report.close()
-    _final_evaluation(config, engine, data, schedule, run_dir, console)
+    _final_evaluation(config, engine, data, run_dir, console)
     best = trainer.best
     which = f"best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
     console.note(f"done: {run_dir.weights} ({which})")
@@ -98,7 +132,7 @@ def _describe(
         console.detail(f"dropped {name}: {reason}")
     console.plain(describe_model(model))
     console.plain(describe_batches(config, loader))
-    memory = estimated_bytes(config, engine, loader, schedule.at(0), model)
+    memory = estimated_bytes(config, engine, loader, schedule, model)
     console.note(
         f"device      {engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
     )
@@ -107,58 +141,19 @@ def _describe(
         console.warn(warning)
 
 
-def _trainer(
-    config: Config,
-    engine: Engine,
-    data: Data,
-    loader: Loader,
-    schedule: Schedule,
-    model: SJEPA,
-    given_gmm: DiagonalGMM | None,
-    run_dir: RunDir,
-    resumed: tuple[RunDir, Path] | None,
-    report: RunReport,
-) -> Trainer:
-    """A trainer at its start, or where a checkpoint left it."""
-    if resumed:
-        remove_leftovers(run_dir.root)
-        gmm = blank_phase1_gmm(config)
-    else:
-        write_text(run_dir.config, dump_config(config))
-        gmm = given_gmm or fitted_phase1_gmm(config, data, seed=config.seed, device=engine.device, report=report)
-        gmm.save(run_dir.gmm)
-    trainer = assemble(
-        config,
-        data,
-        engine=engine,
-        schedule=schedule,
-        train=loader,
-        model=model,
-        gmm=gmm,
-        weights_folder=run_dir.weights,
-        checkpoint_folder=_checkpoint_folder(config, run_dir),
-        report=report,
-    )
-    if resumed:
-        Checkpoints.load(resumed[1], trainer.state)
-        report.history.resume(trainer.clock.epoch)
-        report.note(f"going on from {resumed[1].name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
-    return trainer
-
-
-def _run_to_resume(config: Config, console: Console) -> tuple[RunDir, Path] | None:
+def _run_to_resume(config: Config, console: Console) -> Resumed | None:
     """The highest-numbered run with a checkpoint that can be read, and that checkpoint."""
     for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
         checkpoints = Checkpoints(_checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
         for path in reversed(checkpoints.paths()):
             try:
-                Checkpoints.check(path)
+                clock = Checkpoints.peek(path, "clock")
             except UserError as error:
                 console.warn(f"passed over: {error}")
                 continue
             used = load_config(run_dir.config).model_dump(mode="json", by_alias=True)
             refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
-            return run_dir, path
+            return Resumed(run_dir, path, RunProgress(clock["step"], clock["entered"]))
     console.note("checkpoint.resume: no checkpoint to go on from; this is a new run")
     return None
 
@@ -172,7 +167,7 @@ def _checkpoint_folder(config: Config, run_dir: RunDir) -> Path:
 
 def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console: Console) -> None:
     """Times a few real micro-batches and says how long the rest will take."""
-    parts, stage = trainer.parts, schedule.at(trainer.clock.step)
+    parts, stage = trainer.parts, trainer.stage
     batches = loader.epoch(trainer.clock.epoch, augment=stage.augment)
     per_second = seconds_per_audio_second(
         parts.engine, parts.model, parts.optimizer, parts.targets, batches, stage=stage, settings=parts.settings
@@ -182,8 +177,9 @@ def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console
     windows = loader.dataset.windows
     epoch_seconds = float(windows.length_N.sum()) / loader.dataset.clips.sample_rate
     left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds * per_second
+    slower = ", phase 2 takes somewhat longer" if stage.phase < schedule.stages[-1].phase else ""
     console.note(
-        f"about {duration(left)} of training ({1 / per_second:.0f} s of audio per second), validation not counted"
+        f"about {duration(left)} of training ({1 / per_second:.0f} s of audio per second), validation not counted{slower}"
     )
 
 
@@ -203,9 +199,7 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _final_evaluation(
-    config: Config, engine: Engine, data: Data, schedule: Schedule, run_dir: RunDir, console: Console
-) -> None:
+def _final_evaluation(config: Config, engine: Engine, data: Data, run_dir: RunDir, console: Console) -> None:
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
     if not path.exists():
@@ -215,7 +209,6 @@ def _final_evaluation(
         engine,
         load_weights(path),
         evaluation_loader(config, data.test.clips),
-        stage=schedule.at(schedule.total_steps),
         settings=step_settings(config),
         progress=console.progress,
         warn=console.warn,

@@ -7,14 +7,16 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
-from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
 from sjepa.core.progress import Progress
 from sjepa.dataset.loader import Loader
 from sjepa.metrics import Metrics
-from sjepa.targets.mfcc import FEATURES, MFCCTargets
+from sjepa.modules.ema import EMAEncoder
+from sjepa.targets.base import Targets
+from sjepa.targets.layer_choice import LayerChoice
+from sjepa.targets.mfcc import MFCCTargets
+from sjepa.targets.online import OnlineSettings, OnlineTargets
 from sjepa.training.step import StepSettings
 from sjepa.training.validation import validate
 from sjepa.weights import Weights
@@ -27,34 +29,40 @@ def evaluate(
     weights: Weights,
     loader: Loader,
     *,
-    stage: Stage,
     settings: StepSettings,
     progress: Progress,
     warn: Callable[[str], None],
 ) -> Results:
-    """The metrics of `weights` over every window of `loader`, in the order they are reported in.
+    """The metrics of `weights` over every window of `loader`, in the order they are reported in: against the targets, and
+    over the frames, of the stage that the weights were trained in.
 
-    Raises UserError if the weights hold no mixture of phase 1, or no clip could be read.
+    Raises UserError if no clip could be read.
     """
-    if weights.gmm is None or weights.gmm.features != FEATURES:
-        raise UserError("init_weights: the file holds no GMM over MFCC, so there are no targets to compare with")
     model = engine.to_device(weights.model)
-    targets = engine.to_device(MFCCTargets(weights.gmm))
-    with engine.autocast():
-        validation = validate(
-            engine,
-            model,
-            model.encoder,
-            targets,
-            progress(loader.epoch(0), total=loader.num_batches, label="test set"),
-            stage=stage,
-            settings=settings,
-            warn=warn,
-        )
+    validation = validate(
+        engine,
+        model,
+        model.encoder,
+        saved_targets(engine, weights),
+        progress(loader.epoch(0), total=loader.num_batches, label="test set"),
+        visible=weights.stage["visible_loss"],
+        settings=settings,
+        warn=warn,
+    )
     metrics = validation.metrics
     results: Results = {name: getattr(metrics, name) for name in Metrics.NAMES}
-    results |= {"clusters_used": metrics.clusters_used, "frames": float(metrics.frames)}
+    results |= {"target_entropy_bits": metrics.target_entropy_bits, "clusters_used": metrics.clusters_used}
+    results["frames"] = float(metrics.frames)
     return results | {f"erank_{layer}": rank for layer, rank in enumerate(validation.effective_ranks)}
+
+
+def saved_targets(engine: Engine, weights: Weights) -> Targets:
+    """The targets that a model was trained towards last, as its file holds them."""
+    if weights.target_encoder is None or weights.target_layer is None:
+        return engine.to_device(MFCCTargets(weights.gmm))
+    choice = LayerChoice(weights.target_layer, smoothing=0.0)
+    settings = OnlineSettings(parameter_decay=1.0, ema_decay=lambda step: 1.0, layer_check_every=None)
+    return engine.to_device(OnlineTargets(weights.gmm, EMAEncoder(weights.target_encoder), choice, settings))
 
 
 def write_results(path: Path, results: Results) -> None:

@@ -1,4 +1,5 @@
-"""How many directions features really use: a label-free sign of their quality. (Roy & Vetterli 2007; RankMe)"""
+"""Label-free signs of what features are worth: how many directions they use (Roy & Vetterli 2007; RankMe), and whether
+they differ at all."""
 
 from __future__ import annotations
 
@@ -23,3 +24,10 @@ def effective_rank(features_ND: Tensor) -> float:
         return 1.0
     share = values / total
     return float(torch.exp(torch.special.entr(share).sum()))
+
+
+def spread(features_ND: Tensor) -> float:
+    """Root mean square distance of the features from their mean over their root mean square: 0 if all are the same, 1 if
+    their mean is zero."""
+    centred = features_ND - features_ND.mean(dim=0)
+    return float(centred.square().mean().sqrt() / features_ND.square().mean().sqrt().clamp(min=1e-30))

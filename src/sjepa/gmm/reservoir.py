@@ -35,12 +35,15 @@ class FrameSample:
         return sum(len(frames) for frames in self.frames_M)
 
 
-def draw_frames(num_frames_N: Ints, id_N: Ints, wanted: int, *, seed: int) -> FrameSample:
+def draw_frames(
+    num_frames_N: Ints, id_N: Ints, wanted: int, *, seed: int, fewest_groups: int | None = None
+) -> FrameSample:
     """About `wanted` frames, uniform over all frames of all windows; all of them if there are no more.
 
-    `num_frames_N` counts each window's frames, `id_N` names it in the hash.
+    `num_frames_N` counts each window's frames, `id_N` names it in the hash. `fewest_groups` (default 4,000) is how many
+    groups even a small sample is made of: each costs the decoding of a window.
     """
-    group_size = int(np.clip(wanted // _FEWEST_GROUPS, 1, _LARGEST_GROUP))
+    group_size = int(np.clip(wanted // (fewest_groups or _FEWEST_GROUPS), 1, _LARGEST_GROUP))
     groups_N = -(-num_frames_N // group_size)
     if int(num_frames_N.sum()) <= wanted:
         chosen = np.arange(int(groups_N.sum()))

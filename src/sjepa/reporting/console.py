@@ -120,11 +120,13 @@ class Console:
         if self._steps is not None:
             self._steps.close()
             self._epochs.update(1)
-        train, val = result.train, result.validation
+        train, val, moved = result.train, result.validation, result.targets
+        targets = "" if moved.layer is None else f", layer {moved.layer}, {moved.reseeded} re-seeded"
         logger.info(
             "{}",
             f"epoch {result.epoch} done in {duration(result.seconds)}: train loss {train.loss:.4f} kl {train.kl:.4f} "
-            f"top1 {train.top1:.3f} | val kl {val.kl:.4f} top1 {val.top1:.3f} entropy {val.entropy_bits:.2f} bit | "
+            f"top1 {train.top1:.3f} | val kl {val.kl:.4f} top1 {val.top1:.3f} entropy {val.entropy_bits:.2f} bit "
+            f"(targets {val.target_entropy_bits:.2f}), {val.clusters_used:.0f} components in use{targets} | "
             f"{result.audio_hours:.2f} h audio{'  ← best so far' if is_best else ''}",
         )
 

@@ -51,7 +51,8 @@ def _row(result: EpochResult) -> Row:
     for name in Metrics.NAMES:
         row[f"train_{name}"] = getattr(result.train, name)
         row[f"val_{name}"] = getattr(result.validation, name)
-    row |= {"clusters_used": result.validation.clusters_used, "active_layer": ""}
+    layer = "" if result.targets.layer is None else result.targets.layer
+    row |= {"clusters_used": result.validation.clusters_used, "active_layer": layer}
     row |= {f"erank_{layer}": rank for layer, rank in enumerate(result.effective_ranks)}
     return row | {
         "seconds": result.seconds,
@@ -59,6 +60,12 @@ def _row(result: EpochResult) -> Row:
         "data_waiting": result.waiting,
         "skipped_updates": result.skipped_updates,
         "unreadable_clips": result.unreadable_clips,
+        "gradient_norm": result.gradient_norm,
+        "train_target_entropy_bits": result.train.target_entropy_bits,
+        "val_target_entropy_bits": result.validation.target_entropy_bits,
+        "reseeded": result.targets.reseeded,
+        **{f"spread_{layer}": value for layer, value in enumerate(result.spreads)},
+        **{f"layer_score_{layer}": score for layer, score in enumerate(result.targets.layer_scores)},
     }
 
 

@@ -39,6 +39,12 @@ METRICS = (
 )
 
 
+LAYERS = (
+    Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)"),
+    Curve("spread", "Spread of each layer's features", "distance from the mean over size"),
+)
+
+
 def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draws every curve of a history as `history_<name>.jpg`; the files written."""
     if not rows:
@@ -48,7 +54,9 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
     written.append(
         _draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder)
     )
-    written.append(_draw_ranks(rows, folder))
+    written.append(_draw_single(rows, Curve("gradient_norm", "Gradient norm", "mean norm before clipping"), folder))
+    for curve in LAYERS:
+        written.append(_draw_layers(rows, curve, folder))
     return written
 
 
@@ -58,37 +66,59 @@ def _draw_metric(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
     for part, colour, label in (("train", _TRAIN, "train"), ("val", _VALIDATION, "validation")):
         values = [row[f"{part}_{curve.name}"] for row in rows]
         axes.plot(epochs, values, color=colour, label=f"{label}: {_last(values)}", marker=".", markersize=4)
+    if curve.name == "entropy_bits":
+        targets = [_value(row, "val_target_entropy_bits") for row in rows]
+        axes.plot(epochs, targets, color=_VALIDATION, linestyle="--", label=f"targets, validation: {_last(targets)}")
     axes.legend(frameon=False)
     return _save(figure, folder / f"history_{curve.name}.jpg")
 
 
 def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
     figure, axes = _axes(rows, curve)
-    axes.plot([row["epoch"] for row in rows], [row[curve.name] for row in rows], color=_TRAIN, marker=".", markersize=4)
+    values = [_value(row, curve.name) for row in rows]
+    axes.plot([row["epoch"] for row in rows], values, color=_TRAIN, marker=".", markersize=4)
     axes.set_ylim(bottom=0)
     return _save(figure, folder / f"history_{curve.name}.jpg")
 
 
-def _draw_ranks(rows: Sequence[Row], folder: Path) -> Path:
-    figure, axes = _axes(
-        rows, Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)")
-    )
-    layers = sorted((name for name in rows[-1] if name.startswith("erank_")), key=lambda name: int(name[6:]))
+def _draw_layers(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
+    """One curve per layer."""
+    figure, axes = _axes(rows, curve)
     colours = matplotlib.colormaps["viridis"]
-    for number, name in enumerate(layers):
-        values = [row.get(name, math.nan) for row in rows]
-        colour = colours(number / max(1, len(layers) - 1) * 0.9)
-        axes.plot(
-            [row["epoch"] for row in rows],
-            values,
-            color=colour,
-            label=f"layer {name[6:]}: {_last(values)}",
-            marker=".",
-            markersize=4,
-        )
-    axes.legend(frameon=False)
+    epochs = [row["epoch"] for row in rows]
+    layers = sorted(int(name.rpartition("_")[2]) for name in rows[-1] if name.startswith(f"{curve.name}_"))
+    for layer in layers:
+        colour = colours(layer / max(1, len(layers) - 1) * 0.9)
+        values = [_value(row, f"{curve.name}_{layer}") for row in rows]
+        axes.plot(epochs, values, color=colour, label=f"layer {layer}: {_last(values)}", marker=".", markersize=4)
+        if (
+            curve.name == "erank"
+        ):  # and, dashed, the smoothed score on the EMA encoder that the target layer is chosen by
+            axes.plot(epochs, [_value(row, f"layer_score_{layer}") for row in rows], color=colour, linestyle="--")
     axes.set_ylim(bottom=0)
-    return _save(figure, folder / "history_erank.jpg")
+    if curve.name == "erank":
+        _name_target_layers(axes, rows)
+    axes.legend(frameon=False)
+    return _save(figure, folder / f"history_{curve.name}.jpg")
+
+
+def _name_target_layers(axes: Axes, rows: Sequence[Row]) -> None:
+    """Says which layer targets come from, where that changes."""
+    before: Any = ""
+    for row in rows:
+        layer = row.get("active_layer", "")
+        if layer not in ("", before):
+            axes.axvline(row["epoch"], color="#999999", linewidth=0.8, linestyle=":")
+            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "fontsize": 8, "color": "#555555"}
+            axes.text(row["epoch"], 0.02, f" targets: layer {layer}", **place)
+        before = layer
+    if "layer_score_0" in rows[-1]:
+        axes.plot([], [], color="#555555", linestyle="--", label="smoothed, EMA encoder")
+
+
+def _value(row: Row, name: str) -> float:
+    value = row.get(name, "")
+    return math.nan if value == "" else float(value)
 
 
 def _axes(rows: Sequence[Row], curve: Curve) -> tuple[Figure, Axes]:

@@ -51,17 +51,19 @@ def describe_batches(config: Config, train: Loader) -> str:
 
 def describe_plan(schedule: Schedule) -> str:
     """The stages as a small table."""
-    head = ("stage", "steps", "targets", "K", "loss over", "augmentation", "peak rate", "warm-up")
+    head = ("stage", "from", "updates", "targets", "K", "loss over", "augmentation", "peak rate", "warm-up")
+    per_epoch = schedule.steps_per_epoch
     rows = [
         (
             stage.name,
+            f"epoch {stage.start_step / per_epoch:.4g}",
             f"{stage.start_step:,}–{stage.end_step:,}",
             stage.targets,
             str(stage.num_clusters),
             "masked + visible" if stage.visible_loss else "masked",
             "on" if stage.augment else "off",
-            f"{stage.peak_lr:.2e}",
-            f"{stage.warmup_steps:,} steps",
+            f"{stage.rate.peak:.2e}",
+            f"{stage.rate.warmup_steps:,} steps" if stage.start_step == stage.rate.start_step else "–",
         )
         for stage in schedule.stages
     ]

@@ -5,25 +5,24 @@ B batch, S samples, T frames, N chosen frames, D features, K components.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sjepa.core.frames import SPEECH
-from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.gmm.reservoir import FrameSample
+from sjepa.targets.base import FrameChoice, TargetFigures
 
-FEATURES = f"mfcc{NUM_FEATURES}"
-
-Extractor = Callable[[Tensor, Tensor], Tensor]
+MFCC_FEATURES = f"mfcc{NUM_FEATURES}"
 
 
 class MFCCTargets(nn.Module):
     """Soft targets that never change."""
+
+    encoder: Any = None
+    layer: int | None = None
 
     def __init__(self, gmm: DiagonalGMM) -> None:
         super().__init__()
@@ -36,19 +35,20 @@ class MFCCTargets(nn.Module):
         features_BTD = self.mfcc(clean_BS, num_samples_B)
         return self.gmm.posteriors(features_BTD.flatten(0, 1)[frame_N]).responsibilities_NK
 
+    def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
+        return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)
 
-@torch.no_grad()
-def gather_features(batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device) -> Tensor:
-    """Features [N, D] of the sampled frames. `batches` cover `sample`'s windows (`Batch.window` is the position in it);
-    windows that could not be read are left out."""
-    rows: list[Tensor] = []
-    for batch in batches:
-        if not batch.num_samples:
-            continue
-        on_device = batch.to(device)
-        num_samples_B = to_device(batch.num_samples, device)
-        features_BTD = extract(on_device.clean_BS, num_samples_B)
-        for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
-            frames = torch.from_numpy(sample.frames_M[window])
-            rows.append(features_BTD[row, frames[frames < SPEECH.frames(samples)].to(device)])
-    return torch.cat(rows) if rows else torch.zeros(0, NUM_FEATURES, device=device)
+    def after_update(self, encoder: nn.Module, step: int) -> None:
+        """Nothing moves."""
+
+    def discard(self) -> None:
+        """Nothing was kept."""
+
+    def layer_check_due(self, step: int) -> bool:
+        return False
+
+    def choose_layer(self, ranks: Sequence[float]) -> bool:
+        return False
+
+    def figures(self) -> TargetFigures:
+        return TargetFigures()

@@ -26,6 +26,10 @@ class Best:
         self.value, self.epoch = value, epoch
         return True
 
+    def restart(self) -> None:
+        """Another phase: its figures do not compare with those before."""
+        self.value, self.epoch = math.nan, -1
+
     def state_dict(self) -> dict[str, Any]:
         return {"metric": self.metric, "value": self.value, "epoch": self.epoch}
 

@@ -13,7 +13,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.weights import read_torch_file
 
-_KIND, _FORMAT = "sjepa checkpoint", 1
+_KIND, _FORMAT = "sjepa checkpoint", 2
 _NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
 
 
@@ -49,9 +49,13 @@ class Checkpoints:
         return [path for match, path in sorted(found, key=lambda item: _order(item[0]))]
 
     @staticmethod
-    def check(path: Path) -> None:
-        """Raises UserError if the file is not a whole checkpoint."""
-        read_torch_file(path, kind=_KIND, newest=_FORMAT)
+    def peek(path: Path, part: str) -> dict[str, Any]:
+        """The state of one part. Raises UserError if the file is not a whole checkpoint."""
+        content = read_torch_file(path, kind=_KIND, newest=_FORMAT)
+        try:
+            return dict(content["parts"][part])
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: holds no {part}, which a checkpoint of this version has") from None
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:

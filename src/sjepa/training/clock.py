@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass
 class Clock:
     """`step` counts optimiser updates, `epoch` passes over the data, `batch` micro-batches taken from this epoch;
-    `audio_seconds` is how much was trained on in the whole run."""
+    `audio_seconds` is how much was trained on in the whole run; `entered` names the stages so far and the step at which
+    each was entered."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     audio_seconds: float = 0.0
+    entered: dict[str, int] = field(default_factory=dict)
 
     def tick(self, *, batches: int, audio_seconds: float) -> None:
         """One optimiser update was made from `batches` micro-batches."""
@@ -25,9 +29,46 @@ class Clock:
         self.epoch += 1
         self.batch = 0
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in asdict(self):
             setattr(self, name, state[name])
+
+
+@dataclass
+class Interval:
+    """What was measured since a moment: `waited` seconds for data, `samples` of audio, `updates`, the sum of their
+    gradient norms; `before` is time that a part of the run before a restart took."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    samples: int = 0
+    updates: int = 0
+    gradient_norm: float = 0.0
+    before: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.started
+
+    @property
+    def waiting(self) -> float:
+        return self.waited / max(self.seconds, 1e-9)
+
+    def restart(self) -> None:
+        """Begins to measure again, after a pause that does not count."""
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "before": self.seconds,
+            "waited": self.waited,
+            "updates": self.updates,
+            "gradient_norm": self.gradient_norm,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

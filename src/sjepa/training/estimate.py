@@ -19,17 +19,25 @@ from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA
 from sjepa.modules.masking import num_masked
 from sjepa.targets.base import Targets
-from sjepa.training.step import StepSettings, frame_losses
+from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
 
 _PROBE_SECONDS = 2.0
 _COPIES_OF_WEIGHTS = 4  # weights, gradients, two moments
 
 
 def training_bytes(
-    model: SJEPA, *, clips: int, samples: int, settings: StepSettings, visible: bool, autocast: torch.dtype | None
+    model: SJEPA,
+    *,
+    clips: int,
+    samples: int,
+    settings: StepSettings,
+    visible: bool,
+    averaged: bool,
+    autocast: torch.dtype | None,
 ) -> int:
     """Bytes that weights, optimiser and the tensors kept for the backward pass take for a micro-batch of `clips` clips of
-    `samples` samples. Counted on a model without data; workspaces and the allocator's rounding come on top."""
+    `samples` samples; with `averaged` also a copy of the encoder. Counted on a model without data; workspaces and the
+    allocator's rounding come on top."""
     frames = SPEECH.frames(samples)
     masked = clips * num_masked(frames, settings.mask_ratio)
     kept: dict[int, Tensor] = {}
@@ -54,7 +62,7 @@ def training_bytes(
             torch.empty(clips * frames - masked if visible else 0, dtype=torch.int64),
         )
     activations = sum(tensor.nelement() * tensor.element_size() for tensor in kept.values())
-    return activations + _COPIES_OF_WEIGHTS * sum(p.nelement() * p.element_size() for p in model.parameters())
+    return activations + _COPIES_OF_WEIGHTS * _bytes(model) + averaged * _bytes(model.encoder)
 
 
 def seconds_per_audio_second(
@@ -76,13 +84,10 @@ def seconds_per_audio_second(
     rate: float | None = None
     started, samples = time.perf_counter(), 0
     for index, batch in enumerate(batch for batch in batches if batch.num_samples):
+        batch = batch.to(engine.device)
+        frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
         losses = frame_losses(
-            model,
-            targets,
-            batch.to(engine.device),
-            mask_key=key(settings.seed, "probe"),
-            settings=settings,
-            visible=stage.visible_loss,
+            engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss
         )
         engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
         sums.add(
@@ -97,3 +102,7 @@ def seconds_per_audio_second(
             break
     optimizer.zero_grad(set_to_none=True)
     return rate
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(parameter.nelement() * parameter.element_size() for parameter in module.parameters())

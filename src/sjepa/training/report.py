@@ -8,6 +8,7 @@ from typing import Protocol
 from sjepa.config.schedule import Stage
 from sjepa.core.progress import Progress
 from sjepa.metrics import Metrics
+from sjepa.targets.base import TargetFigures
 from sjepa.training.clock import Clock
 
 
@@ -26,7 +27,7 @@ class StepFigures:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One row of the history."""
+    """One row of the history; `gradient_norm` is the mean over the epoch's updates."""
 
     epoch: int
     stage: Stage
@@ -34,6 +35,9 @@ class EpochResult:
     train: Metrics
     validation: Metrics
     effective_ranks: tuple[float, ...]
+    spreads: tuple[float, ...]
+    targets: TargetFigures
+    gradient_norm: float
     seconds: float
     audio_hours: float
     waiting: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
-from sjepa.core.random import generator, key
+from sjepa.core.random import generator, key, uniform_tensor
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.modules.masking import num_masked, span_mask
 from sjepa.objective import kl_divergence
-from sjepa.targets.base import Targets
+from sjepa.targets.base import FrameChoice, Targets
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,17 @@ def loss_frames(batch: Batch, mask_ratio: float, *, visible: bool) -> int:
     return sum(frames) if visible else sum(num_masked(count, mask_ratio) for count in frames)
 
 
-def frame_losses(
-    model: Any,
-    targets: Targets,
-    batch: Batch,
-    *,
-    mask_key: int,
-    settings: StepSettings,
-    visible: bool,
-    dropped: Sequence[int] = (),
-) -> FrameLosses:
-    """Masks a micro-batch on the device, predicts, and compares with the targets of the clean audio.
+class MaskedFrames(NamedTuple):
+    """Flat indices b·T + t of a micro-batch's real frames: masked, and visible; and the mask itself."""
 
-    Masks are keyed by (`mask_key`, clip). With `visible` the unmasked real frames are compared too.
-    """
-    device = batch.clean_BS.device
+    mask_BT: Tensor
+    masked_N: Tensor
+    visible_N: Tensor
+
+
+def choose_frames(batch: Batch, *, mask_key: int, settings: StepSettings) -> MaskedFrames:
+    """Masks a micro-batch on its device, keyed by (`mask_key`, clip)."""
     num_frames = [SPEECH.frames(samples) for samples in batch.num_samples]
-    num_samples_B = to_device(batch.num_samples, device)
     mask_BT = span_mask(
         num_frames,
         batch.clip_id_B,
@@ -81,13 +75,32 @@ def frame_losses(
         mask_length=settings.mask_length,
         base_key=mask_key,
     )
-    masked_count = sum(num_masked(count, settings.mask_ratio) for count in num_frames)
-    masked_N = _flat_indices(mask_BT, masked_count)
-    real_BT = torch.arange(mask_BT.shape[1], device=device) < SPEECH.frames(num_samples_B)[:, None]
-    visible_N = _flat_indices(real_BT & ~mask_BT, sum(num_frames) - masked_count if visible else 0)
-    targets_NK = targets.posteriors(batch.clean_BS, num_samples_B, torch.cat([masked_N, visible_N]))
-    logits = model(batch.heard_BS, num_samples_B, mask_BT, masked_N, visible_N, dropped)
-    masked_targets_NK, visible_targets_NK = targets_NK.split([masked_count, len(visible_N)])
+    masked = sum(num_masked(count, settings.mask_ratio) for count in num_frames)
+    frames_B1 = to_device(num_frames, mask_BT.device)[:, None]
+    real_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) < frames_B1
+    return MaskedFrames(
+        mask_BT, _flat_indices(mask_BT, masked), _flat_indices(real_BT & ~mask_BT, sum(num_frames) - masked)
+    )
+
+
+def frame_losses(
+    engine: Engine,
+    model: Any,
+    posteriors: Callable[[Tensor], Tensor],
+    batch: Batch,
+    frames: MaskedFrames,
+    *,
+    visible: bool,
+    dropped: Sequence[int] = (),
+) -> FrameLosses:
+    """Predicts the masked frames of a micro-batch (and, with `visible`, the others) and compares them with their targets:
+    `posteriors` gives those of flat frame indices, from the clean audio."""
+    visible_N = frames.visible_N if visible else frames.visible_N[:0]
+    with engine.autocast():
+        targets_NK = posteriors(torch.cat([frames.masked_N, visible_N]))
+        num_samples_B = to_device(batch.num_samples, batch.heard_BS.device)
+        logits = model(batch.heard_BS, num_samples_B, frames.mask_BT, frames.masked_N, visible_N, dropped)
+    masked_targets_NK, visible_targets_NK = targets_NK.split([len(frames.masked_N), len(visible_N)])
     return FrameLosses(
         kl_divergence(masked_targets_NK, logits.masked_NK),
         kl_divergence(visible_targets_NK, logits.visible_NK),
@@ -122,17 +135,13 @@ def optimiser_update(
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=engine.device)
     update_sums = MetricSums(stage.num_clusters, engine.device)  # counted only if the update is made
+    draw_key = key(settings.seed, "reseed", step)
     for index, batch in enumerate(window):
         torch.manual_seed(key(settings.seed, "dropout", step, index))
-        losses = frame_losses(
-            model,
-            targets,
-            batch.to(engine.device),
-            mask_key=mask_key,
-            settings=settings,
-            visible=stage.visible_loss,
-            dropped=dropped,
-        )
+        batch = batch.to(engine.device)
+        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
+        posteriors = _observed(targets, batch, frames, draw_key)
+        losses = frame_losses(engine, model, posteriors, batch, frames, visible=stage.visible_loss, dropped=dropped)
         loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count
         engine.backward(loss)
         total += loss.detach()
@@ -146,8 +155,28 @@ def optimiser_update(
         optimizer.step()
     if finite:
         sums.merge(update_sums)
+    else:
+        targets.discard()
     clips = tuple(name for batch in window for name in batch.names)
     return Update(finite, norm_value, sum(batch.total_samples for batch in window), clips)
+
+
+def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """Targets of a micro-batch that leave no trace, for `frame_losses`."""
+    num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
+    return lambda frame_N: targets.posteriors(batch.clean_BS, num_samples_B, frame_N)
+
+
+def _observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: int) -> Callable[[Tensor], Tensor]:
+    """Targets of a micro-batch, all of whose real frames are remembered, whether the loss is over them or not."""
+    num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
+    every_N, longest = torch.cat([frames.masked_N, frames.visible_N]), frames.mask_BT.shape[1]
+    draw_N = uniform_tensor(draw_key, batch.clip_id_B[every_N // longest], every_N % longest)
+
+    def observe(frame_N: Tensor) -> Tensor:
+        return targets.observe(batch.clean_BS, num_samples_B, FrameChoice(frame_N, every_N[len(frame_N) :], draw_N))
+
+    return observe
 
 
 def _flat_indices(chosen_BT: Tensor, count: int) -> Tensor:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from torch import nn
 
 from sjepa.config.schedule import Schedule, Stage
 from sjepa.core.distributed import Engine
 from sjepa.dataset.batch import Batch
 from sjepa.dataset.loader import Loader
-from sjepa.metrics import Metrics, MetricSums
+from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA
 from sjepa.targets.base import Targets
 from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints, Stateful
-from sjepa.training.clock import Clock
-from sjepa.training.health import NonFiniteUpdates, UnreadableClips
+from sjepa.training.clock import Clock, Interval
+from sjepa.training.collapse import FEWEST_FRAMES, CollapseAlarm, collapse_signs
+from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
+from sjepa.training.keeper import WeightsFolder
 from sjepa.training.lr_schedule import learning_rate
 from sjepa.training.optimizer import set_learning_rate
 from sjepa.training.report import EpochResult, Report, StepFigures
 from sjepa.training.step import StepSettings, Update, optimiser_update
+from sjepa.training.transition import TargetMaker, renew_head
 from sjepa.training.validation import Validation, validate
 
 
@@ -39,19 +45,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. `model` is `network` as the engine wrapped it."""
+    """What a run is made of. `model` is `network` as the engine wrapped it; `build_optimizer` makes one for a network."""
 
     engine: Engine
     network: SJEPA
     model: Any
     optimizer: Any
+    build_optimizer: Callable[[nn.Module], Any]
     targets: Targets
+    maker: TargetMaker
     settings: StepSettings
     train: Loader
     validation: Loader
     checkpoints: Checkpoints
     fingerprint: Stateful
-    save_weights: Callable[[Clock, Stage, Metrics, bool], None]
+    weights: WeightsFolder
 
 
 class Interrupted(Exception):
@@ -62,48 +70,27 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-@dataclass
-class _Interval:
-    """Times since a moment."""
-
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    samples: int = 0
-    updates: int = 0
-    before: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.started
-
-    def restart(self) -> None:
-        """Begins to measure again, after a pause that does not count."""
-        self.started = time.perf_counter()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"before": self.seconds, "waited": self.waited}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.before, self.waited = state["before"], state["waited"]
-
-    @property
-    def waiting(self) -> float:
-        return self.waited / max(self.seconds, 1e-9)
-
-
 class Trainer:
     """Runs epochs from wherever the clock stands to the schedule's end."""
 
-    def __init__(self, parts: Parts, plan: Plan, best: Best, report: Report) -> None:
+    def __init__(
+        self, parts: Parts, plan: Plan, best: Best, alarm: CollapseAlarm, report: Report, *, stage: Stage
+    ) -> None:
+        """`stage` is the one that `parts` were made for."""
         self.parts, self.plan, self.best, self.report = parts, plan, best, report
-        self.clock = Clock()
+        self.clock = Clock(entered={stage.name: stage.start_step})
         self.stop_signal: int | None = None
-        self._stage = plan.schedule.at(0)
-        self._epoch_sums = MetricSums(self._stage.num_clusters, parts.engine.device)
-        self._recent_sums = MetricSums(self._stage.num_clusters, parts.engine.device)
+        self._stage, self._alarm = stage, alarm
+        self._epoch_sums = MetricSums(stage.num_clusters, parts.engine.device)
+        self._recent_sums = MetricSums(stage.num_clusters, parts.engine.device)
         self._non_finite = NonFiniteUpdates()
         self._unreadable = UnreadableClips(len(parts.train.dataset))
-        self._epoch, self._recent = _Interval(), _Interval()
+        self._epoch, self._recent = Interval(), Interval()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that the run is in."""
+        return self._stage
 
     @property
     def state(self) -> dict[str, Stateful]:
@@ -113,9 +100,10 @@ class Trainer:
             "data": parts.fingerprint,
             "model": parts.network,
             "optimizer": parts.optimizer,
-            "gmm": parts.targets.gmm,
+            "targets": parts.targets,
             "clock": self.clock,
             "best": self.best,
+            "alarm": self._alarm,
             "epoch_sums": self._epoch_sums,
             "recent_sums": self._recent_sums,
             "non_finite": self._non_finite,
@@ -140,18 +128,51 @@ class Trainer:
         if self._finished:
             return
         for window in self._windows():
-            self._stage = self.plan.schedule.at(self.clock.step)
+            self._enter_stage_if_due()
             update, rate = self._update(window)
+            self._move_targets(update)
             self._follow_up(update, rate, window)
             if self._finished:
                 return
 
+    def _enter_stage_if_due(self) -> None:
+        stage, old = self.plan.schedule.at(self.clock.step), self._stage
+        if stage.name == old.name:
+            self._stage = stage
+            return
+        self.report.note(f"step {self.clock.step}: {stage.name} starts")
+        if stage.phase != old.phase:
+            self.parts.weights.close_phase(old.phase)
+            self.best.restart()
+        if stage.targets != old.targets:
+            self._renew_targets(stage)
+        self._stage = stage
+        self.clock.entered[stage.name] = self.clock.step
+
+    def _renew_targets(self, stage: Stage) -> None:
+        """New targets, whose components mean something else: a new head too, and figures that start anew."""
+        parts, engine = self.parts, self.parts.engine
+        targets = parts.maker.fitted(stage, parts.network.encoder)
+        renewed = renew_head(
+            parts.network,
+            parts.optimizer,
+            parts.build_optimizer,
+            num_clusters=stage.num_clusters,
+            seed=parts.settings.seed,
+        )
+        model, optimizer = engine.setup(parts.network, renewed)
+        model.train()
+        self.parts = replace(parts, targets=targets, model=model, optimizer=optimizer)
+        self._epoch_sums = MetricSums(stage.num_clusters, engine.device)
+        self._recent_sums = MetricSums(stage.num_clusters, engine.device)
+        self._recent = Interval()
+
     def _start_epoch(self) -> None:
         self.parts.model.train()
-        self._recent = _Interval()
+        self._recent = Interval()
         self._epoch.restart()
         if self.clock.batch == 0:
-            self._epoch = _Interval()
+            self._epoch = Interval()
             self._unreadable.reset()
         self.report.epoch_started(self.clock, self.plan.schedule.steps_per_epoch)
 
@@ -189,12 +210,23 @@ class Trainer:
             settings=self.parts.settings,
             sums=self._recent_sums,
         )
+        self._epoch.gradient_norm += update.gradient_norm if update.finite else 0.0
+        self._epoch.updates += update.finite
         audio_seconds = update.samples / self.parts.network.encoder.geometry.sample_rate
         self.clock.tick(batches=len(window), audio_seconds=audio_seconds)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
         self._recent.updates += 1
         return update, rate
+
+    def _move_targets(self, update: Update) -> None:
+        """Lets targets that follow the encoder follow it. The clock has already ticked: `done` updates of the phase."""
+        targets, network = self.parts.targets, self.parts.network
+        done = self.clock.step - self._stage.phase_start_step
+        if update.finite and update.samples:
+            targets.after_update(network.encoder, done - 1)
+        if targets.layer_check_due(done) and self.parts.maker.choose_layer(targets):
+            self.report.note(f"step {self.clock.step}: targets come from layer {targets.layer} now")
 
     def _follow_up(self, update: Update, rate: float, window: list[Batch]) -> None:
         clock = self.clock
@@ -241,9 +273,18 @@ class Trainer:
                 steps_left * recent.seconds / recent.updates,
             ),
         )
+        if metrics.frames >= FEWEST_FRAMES:
+            self._sound_alarm(collapse_signs(metrics, self._stage.num_clusters))
         self._epoch_sums.merge(self._recent_sums)
         self._recent_sums.reset()
-        self._recent = _Interval()
+        self._recent = Interval()
+
+    def _sound_alarm(self, signs: Sequence[str]) -> None:
+        try:
+            self._alarm.check(signs, self.clock.epoch, self.report)
+        except RunStopped:
+            self._save(inside_epoch=True)
+            raise
 
     def _end_epoch(self) -> None:
         clock, parts = self.clock, self.parts
@@ -255,20 +296,28 @@ class Trainer:
             parts.network.encoder,
             parts.targets,
             self.report.progress(parts.validation.epoch(0), total=parts.validation.num_batches, label="validation"),
-            stage=self._stage,
+            visible=self._stage.visible_loss,
             settings=parts.settings,
             warn=self.report.warn,
         )
         is_best = self.best.offer(validation.metrics, clock.epoch)
-        parts.save_weights(clock, self._stage, validation.metrics, is_best)
+        parts.weights.save(parts.targets, clock, self._stage, validation.metrics, is_best=is_best)
         self.report.epoch_ended(self._result(validation), is_best=is_best)
+        epoch, signs = clock.epoch, self._collapse(validation)
         whole = clock.batch >= parts.train.num_batches
         if whole:
             self._epoch_sums.reset()
             clock.next_epoch()
         self._save(inside_epoch=not whole)  # max_steps may end inside an epoch, which more steps would go on with
+        self._alarm.check(signs, epoch, self.report)
         if self.stop_signal is not None:
             raise Interrupted(self.stop_signal)
+
+    def _collapse(self, validation: Validation) -> list[str]:
+        """Signs of a collapse over the epoch's own frames, or else over those of the validation."""
+        clusters, train = self._stage.num_clusters, self._epoch_sums.read()
+        signs = collapse_signs(train, clusters) if train.frames else []
+        return signs or collapse_signs(validation.metrics, clusters, spreads=validation.spreads)
 
     def _result(self, validation: Validation) -> EpochResult:
         clock, plan = self.clock, self.plan
@@ -281,6 +330,9 @@ class Trainer:
             train=self._epoch_sums.read(),
             validation=validation.metrics,
             effective_ranks=validation.effective_ranks,
+            spreads=validation.spreads,
+            targets=self.parts.targets.figures(),
+            gradient_norm=self._epoch.gradient_norm / self._epoch.updates if self._epoch.updates else math.nan,
             seconds=self._epoch.seconds,
             audio_hours=clock.audio_seconds / 3600,
             waiting=self._epoch.waiting,

@@ -7,26 +7,27 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
-from sjepa.features.effective_rank import effective_rank
+from sjepa.features.effective_rank import effective_rank, spread
 from sjepa.metrics import Metrics, MetricSums
 from sjepa.modules.encoder import Encoder
 from sjepa.targets.base import Targets
-from sjepa.training.step import StepSettings, frame_losses
+from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
 
 _RANK_FRAMES = 2000
 
 
 class Validation(NamedTuple):
-    """The metrics, and the effective rank of every layer's features over 2,000 real frames (or all, if fewer)."""
+    """The metrics; and over 2,000 real frames (or all, if fewer) the effective rank and the spread of every layer's
+    features."""
 
     metrics: Metrics
     effective_ranks: tuple[float, ...]
+    spreads: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -37,18 +38,19 @@ def validate(
     targets: Targets,
     batches: Iterable[Batch],
     *,
-    stage: Stage,
+    visible: bool,
     settings: StepSettings,
     warn: Callable[[str], None],
 ) -> Validation:
-    """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone.
+    """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone. With `visible` the
+    loss is over the frames that were not masked too.
 
-    `encoder` is `model`'s own, called without masks for the effective ranks. Clips that cannot be read are named through
+    `encoder` is `model`'s own, called without masks for the figures per layer. Clips that cannot be read are named through
     `warn`. Raises UserError if none can.
     """
     was_training = model.training
     model.eval()
-    sums = MetricSums(stage.num_clusters, engine.device)
+    sums = MetricSums(targets.gmm.num_components, engine.device)
     mask_key = key(settings.seed, "validation mask")
     layers: list[list[torch.Tensor]] = [[] for _ in range(encoder.num_layers)]
     missing = _RANK_FRAMES
@@ -58,15 +60,16 @@ def validate(
         if not batch.num_samples:
             continue
         batch = batch.to(engine.device)
-        losses = frame_losses(model, targets, batch, mask_key=mask_key, settings=settings, visible=stage.visible_loss)
+        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
+        losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
         sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
         if missing > 0:
             missing -= _keep_layers(engine, encoder, batch, layers, missing)
     model.train(was_training)
     if not layers[0]:
         raise UserError("dataset.test_path: not one of the clips to measure on could be read")
-    ranks = tuple(effective_rank(torch.cat(kept)) for kept in layers)
-    return Validation(sums.read(), ranks)
+    features = [torch.cat(kept) for kept in layers]
+    return Validation(sums.read(), tuple(map(effective_rank, features)), tuple(map(spread, features)))
 
 
 def _keep_layers(engine: Engine, encoder: Encoder, batch: Batch, layers: list[list[torch.Tensor]], most: int) -> int:

@@ -1,0 +1,75 @@
+"""A mixture that follows features which drift. K components, D features, R candidates. [Online GMM Updates]
+
+The old mixture counts as statistics of its own, of weight `decay` against the step's 1 − decay (stepwise EM: Sato & Ishii
+2000; Cappé & Moulines 2009). A component then moves in proportion to the mass that it got, and one without mass not at
+all. With many frames per component this is θ ← decay·θ + (1 − decay)·θ̂ of the paper. With few, that formula moves a
+component by a full step towards whatever single frame touched it, and takes over a variance that a handful of frames
+underestimates: the mixture degenerates (`docs/paper_map.md` has the figures).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.statistics import SufficientStatistics
+
+DEAD_SHARE = 0.01  # of 1/K: a component of less weight is re-seeded
+MOST_CANDIDATES = 64  # frames kept per step to re-seed from; more dead components wait for the next step
+
+
+class Candidates(NamedTuple):
+    """Frames [R, D] of a step to re-seed from, and the draw [R] of each, ascending."""
+
+    draw_R: Tensor
+    frames_RD: Tensor
+
+    @staticmethod
+    def of(draw_N: Tensor, features_ND: Tensor) -> Candidates:
+        """The frames with the smallest draws, whatever order or split they come in."""
+        draw_R, index_R = draw_N.sort(stable=True)
+        few = index_R[:MOST_CANDIDATES]
+        return Candidates(draw_R[:MOST_CANDIDATES], features_ND[few])
+
+    def merge(self, other: Candidates) -> Candidates:
+        return Candidates.of(torch.cat([self.draw_R, other.draw_R]), torch.cat([self.frames_RD, other.frames_RD]))
+
+
+@torch.no_grad()
+def blend(gmm: DiagonalGMM, statistics: SufficientStatistics, decay: float) -> None:
+    """Moves the mixture by the statistics of one optimiser step."""
+    new = statistics.maximise(gmm)
+    share_K = statistics.mass_K / statistics.frames.clamp(min=1.0)
+    weights_K = decay * gmm.weights.double() + (1 - decay) * share_K
+    rate_K1 = ((1 - decay) * share_K / weights_K.clamp(min=1e-300) * new.alive_K)[:, None]
+    means_KD, variances_KD = gmm.means.double(), gmm.variances.double()
+    step_KD = new.means_KD.double() - means_KD
+    gmm.set_parameters(
+        weights_K,
+        means_KD + rate_K1 * step_KD,
+        variances_KD.lerp(new.variances_KD.double(), rate_K1) + rate_K1 * (1 - rate_K1) * step_KD.square(),
+    )
+
+
+@torch.no_grad()
+def reseed(gmm: DiagonalGMM, candidates: Candidates) -> Tensor:
+    """Gives components of almost no weight a new start: a real frame as mean, the live ones' mean variance, weight 1/K.
+
+    How many there were, as a tensor on the device: nothing waits for it.
+    """
+    components = gmm.num_components
+    dead_K = gmm.weights < DEAD_SHARE / components
+    rank_K = dead_K.cumsum(0) - 1
+    chosen_K = dead_K & (rank_K < len(candidates.draw_R))
+    frame_KD = candidates.frames_RD[rank_K.clamp(0, len(candidates.draw_R) - 1)]
+    live_K1 = (gmm.weights * ~dead_K)[:, None]
+    typical_D = (live_K1 * gmm.variances).sum(0) / live_K1.sum().clamp(min=1e-12)
+    chosen_K1 = chosen_K[:, None]
+    fresh_KD = torch.where(chosen_K1, typical_D, gmm.variances)
+    gmm.set_parameters(
+        torch.where(chosen_K, 1.0 / components, gmm.weights), torch.where(chosen_K1, frame_KD, gmm.means), fresh_KD
+    )
+    return chosen_K.sum()

@@ -1,0 +1,107 @@
+"""Phase 2: posteriors of an online mixture over features of the EMA encoder. [Phase 2, Online GMM Updates]
+
+B batch, S samples, N chosen frames, M other frames, D width, K components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
+from sjepa.gmm.online import Candidates, blend, reseed
+from sjepa.gmm.statistics import SufficientStatistics
+from sjepa.targets.base import FrameChoice, TargetFigures
+from sjepa.targets.layer_choice import LayerChoice
+
+
+class Averaged(Protocol):
+    """An encoder that follows another, called with waveforms and the last layer wanted."""
+
+    def __call__(self, waveform_BS: Tensor, num_samples_B: Tensor, *, up_to: int | None = None) -> Any: ...
+
+    def follow(self, encoder: Any, decay: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """How the targets move: decay of the mixture's parameters, decay of the EMA as a function of the phase's step, and
+    how many steps lie between two layer checks (None: the layer stays)."""
+
+    parameter_decay: float
+    ema_decay: Callable[[int], float]
+    layer_check_every: int | None
+
+
+class OnlineTargets(nn.Module):
+    """Soft targets that follow the encoder."""
+
+    num_reseeded: Tensor
+
+    def __init__(self, gmm: DiagonalGMM, encoder: nn.Module, choice: LayerChoice, settings: OnlineSettings) -> None:
+        super().__init__()
+        self.gmm, self.encoder, self.settings = gmm, encoder, settings
+        self._choice = choice
+        self.register_buffer("num_reseeded", torch.zeros((), dtype=torch.int64))
+        self._statistics: SufficientStatistics | None = None
+        self._candidates: Candidates | None = None
+
+    @property
+    def layer(self) -> int:
+        return self._choice.layer
+
+    @torch.no_grad()
+    def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+        """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
+        features_ND = self._features(clean_BS, num_samples_B)[frame_N].float()
+        return self.gmm.posteriors(features_ND).responsibilities_NK
+
+    @torch.no_grad()
+    def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
+        """[N, K] at the chosen frames; the statistics of all real frames are added up until the update."""
+        index = torch.cat([frames.chosen_N, frames.other_M])
+        features_ND = self._features(clean_BS, num_samples_B)[index].float()
+        posteriors = self.gmm.posteriors(features_ND)
+        if self._statistics is None:
+            centre_D, _ = mixture_moments(self.gmm.weights, self.gmm.means, self.gmm.variances)
+            self._statistics = SufficientStatistics(self.gmm.num_components, centre_D)
+        self._statistics.add(features_ND, posteriors)
+        found = Candidates.of(frames.draw, features_ND)
+        self._candidates = found if self._candidates is None else self._candidates.merge(found)
+        return posteriors.responsibilities_NK[: len(frames.chosen_N)]
+
+    @torch.no_grad()
+    def after_update(self, encoder: nn.Module, step: int) -> None:
+        if self._statistics is not None and self._candidates is not None:
+            blend(self.gmm, self._statistics, self.settings.parameter_decay)
+            self.num_reseeded += reseed(self.gmm, self._candidates)
+        self.discard()
+        self.encoder.follow(encoder, self.settings.ema_decay(step))  # type: ignore[operator]
+
+    def discard(self) -> None:
+        self._statistics = self._candidates = None
+
+    def layer_check_due(self, step: int) -> bool:
+        every = self.settings.layer_check_every
+        return every is not None and step > 0 and step % every == 0
+
+    def choose_layer(self, ranks: Sequence[float]) -> bool:
+        return self._choice.offer(ranks)
+
+    def figures(self) -> TargetFigures:
+        return TargetFigures(self.layer, self._choice.scores, int(self.num_reseeded))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._choice.load_state_dict(state)
+
+    def _features(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """The active layer at every frame, [B·T, D]."""
+        output = self.encoder(clean_BS, num_samples_B, up_to=self.layer)
+        return output.features_BTD.flatten(0, 1)  # type: ignore[no-any-return]

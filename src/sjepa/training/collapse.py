@@ -1,0 +1,63 @@
+"""Signs that a representation has collapsed: the loss is then low and worth nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sjepa.metrics import Metrics
+from sjepa.training.health import RunStopped
+from sjepa.training.report import Report
+
+FEWEST_FRAMES = 2000  # some 40 s: fewer may be one quiet clip
+_LEAST_INFORMATION = 0.02  # of log2 K
+_LEAST_ENTROPY = 0.01  # of log2 K
+_LEAST_SPREAD = 0.01
+
+
+def collapse_signs(metrics: Metrics, num_clusters: int, *, spreads: Sequence[float] = ()) -> list[str]:
+    """What is wrong, one text a sign; nothing if all is well.
+
+    Targets that say nothing of the frame (one component takes all, or all frames are the same), predictions that are the
+    same certainty everywhere, and layers (`spreads`) whose features no longer differ between frames.
+    """
+    most_bits = math.log2(num_clusters)
+    signs = []
+    information = math.log2(max(metrics.clusters_used, 1.0)) - metrics.target_entropy_bits
+    if information < _LEAST_INFORMATION * most_bits:
+        signs.append(
+            f"the targets tell frames apart by {max(0.0, information):.2f} bits of {most_bits:.1f} "
+            f"({metrics.clusters_used:.1f} of {num_clusters} components in use)"
+        )
+    if metrics.entropy_bits < _LEAST_ENTROPY * most_bits:
+        signs.append(f"the predictions are certain everywhere (entropy {metrics.entropy_bits:.3f} bits)")
+    flat = [str(layer) for layer, value in enumerate(spreads) if value < _LEAST_SPREAD]
+    if flat:
+        signs.append(f"features of layer {', '.join(flat)} are the same at all frames (spread under {_LEAST_SPREAD})")
+    return signs
+
+
+@dataclass
+class CollapseAlarm:
+    """Warns once per epoch, or stops the run."""
+
+    on_collapse: Literal["warn", "stop"]
+    epoch: int = -1  # of the last warning
+
+    def check(self, signs: Sequence[str], epoch: int, report: Report) -> None:
+        """Raises RunStopped if there are signs and the run is to stop at them."""
+        if not signs or (self.on_collapse == "warn" and epoch == self.epoch):
+            return
+        text = f"collapse: {'; '.join(signs)}"
+        if self.on_collapse == "stop":
+            raise RunStopped(f"{text}. The state is saved; lower optimizer.lr or raise the decays of the EMA encoder")
+        self.epoch = epoch
+        report.warn(f"{text}. Going on (health.on_collapse: stop ends such a run)")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]

@@ -1,0 +1,129 @@
+"""Fitting a mixture to features of the training set, and ranking layers on it: both from a keyed sample of its frames.
+
+B batch, T frames, N sampled frames, L layers, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
+from sjepa.core.random import key
+from sjepa.core.tensors import to_device
+from sjepa.dataset.batch import Batch
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
+from sjepa.dataset.windows import Windows
+from sjepa.features.effective_rank import effective_rank
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.fit import fit_gmm
+from sjepa.gmm.reservoir import FrameSample, draw_frames
+from sjepa.training.report import Report
+
+_BATCH_CLIPS = 16
+_RANK_FRAMES, _RANK_GROUPS = 2000, 40
+
+Extractor = Callable[[Tensor, Tensor], Tensor]  # [B, S] waveforms and [B] their samples → [B, T, …] features
+
+
+@dataclass(frozen=True)
+class TrainingFrames:
+    """The training set, tiled by windows, to draw frames from."""
+
+    clips: Clips
+    windows: Windows
+    seed: int
+    num_workers: int
+    device: torch.device
+
+    def draw(self, wanted: int, purpose: str, *, fewest_groups: int | None = None) -> tuple[FrameSample, Loader]:
+        """About `wanted` frames, uniform over all of them, and a loader of the windows that they are in."""
+        windows = self.windows
+        ids = self.clips.id_N[windows.clip_N] * (1 << 20) + windows.start_N // max(1, int(windows.length_N.max()))
+        draw_seed = key(self.seed, purpose)
+        frames_N = SPEECH.frames(windows.length_N)
+        sample = draw_frames(frames_N, ids, wanted, seed=draw_seed, fewest_groups=fewest_groups)
+        dataset = WindowDataset(self.clips, windows.subset(sample.window_M), seed=self.seed)
+        return sample, Loader(dataset, BatchPlan(_BATCH_CLIPS, shuffle=False), num_workers=self.num_workers)
+
+
+@dataclass(frozen=True)
+class MixtureFitter:
+    """Fits mixtures as configured and says so."""
+
+    frames: TrainingFrames
+    fit_frames: int
+    kmeans_iters: int
+    em_iters: int
+    report: Report
+
+    def fit(self, extract: Extractor, num_components: int, *, features: str) -> DiagonalGMM:
+        """A mixture over what `extract` gives for the sampled frames; `features` names that in the mixture.
+
+        Raises UserError if there are fewer frames than components.
+        """
+        device, report = self.frames.device, self.report
+        sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
+        batches = report.progress(loader.epoch(0), total=loader.num_batches, label="GMM: reading frames")
+        features_ND = gather_features(batches, sample, extract, device)
+        if len(features_ND) < num_components:
+            raise UserError(
+                f"gmm.num_clusters: {num_components} components cannot be fitted on the {len(features_ND)} frames "
+                "of the training set"
+            )
+        fit = fit_gmm(
+            features_ND.cpu() if device.type == "mps" else features_ND,  # sums in float64, which mps does not have
+            num_components,
+            seed=key(self.frames.seed, "gmm"),
+            kmeans_iters=self.kmeans_iters,
+            em_iters=self.em_iters,
+            features=features,
+            log=lambda iteration, value: report.detail(
+                f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
+            ),
+        )
+        report.note(
+            f"GMM: {num_components} components over {features}, {len(features_ND):,} frames of "
+            f"{len(sample.window_M):,} windows, log-likelihood {fit.log_likelihoods[0]:.3f} → {fit.log_likelihoods[-1]:.3f}"
+        )
+        return fit.gmm.to(device)
+
+
+@dataclass
+class LayerRanks:
+    """The effective rank of every layer of an encoder over the same 2,000 real frames each time."""
+
+    frames: TrainingFrames
+    _sample: FrameSample | None = None
+    _batches: list[Batch] = field(default_factory=list)
+
+    def __call__(self, layers: Extractor) -> tuple[float, ...]:
+        """`layers` gives the outputs of all layers, [B, T, L, D]."""
+        if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
+            self._sample, loader = self.frames.draw(_RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
+            self._batches = list(loader.epoch(0))
+        features_NLD = gather_features(self._batches, self._sample, layers, self.frames.device)
+        return tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
+
+
+@torch.no_grad()
+def gather_features(batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device) -> Tensor:
+    """What `extract` gives for the sampled frames, float32 [N, …]. `batches` cover `sample`'s windows (`Batch.window` is
+    the position in it); windows that could not be read are left out. Raises UserError if none could."""
+    rows: list[Tensor] = []
+    for batch in batches:
+        if not batch.num_samples:
+            continue
+        on_device = batch.to(device)
+        features_BT = extract(on_device.clean_BS, to_device(batch.num_samples, device))
+        for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
+            frames = torch.from_numpy(sample.frames_M[window])
+            rows.append(features_BT[row, frames[frames < SPEECH.frames(samples)].to(device)].float())
+    if not rows:
+        raise UserError("dataset.train_path: not one of the clips to draw frames from could be read")
+    return torch.cat(rows)

@@ -1,0 +1,54 @@
+"""The weights that a run leaves behind: the last, and the best of each phase."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sjepa.config.schedule import Stage
+from sjepa.core.errors import UserError
+from sjepa.metrics import Metrics
+from sjepa.model import SJEPA
+from sjepa.targets.base import Targets
+from sjepa.training.clock import Clock
+from sjepa.weights import Weights, load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class WeightsFolder:
+    """`last.pt`, `best.pt` of the current phase, `best_phase1.pt` once that is over."""
+
+    folder: Path
+    network: SJEPA
+    config: dict[str, Any]
+
+    def save(self, targets: Targets, clock: Clock, stage: Stage, metrics: Metrics, *, is_best: bool) -> None:
+        """Writes last.pt, and best.pt if it is that."""
+        weights = Weights(
+            self.network,
+            targets.gmm,
+            self.config,
+            asdict(stage),
+            {
+                "epoch": clock.epoch,
+                "step": clock.step,
+                "validation": {name: getattr(metrics, name) for name in Metrics.NAMES},
+            },
+            None if targets.encoder is None else targets.encoder.average,
+            targets.layer,
+        )
+        save_weights(self.folder / "last.pt", weights)
+        if is_best:
+            save_weights(self.folder / "best.pt", weights)
+
+    def close_phase(self, phase: int) -> None:
+        """Puts the best weights of a phase that is over aside. A best.pt of another phase, which a run that goes on from an
+        older checkpoint may find, stays where it is."""
+        best = self.folder / "best.pt"
+        try:
+            belongs = load_weights(best).stage["phase"] == phase
+        except UserError:  # none, or damaged
+            return
+        if belongs:
+            best.replace(self.folder / f"best_phase{phase}.pt")

@@ -1,0 +1,79 @@
+"""The network that a configuration describes, and the weights it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sjepa.config.schedule import Stage
+from sjepa.config.schema import Config
+from sjepa.config.sizes import Hyperparameters, hyperparameters
+from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
+from sjepa.core.random import key
+from sjepa.hubert import load_hubert
+from sjepa.model import SJEPA, ModelShape
+from sjepa.modules.encoder import EncoderShape
+from sjepa.modules.transformer import TransformerShape
+from sjepa.weights import load_weights, tensor_shapes, transfer
+
+
+def model_shape(config: Config, num_clusters: int) -> ModelShape:
+    """The network that `model` describes, with predictor positions for `dataset.max_seconds`."""
+    values: Hyperparameters = hyperparameters(config.model.size, config.model.overrides)
+    transformer = TransformerShape(
+        values.width,
+        values.num_heads,
+        values.ffn_width,
+        values.dropout,
+        values.attention_dropout,
+        values.activation_dropout,
+    )
+    encoder = EncoderShape(
+        values.conv_channels,
+        values.num_layers,
+        transformer,
+        values.position_kernel,
+        values.position_groups,
+        values.frontend_gradient_scale,
+    )
+    rate = values.predictor_dropout
+    predictor = TransformerShape(values.width, values.predictor_heads, values.predictor_ffn_width, rate, rate, rate)
+    max_frames = SPEECH.frames(round(config.dataset.max_seconds * config.dataset.sample_rate))
+    return ModelShape(encoder, predictor, num_clusters, max_frames)
+
+
+def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) -> SJEPA:
+    """The network of a stage: drawn by seed, or started from `init_weights` where shapes agree. A directory there is a
+    Hugging Face HuBERT folder, of which only an encoder is taken."""
+    torch.manual_seed(key(config.seed, "model"))
+    model = SJEPA(model_shape(config, stage.num_clusters))
+    if config.init_weights is None:
+        return model
+    path = Path(config.init_weights)
+    if path.is_dir():
+        load_hubert(path, model.encoder)
+        note(f"encoder from {path}; new: head, predictor")
+        return model
+    source = load_weights(path).model
+    if tensor_shapes(source.encoder) != tensor_shapes(model.encoder):
+        raise UserError(
+            f"init_weights: {path} holds an encoder of another shape than model.size "
+            f"{config.model.size} describes ({source.shape.encoder} against {model.shape.encoder})"
+        )
+    own = transfer(source, model)
+    rebuilt = f"; new: {', '.join(_rebuilt(own, source, model))}" if own else ""
+    note(f"weights from {path}{rebuilt}")
+    return model
+
+
+def _rebuilt(names: list[str], source: SJEPA, model: SJEPA) -> list[str]:
+    """What could not be taken from `source`, in words."""
+    texts = {
+        "head": f"last layer of the head (K {source.shape.num_clusters} → {model.shape.num_clusters})",
+        "predictor.positions": f"predictor positions ({source.shape.max_frames} → {model.shape.max_frames} frames)",
+    }
+    found = {next((start for start in texts if name.startswith(start)), name) for name in names}
+    return sorted(texts.get(start, start) for start in found)

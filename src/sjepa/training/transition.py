@@ -1,0 +1,104 @@
+"""What changes between two stages: one function per thing. Loss, augmentation and rate are read from the stage itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.config.schedule import Stage
+from sjepa.core.distributed import Engine
+from sjepa.core.random import key
+from sjepa.features.mfcc import MFCC, NUM_FEATURES
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.model import SJEPA
+from sjepa.modules.ema import EMAEncoder
+from sjepa.modules.encoder import Encoder
+from sjepa.targets.base import Targets
+from sjepa.targets.layer_choice import LayerChoice
+from sjepa.targets.mfcc import MFCC_FEATURES, MFCCTargets
+from sjepa.targets.online import OnlineSettings, OnlineTargets
+from sjepa.training.fitting import Extractor, LayerRanks, MixtureFitter
+
+
+@dataclass(frozen=True)
+class TargetMaker:
+    """Makes the targets of a stage, and fits their mixture. `keep` receives every mixture as fitted."""
+
+    engine: Engine
+    fitter: MixtureFitter
+    ranks: LayerRanks
+    online: OnlineSettings
+    first_layer: int
+    layer_smoothing: float
+    refit_on_switch: bool
+    keep: Callable[[DiagonalGMM, Stage], None]
+
+    def fitted(self, stage: Stage, encoder: Encoder, given: DiagonalGMM | None = None) -> Targets:
+        """The targets that a stage begins with: a mixture fitted on the training set, or the `given` one; for online ones
+        an EMA encoder that starts as a copy of `encoder`."""
+        targets = self.blank(stage, encoder)
+        gmm = given or self.fitter.fit(self._extractor(targets), stage.num_clusters, features=targets.gmm.features)
+        targets.gmm.load_state_dict(gmm.state_dict())
+        self.keep(targets.gmm, stage)
+        return targets
+
+    def blank(self, stage: Stage, encoder: Encoder) -> Targets:
+        """Targets of a stage whose state is still to be loaded."""
+        if stage.targets == "mfcc":
+            return self.engine.to_device(
+                MFCCTargets(DiagonalGMM(stage.num_clusters, NUM_FEATURES, features=MFCC_FEATURES))
+            )
+        gmm = DiagonalGMM(stage.num_clusters, encoder.shape.width, features=encoder_features(encoder.shape.width))
+        choice = LayerChoice(self.first_layer % encoder.num_layers, smoothing=self.layer_smoothing)
+        return self.engine.to_device(OnlineTargets(gmm, EMAEncoder(encoder), choice, self.online))
+
+    def choose_layer(self, targets: Targets) -> bool:
+        """Ranks the layers of the targets' encoder and lets them choose; whether another layer is active now."""
+        switched = targets.choose_layer(self.ranks(self._layers(targets, up_to=None)))
+        if switched and self.refit_on_switch:
+            gmm, extract = targets.gmm, self._extractor(targets)
+            fitted = self.fitter.fit(extract, gmm.num_components, features=gmm.features)
+            gmm.load_state_dict(fitted.state_dict())
+        return switched
+
+    def _extractor(self, targets: Targets) -> Extractor:
+        """The features that the mixture is over."""
+        if targets.encoder is None:
+            return MFCC().to(self.engine.device)
+        layers = self._layers(targets, up_to=targets.layer)
+        return lambda waveform_BS, num_samples_B: layers(waveform_BS, num_samples_B)[:, :, -1]
+
+    def _layers(self, targets: Targets, *, up_to: int | None) -> Extractor:
+        """All layers of the targets' encoder up to one, [B, T, L, D]."""
+
+        def layers(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+            with self.engine.autocast():
+                return torch.stack(targets.encoder(waveform_BS, num_samples_B, up_to=up_to).layers, dim=2)
+
+        return layers
+
+
+def encoder_features(width: int) -> str:
+    """How a mixture over the layers of an encoder names its features."""
+    return f"encoder{width}"
+
+
+def renew_head(
+    network: SJEPA, optimizer: Any, build: Callable[[nn.Module], Any], *, num_clusters: int, seed: int
+) -> Any:
+    """Gives the network a fresh head of `num_clusters`, and returns an optimiser in which everything else keeps its
+    moments: they are carried over by the names of the parameters, since the head's are new objects."""
+    state = optimizer.state
+    moments = {name: state[parameter] for name, parameter in network.named_parameters() if parameter in state}
+    with torch.random.fork_rng():
+        torch.manual_seed(key(seed, "head", num_clusters))
+        network.renew_head(num_clusters)
+    renewed = build(network)
+    for name, parameter in network.named_parameters():
+        if name in moments and not name.startswith("head."):
+            renewed.state[parameter] = moments[name]
+    return renewed

@@ -1,0 +1,77 @@
+"""Starting from a Hugging Face folder; transformers writes it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import HubertConfig, HubertForCTC, HubertModel
+
+from sjepa.core.errors import UserError
+from sjepa.hubert import load_hubert
+from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.modules.transformer import TransformerShape
+
+CONFIG = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": [16] * 7,
+          "num_conv_pos_embedding_groups": 4, "mask_time_prob": 0.0}  # fmt: skip
+
+
+def encoder(**changes):
+    return Encoder(EncoderShape(16, 2, TransformerShape(32, 2, 64), position_groups=4, **changes)).eval()
+
+
+@pytest.mark.parametrize("kind", [HubertModel, HubertForCTC])
+def test_features_are_those_of_the_model_in_the_folder(tmp_path, kind):
+    torch.manual_seed(0)
+    model = kind(HubertConfig(**CONFIG)).eval()
+    model.save_pretrained(tmp_path)
+    ours = encoder()
+    load_hubert(tmp_path, ours)
+    audio = 0.3 * torch.randn(2, 16000)
+    base = model if kind is HubertModel else model.hubert
+    with torch.no_grad():
+        difference = (ours(audio).features_BTD - base(audio).last_hidden_state).abs().max()
+    assert difference < 1e-4
+
+
+def test_names_of_older_weight_norms_are_understood(tmp_path):
+    HubertModel(HubertConfig(**CONFIG)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+        tensors[f"encoder.pos_conv_embed.conv.{old}"] = tensors.pop(
+            f"encoder.pos_conv_embed.conv.parametrizations.weight.{new}"
+        )
+    save_file(tensors, tmp_path / "model.safetensors")
+    load_hubert(tmp_path, encoder())
+
+
+def test_what_cannot_be_used_is_said_and_nothing_is_changed(tmp_path):
+    HubertModel(HubertConfig(**CONFIG)).save_pretrained(tmp_path)
+    ours = encoder()
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+
+    def reason():
+        with pytest.raises(UserError) as error:
+            load_hubert(tmp_path, ours)
+        return str(error.value)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, text in (
+        ({"feat_extract_norm": "layer"}, "feat_extract_norm 'layer' where 'group'"),
+        ({"num_hidden_layers": 12}, "num_hidden_layers 12 where model.size describes 2"),
+        ({"model_type": "wav2vec2"}, "model_type 'wav2vec2'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        assert text in reason()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("encoder.layer_norm.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "lacks 1 tensors of the encoder" in reason()
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    assert "damaged" in reason()
+    (tmp_path / "model.safetensors").unlink()
+    assert "holds no model.safetensors" in reason()
+    (tmp_path / "config.json").unlink()
+    assert "holds no config.json" in reason()
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())

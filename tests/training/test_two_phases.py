@@ -1,0 +1,174 @@
+"""Runs through both phases: the switches, what they leave behind, and stopping anywhere."""
+
+import pytest
+import torch
+
+from sjepa.config.load import load_config
+from sjepa.core.errors import UserError
+from sjepa.entrypoints.evaluate import evaluate_weights
+from sjepa.training import transition
+from sjepa.training.trainer import Trainer
+from sjepa.weights import load_weights
+from tests.training.test_run import assert_same_run, history, run
+
+# 3 updates make an epoch: phase 2 from update 3, masked only from 8, inside the third epoch; layers checked at 5, 7, …
+TWO_PHASES = ["train.epochs=4", "train.phase2_start_epoch=1", "train.masked_only_step=8", "gmm.num_clusters_phase2=12", "gmm.ema_layer=-1",
+              "gmm.layer_check_every=2", "gmm.param_decay=0.9", "gmm.ema_decay_fast=0.9", "gmm.ema_switch_every=3"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_phases(corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    assert run(corpus, root, *TWO_PHASES) == 0
+    return root / "r" / "train"
+
+
+def parameters(part):
+    return {name: value for name, value in part.items() if isinstance(value, torch.Tensor)}
+
+
+def test_one_run_goes_through_both_phases(two_phases):
+    rows = history(two_phases)
+    assert [row["phase"] for row in rows] == ["1", "2", "2", "2"]
+    assert rows[0]["active_layer"] == ""
+    assert rows[1]["active_layer"] in ("0", "1")
+    assert rows[0]["layer_score_0"] == ""
+    assert float(rows[3]["layer_score_1"]) > 1
+    assert float(rows[1]["lr"]) < float(rows[0]["lr"]) * 3
+    for name in ("weights/best.pt", "weights/best_phase1.pt", "gmm.pt", "gmm_phase2.pt", "plotes/history_erank.jpg"):
+        assert (two_phases / name).exists(), name
+
+
+def test_the_best_of_both_phases_is_kept_and_says_where_it_comes_from(two_phases):
+    first, second = (load_weights(two_phases / "weights" / name) for name in ("best_phase1.pt", "best.pt"))
+    assert (first.stage["phase"], first.gmm.features, first.gmm.num_components) == (1, "mfcc39", 8)
+    assert (first.target_encoder, first.target_layer) == (None, None)
+    assert (second.stage["phase"], second.gmm.features, second.gmm.num_components) == (2, "encoder32", 12)
+    assert second.target_layer in (0, 1)
+    assert second.model.head.layers[-1].out_features == 12
+    online, average = (module.state_dict() for module in (second.model.encoder, second.target_encoder))
+    assert online.keys() == average.keys()
+    assert not all(torch.equal(online[name], average[name]) for name in online)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best_phase1.pt"])
+def test_evaluation_of_either_phase_needs_nothing_but_the_weights(corpus, two_phases, tmp_path, name):
+    config = load_config(None, [f"init_weights={two_phases / 'weights' / name}", f"dataset.test_path={corpus / 'test.zip'}",
+                                f"runs_root={tmp_path}", "run_name=r", "dataset.num_workers=0", "train.precision=fp32",
+                                "train.batch_size=4"])  # fmt: skip
+    assert evaluate_weights(config) == 0
+    results = (tmp_path / "r/eval/results.csv").read_text()
+    assert (results == (two_phases / "results.csv").read_text()) == (name == "best.pt")
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4, 5, 7, 8, 9, 11, 12])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_end(corpus, two_phases, tmp_path, monkeypatch, stop_after):
+    """Around the switch (3), a layer check (5), the switch to masked-only inside an epoch (8), the very end (12)."""
+    original = Trainer._follow_up
+
+    def stop(self, *arguments):
+        if self.clock.step == stop_after:
+            self.stop_signal = 15
+        original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_follow_up", stop)
+    assert run(corpus, tmp_path, *TWO_PHASES) == 128 + 15
+    monkeypatch.setattr(Trainer, "_follow_up", original)
+    workers = stop_after % 3
+    assert run(corpus, tmp_path, *TWO_PHASES, "checkpoint.resume=true", f"dataset.num_workers={workers}") == 0
+    assert_same_run(two_phases, tmp_path / "r" / "train")
+    for name in ("best.pt", "best_phase1.pt", "last.pt"):
+        a, b = (
+            torch.load(folder / "weights" / name, weights_only=True) for folder in (two_phases, tmp_path / "r/train")
+        )
+        for part in ("model", "target_encoder"):
+            if a[part] is not None:
+                assert all(torch.equal(a[part][key], b[part][key]) for key in a[part]), (name, part)
+        assert all(
+            torch.equal(a["gmm"]["parameters"][key], b["gmm"]["parameters"][key]) for key in a["gmm"]["parameters"]
+        )
+        assert (a["stage"], a["target_layer"]) == (b["stage"], b["target_layer"])
+
+
+def test_only_the_head_is_new_after_the_switch_and_all_other_moments_are_kept(corpus, tmp_path, monkeypatch):
+    seen = {}
+    original = transition.renew_head
+
+    def watch(network, optimizer, build, **settings):
+        weights = {name: value.detach().clone() for name, value in network.named_parameters()}
+        moments = {name: optimizer.state[value]["exp_avg"].clone() for name, value in network.named_parameters()}
+        renewed = original(network, optimizer, build, **settings)
+        for name, value in network.named_parameters():
+            if name.startswith("head."):
+                assert value not in renewed.state
+                seen.setdefault("head", []).append(value.shape)
+                continue
+            assert torch.equal(value, weights[name])
+            assert torch.equal(renewed.state[value]["exp_avg"], moments[name])
+            seen["kept"] = seen.get("kept", 0) + 1
+        return renewed
+
+    monkeypatch.setattr("sjepa.training.trainer.renew_head", watch)
+    assert run(corpus, tmp_path, *TWO_PHASES) == 0
+    assert seen["head"][-1] == (12,)
+    assert seen["kept"] > 30
+
+
+def test_the_targets_of_phase_2_start_from_the_encoder_at_the_switch(corpus, tmp_path, monkeypatch):
+    from sjepa.training.transition import TargetMaker
+
+    original, checked = TargetMaker.fitted, []
+
+    def watch(self, stage, encoder, given=None):
+        targets = original(self, stage, encoder, given)
+        if stage.phase == 2:
+            copied, source = targets.encoder.average.state_dict(), encoder.state_dict()
+            assert all(torch.equal(copied[name], source[name]) for name in source)
+            assert (targets.layer, targets.gmm.num_components, stage.start_step) == (1, 12, 3)
+            assert targets.gmm.weights.min() > 0
+            checked.append(stage.name)
+        return targets
+
+    monkeypatch.setattr(TargetMaker, "fitted", watch)
+    assert run(corpus, tmp_path, *TWO_PHASES) == 0
+    assert checked == ["phase 2"]
+
+
+def test_a_run_can_start_in_phase_2_from_the_weights_of_phase_1(corpus, two_phases, tmp_path, capsys):
+    first = two_phases / "weights" / "best_phase1.pt"
+    options = ["train.phase=2", "gmm.num_clusters=10", "gmm.ema_layer=1", "train.epochs=1", f"init_weights={first}"]
+    assert run(corpus, tmp_path, *options) == 0
+    assert "new: last layer of the head (K 8 → 10)" in capsys.readouterr().out
+    last = load_weights(tmp_path / "r/train/weights/last.pt")
+    assert (last.stage["name"], last.gmm.num_components, last.target_layer) == ("phase 2", 10, 1)
+    assert not (tmp_path / "r/train/weights/best_phase1.pt").exists()
+    again = [*options, f"gmm.path={tmp_path / 'r/train/gmm.pt'}"]
+    assert run(corpus, tmp_path, *again) == 0
+    with pytest.raises(UserError, match=r"not 10 \(gmm.num_clusters\) over 32 \(encoder32\)"):
+        run(corpus, tmp_path, *options, f"gmm.path={two_phases / 'gmm.pt'}")
+
+
+def test_a_finished_run_of_two_phases_grows_without_moving_its_switch(corpus, tmp_path, capsys):
+    options = [
+        "scheduler.kind=constant",
+        "train.phase2_start_epoch=0.5",
+        "gmm.num_clusters_phase2=12",
+        "gmm.ema_layer=0",
+    ]
+    assert run(corpus, tmp_path, *options) == 0
+    capsys.readouterr()
+    assert run(corpus, tmp_path, *options, "train.epochs=4", "checkpoint.resume=true") == 0
+    assert [row["phase"] for row in history(tmp_path / "r/train")] == ["1", "2", "2", "2"]
+    assert "0–3 " in capsys.readouterr().out
+
+
+def test_the_mixture_can_be_fitted_anew_when_the_layer_changes(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sjepa.training.fitting.effective_rank", lambda features: next(ranks))
+    plain, refitted = [], []
+    for kept, extra in ((plain, []), (refitted, ["gmm.refit_on_switch=true"])):
+        ranks = iter([1.0, 2.0] + [2.0, 1.0] * 99)
+        assert run(corpus, tmp_path, *TWO_PHASES, *extra, "gmm.ema_layer=0", "gmm.erank_decay=0.0") == 0
+        kept.append(capsys.readouterr().out)
+    assert plain[0].count("targets come from layer") == refitted[0].count("targets come from layer") == 2
+    assert plain[0].count("GMM: 12 components") == 1
+    assert refitted[0].count("GMM: 12 components") == 3
