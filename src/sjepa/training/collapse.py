@@ -15,13 +15,17 @@ FEWEST_FRAMES = 2000  # some 40 s: fewer may be one quiet clip
 _LEAST_INFORMATION = 0.02  # of log2 K
 _LEAST_ENTROPY = 0.01  # of log2 K
 _LEAST_SPREAD = 0.01
+_LEAST_RANK = 1.5
 
 
-def collapse_signs(metrics: Metrics, num_clusters: int, *, spreads: Sequence[float] = ()) -> list[str]:
+def collapse_signs(
+    metrics: Metrics, num_clusters: int, *, spreads: Sequence[float] = (), ranks: Sequence[float] = ()
+) -> list[str]:
     """What is wrong, one text a sign; nothing if all is well.
 
     Targets that say nothing of the frame (one component takes all, or all frames are the same), predictions that are the
-    same certainty everywhere, and layers (`spreads`) whose features no longer differ between frames.
+    same certainty everywhere, and layers whose features no longer differ between frames (`spreads`), or differ in one
+    direction only (`ranks`, the effective ranks).
     """
     most_bits = math.log2(num_clusters)
     signs = []
@@ -33,9 +37,11 @@ def collapse_signs(metrics: Metrics, num_clusters: int, *, spreads: Sequence[flo
         )
     if metrics.entropy_bits < _LEAST_ENTROPY * most_bits:
         signs.append(f"the predictions are certain everywhere (entropy {metrics.entropy_bits:.3f} bits)")
-    flat = [str(layer) for layer, value in enumerate(spreads) if value < _LEAST_SPREAD]
-    if flat:
-        signs.append(f"features of layer {', '.join(flat)} are the same at all frames (spread under {_LEAST_SPREAD})")
+    for name, values, least in (("spread", spreads, _LEAST_SPREAD), ("effective rank", ranks, _LEAST_RANK)):
+        low = [layer for layer, value in enumerate(values) if value < least]
+        if low:
+            shown = ", ".join(f"{values[layer]:.2g} in layer {layer}" for layer in low)
+            signs.append(f"frames hardly differ any more ({name} {shown})")
     return signs
 
 
@@ -52,7 +58,7 @@ class CollapseAlarm:
             return
         text = f"collapse: {'; '.join(signs)}"
         if self.on_collapse == "stop":
-            raise RunStopped(f"{text}. The state is saved; lower optimizer.lr or raise the decays of the EMA encoder")
+            raise RunStopped(f"{text}. The state is saved; lower optimizer.lr, or raise gmm.ema_decay_fast")
         self.epoch = epoch
         report.warn(f"{text}. Going on (health.on_collapse: stop ends such a run)")
 

@@ -317,7 +317,9 @@ class Trainer:
         """Signs of a collapse over the epoch's own frames, or else over those of the validation."""
         clusters, train = self._stage.num_clusters, self._epoch_sums.read()
         signs = collapse_signs(train, clusters) if train.frames else []
-        return signs or collapse_signs(validation.metrics, clusters, spreads=validation.spreads)
+        return signs or collapse_signs(
+            validation.metrics, clusters, spreads=validation.spreads, ranks=validation.effective_ranks
+        )
 
     def _result(self, validation: Validation) -> EpochResult:
         clock, plan = self.clock, self.plan
