@@ -1,10 +1,11 @@
 """Do the phases learn? Trains on a labelled corpus without its labels, then probes what came out.
 
-`python -m benchmarks.learning --data FOLDER --minutes 10 --size tiny --seeds 1 --out FOLDER`: --data holds train.zip, test.zip
+`python -m benchmarks.learning --data FOLDER --minutes 10 --size tiny --seeds 1 --out FOLDER`: --data has train.zip, test.zip
 and labels.tsv (the demo corpus, or any with the columns split, path, speaker, phones and perhaps times). At equal hours of
-audio: phase 1 alone, phase 1 with hard targets, both phases; beside MFCC and the untrained encoder. Phones by a linear
-probe on the last layer: error rate of CTC, or accuracy of frames where times are given. Speakers by logistic regression
-on the mean over time, four fifths of the training clips against the rest. Runs and their curves stay in --out.
+audio: phase 1 alone, phase 1 with hard targets, both phases; beside MFCC and the untrained encoder. Three linear probes on
+the last layer: phones of single frames (silence left out; where the table has no times, they come from an alignment of
+its transcripts, see `alignment.py`), phone error rate of a CTC head, and speakers on the mean over time, four fifths of the
+training clips against the rest. Runs and their curves stay in --out.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import io
 import json
 import statistics
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jiwer
 import numpy as np
@@ -25,6 +27,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from benchmarks.alignment import SILENCE, align
 from sjepa import load_encoder
 from sjepa.config.load import load_config
 from sjepa.core.frames import SPEECH
@@ -37,8 +40,16 @@ from sjepa.targets.mfcc import MFCCTargets
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, str]
-Features = Callable[[Tensor], Tensor]  # [S] audio → [T, D]
 _TIMING_STEPS = 40
+_FRAME_PROBE_STEPS = 100  # of L-BFGS; more change the third digit
+
+
+class Scores(NamedTuple):
+    """What the probes found: shares of frames and clips, errors per phone."""
+
+    frame_accuracy: float
+    phone_error_rate: float
+    speaker_accuracy: float
 
 
 class Corpus:
@@ -53,9 +64,26 @@ class Corpus:
             torch.from_numpy(soundfile.read(io.BytesIO(archives[row["split"]].read(row["path"])), dtype="float32")[0])
             for row in self.rows
         ]
-        self.phones = sorted({phone for row in self.rows for phone in _phones(row)} | {"SIL"})
+        self.phones = sorted({phone for row in self.rows for phone in _phones(row)} | {SILENCE})
         self.speakers = sorted({row["speaker"] for row in self.rows if row["split"] == "train"})
-        self.has_times = "times" in self.rows[0]
+        self.mfcc = [MFCC()(audio[None], torch.tensor([len(audio)]))[0] for audio in self.audio]
+        self.frame_phones = self._given_times() if "times" in self.rows[0] else self._aligned()
+
+    def _given_times(self) -> list[list[str]]:
+        """The phone at the centre of every frame."""
+        found = []
+        for row, features in zip(self.rows, self.mfcc, strict=True):
+            parts = [part.partition(":") for part in row["times"].split()]
+            ends = np.array([float(span.partition("-")[2]) for _, _, span in parts])
+            hop, field = SPEECH.hop_samples, SPEECH.receptive_field_samples
+            centres = (np.arange(len(features)) * hop + field / 2) / SPEECH.sample_rate
+            places = np.minimum(np.searchsorted(ends, centres, side="right"), len(parts) - 1)
+            found.append([parts[place][0] for place in places])
+        return found
+
+    def _aligned(self) -> list[list[str]]:
+        normal = [((x - x.mean(0)) / x.std(0).clamp(min=1e-3)).double().numpy() for x in self.mfcc]
+        return align(normal, [_phones(row) for row in self.rows], [row["split"] == "train" for row in self.rows])
 
     def split(self, name: str) -> list[int]:
         return [index for index, row in enumerate(self.rows) if row["split"] == name]
@@ -65,45 +93,36 @@ def _phones(row: Row) -> list[str]:
     return [phone.rstrip("012") for phone in row["phones"].replace("|", " ").split()]
 
 
-def phone_score(corpus: Corpus, features: list[Tensor], seed: int) -> float:
-    """Frame accuracy where times are known, else the error rate of a linear CTC head."""
+def frame_accuracy(corpus: Corpus, features: list[Tensor]) -> float:
+    """Share of the test set's frames, silence left out, whose phone a logistic regression finds."""
+
+    def spoken(split: str) -> tuple[Tensor, Tensor]:
+        rows, labels = [], []
+        for index in corpus.split(split):
+            kept = [frame for frame, phone in enumerate(corpus.frame_phones[index]) if phone != SILENCE]
+            rows.append(features[index][kept])
+            labels += [corpus.phones.index(corpus.frame_phones[index][frame]) for frame in kept]
+        return torch.cat(rows), torch.tensor(labels)
+
+    train, (test_ND, test_N) = spoken("train"), spoken("test")
+    found_N = logistic_regression(*train, test_ND, num_classes=len(corpus.phones), steps=_FRAME_PROBE_STEPS)
+    return float((found_N == test_N).float().mean())
+
+
+def phone_error_rate(corpus: Corpus, features: list[Tensor], seed: int) -> float:
+    """Insertions, deletions and substitutions of a linear CTC head on the test set, per phone."""
     number = {phone: index + 1 for index, phone in enumerate(corpus.phones)}
-    if corpus.has_times:
-        train, test = (_labelled_frames(corpus, features, corpus.split(name), number) for name in ("train", "test"))
-        found = logistic_regression(*train, test[0], num_classes=len(number) + 1, steps=200)
-        return float((found == test[1]).float().mean())
     clips = [
         Transcribed(features[index], tuple(number[phone] for phone in _phones(corpus.rows[index])))
         for index in corpus.split("train")
     ]
-    test_clips = corpus.split("test")
-    found_clips = linear_ctc(clips, [features[index] for index in test_clips], num_symbols=len(number), seed=seed)
-    return float(
-        jiwer.wer(
-            [" ".join(_phones(corpus.rows[index])) for index in test_clips],
-            [" ".join(corpus.phones[symbol - 1] for symbol in symbols) for symbols in found_clips],
-        )
-    )
+    test = corpus.split("test")
+    found = linear_ctc(clips, [features[index] for index in test], num_symbols=len(number), seed=seed)
+    said = [" ".join(_phones(corpus.rows[index])) for index in test]
+    return float(jiwer.wer(said, [" ".join(corpus.phones[symbol - 1] for symbol in symbols) for symbols in found]))
 
 
-def _labelled_frames(
-    corpus: Corpus, features: list[Tensor], clips: list[int], number: dict[str, int]
-) -> tuple[Tensor, Tensor]:
-    """Frames [N, D] with the phone [N] at their centre."""
-    rows, labels = [], []
-    centre = SPEECH.receptive_field_samples / 2 / SPEECH.sample_rate
-    for index in clips:
-        times = (np.arange(len(features[index])) * SPEECH.hop_samples / SPEECH.sample_rate) + centre
-        for part in corpus.rows[index]["times"].split():
-            phone, _, span = part.partition(":")
-            start, _, end = span.partition("-")
-            inside = np.flatnonzero((times >= float(start)) & (times < float(end)))
-            rows.append(features[index][inside])
-            labels += [number[phone]] * len(inside)
-    return torch.cat(rows), torch.tensor(labels)
-
-
-def speaker_score(corpus: Corpus, features: list[Tensor], seed: int) -> float:
+def speaker_accuracy(corpus: Corpus, features: list[Tensor], seed: int) -> float:
     """Accuracy on a fifth of the training clips, of speakers that the other four fifths hold."""
     clips = np.array(corpus.split("train"))
     order = generator(seed, "speaker split").permutation(len(clips))
@@ -178,15 +197,19 @@ def main() -> None:
     corpus = Corpus(options.data)
     length = f"train.epochs={epochs_in(options)}"
     alone = (length, "train.phase2_start_epoch=-1", "train.masked_only_epoch=-1")
-    scores: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[Scores]] = {}
 
     def probe(name: str, features: list[Tensor], seed: int) -> None:
-        scores.setdefault(name, []).append((phone_score(corpus, features, seed), speaker_score(corpus, features, seed)))
-        print(f"{name}, seed {seed}: {scores[name][-1]}", flush=True)
+        found = Scores(
+            frame_accuracy(corpus, features),
+            phone_error_rate(corpus, features, seed),
+            speaker_accuracy(corpus, features, seed),
+        )
+        scores.setdefault(name, []).append(found)
+        print(f"{name}, seed {seed}: {found}", flush=True)
 
-    mfcc = MFCC()
     for seed in range(options.seeds):
-        probe("MFCC", [mfcc(audio[None], torch.tensor([len(audio)]))[0] for audio in corpus.audio], seed)
+        probe("MFCC", corpus.mfcc, seed)
         runs = {
             "phase 1 alone": run(options, "phase1", seed, *alone),
             "both phases": run(options, "both", seed, length),
@@ -198,22 +221,21 @@ def main() -> None:
         encoders["untrained"] = Encoder(encoders["both phases"].shape).eval()
         for name, encoder in encoders.items():
             probe(name, encoded(corpus, encoder), seed)
-    report(scores, "phone accuracy" if corpus.has_times else "phone error rate", as_json=options.json)
+    report(scores, as_json=options.json)
 
 
-def report(scores: dict[str, list[tuple[float, float]]], phones: str, *, as_json: bool) -> None:
+def report(scores: dict[str, list[Scores]], *, as_json: bool) -> None:
     """Mean ± deviation over seeds."""
-    print(f"{'features':<24}{phones:>22}{'speaker accuracy':>22}")
+    print(f"{'features':<24}" + "".join(f"{name.replace('_', ' '):>22}" for name in Scores._fields))
     rows = []
     for name, values in scores.items():
-        cells = []
-        for column in zip(*values, strict=True):
-            deviation = statistics.stdev(column) if len(column) > 1 else float("nan")
-            cells.append((statistics.mean(column), deviation))
-        print(f"{name:<24}" + "".join(f"{f'{mean:.4f} ± {deviation:.4f}':>22}" for mean, deviation in cells))
-        rows.append(
-            {"name": name, phones.replace(" ", "_"): cells[0][0], "speaker_accuracy": cells[1][0], "seeds": len(values)}
-        )
+        means = Scores(*(statistics.mean(column) for column in zip(*values, strict=True)))
+        deviations = [
+            statistics.stdev(column) if len(column) > 1 else float("nan") for column in zip(*values, strict=True)
+        ]
+        cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(means, deviations, strict=True)]
+        print(f"{name:<24}" + "".join(f"{cell:>22}" for cell in cells))
+        rows.append({"name": name, **means._asdict(), "seeds": len(values)})
     if as_json:
         print(json.dumps({"rows": rows}))
 

@@ -55,9 +55,9 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Reads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, something else or of a
-    newer format."""
-    content = read_torch_file(Path(path), kind=_KIND, newest=_FORMAT)
+    """Reads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, something else or of another
+    format."""
+    content = read_torch_file(Path(path), kind=_KIND, format_number=_FORMAT)
     try:
         model = SJEPA(ModelShape.from_dict(content["shape"]))
         model.load_state_dict(content["model"])
@@ -81,8 +81,14 @@ def load_weights(path: str | Path) -> Weights:
         raise UserError(f"{path}: incomplete weights ({_one_line(error)})") from None
 
 
-def read_torch_file(path: Path, *, kind: str, newest: int) -> dict[str, Any]:
-    """A dictionary that torch.save wrote, tensors and plain values only. Raises UserError otherwise."""
+def read_stage(path: Path) -> dict[str, Any]:
+    """The stage that a weights file was written in (plain values). Raises UserError as `load_weights` does."""
+    return dict(read_torch_file(path, kind=_KIND, format_number=_FORMAT)["stage"])
+
+
+def read_torch_file(path: Path, *, kind: str, format_number: int) -> dict[str, Any]:
+    """A dictionary that torch.save wrote, tensors and plain values only. Raises UserError otherwise, and if its format is
+    another than `format_number`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -91,10 +97,11 @@ def read_torch_file(path: Path, *, kind: str, newest: int) -> dict[str, Any]:
         raise UserError(f"{path}: not a file of {kind}, or damaged ({_one_line(error)[:80]})") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise UserError(f"{path}: not a file of {kind}")
-    if content.get("format", 0) > newest:
-        version = content.get("version", "a newer version")
+    if content.get("format") != format_number:
+        version = content.get("version", "another version")
         raise UserError(
-            f"{path}: written by sjepa {version}, in a format this version does not know; install {version}"
+            f"{path}: written by sjepa {version} in format {content.get('format')}, which this version does not read "
+            f"(it knows {format_number}); use the sjepa that wrote it"
         )
     return content
 
@@ -113,10 +120,15 @@ def tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
-def transfer(source: nn.Module, target: nn.Module) -> list[str]:
-    """Copies every tensor that both have in the same shape; the names in `target` that kept their own values."""
+def transfer(source: nn.Module, target: nn.Module, *, leave_out: str = "") -> list[str]:
+    """Copies every tensor that both have in the same shape, those whose names start with `leave_out` left out; the names in
+    `target` that kept their own values."""
     given, own = source.state_dict(), target.state_dict()
-    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    fitting = {
+        name: value
+        for name, value in given.items()
+        if name in own and own[name].shape == value.shape and not (leave_out and name.startswith(leave_out))
+    }
     target.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting]
 

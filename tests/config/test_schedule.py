@@ -81,6 +81,8 @@ def test_the_two_switches_make_three_stages_without_gaps():
     ("overrides", "expected"),
     [
         (["train.phase2_start_step=15", "train.masked_only_step=16"], [(PHASE1, 0, 15), (PHASE2, 15, 16), (MASKED_ONLY, 16, 100)]),
+        (["train.phase2_start_epoch=0.35"], [(PHASE1, 0, 40), (PHASE2, 40, 100)]),
+        (["train.epochs=3", "train.phase2_start_epoch=0.5"], [(PHASE1, 0, 15), (PHASE2, 15, 30)]),  # no end of an epoch near
         (["train.phase2_start_epoch=0.38"], [(PHASE1, 0, 40), (PHASE2, 40, 100)]),  # a fraction, at the nearest epoch's end
         (["train.phase2_start_epoch=0.01"], [(PHASE1, 0, 1), (PHASE2, 1, 100)]),
         (["train.phase2_start_epoch=0.5", "train.max_steps=7"], [(PHASE1, 0, 4), (PHASE2, 4, 7)]),
@@ -103,9 +105,9 @@ def test_a_run_that_starts_in_phase_2_takes_k_from_num_clusters():
     [
         (["train.phase2_start_epoch=5", "train.masked_only_epoch=3"], "comes before the switch to phase 2"),
         (["train.masked_only_epoch=3"], "this run never reaches"),
-        (["train.phase2_start_epoch=10"], "not before the end of the run (10 epochs)"),
+        (["train.phase2_start_epoch=10"], "not before the end of the run (train.epochs: 10)"),
         (["train.phase2_start_epoch=5", "train.masked_only_epoch=12"], "not before the end of the run"),
-        (["train.max_steps=30", "train.phase2_start_step=30"], "not before the end of the run (30 steps)"),
+        (["train.max_steps=30", "train.phase2_start_step=30"], "not before the end of the run (train.max_steps: 30)"),
         (["train.phase=2", "train.phase2_start_epoch=3"], "already starts in phase 2 (train.phase: 2)"),
         (["gmm.online=true", "train.phase2_start_step=3"], "already starts in phase 2 (gmm.online: true)"),
         (["train.phase2_start_epoch=0"], "set train.phase: 2 instead"),
@@ -128,6 +130,11 @@ def test_plans_that_mix_steps_and_epochs_are_checked_once_an_epoch_is_known():
     assert [stage.name for stage in plan(config, 20).stages] == [PHASE1, PHASE2, MASKED_ONLY]
     with pytest.raises(UserError, match="comes before the switch"):
         plan(config, 10)
+
+
+def test_a_fraction_beside_steps_waits_for_the_length_of_an_epoch():
+    config = load_config(None, ["train.max_steps=1200", "train.phase2_start_epoch=0.5", "train.masked_only_step=700"])
+    assert [stage.start_step for stage in plan(config, 100).stages] == [0, 600, 700]
 
 
 def test_a_layer_outside_the_model_does_not_matter_without_an_online_stage():
@@ -160,5 +167,15 @@ def test_stages_that_were_entered_stay_where_they_were_when_the_run_grows():
     overrides = ["train.epochs=40", "train.phase2_start_epoch=0.4", "train.masked_only_epoch=0.7"]
     grown = RunProgress(60, {PHASE1: 0, PHASE2: 40})
     assert stages(*overrides, progress=grown) == [(PHASE1, 0, 40), (PHASE2, 40, 280), (MASKED_ONLY, 280, 400)]
+    assert stages("train.epochs=9", "train.phase2_start_epoch=5", "train.masked_only_epoch=5", progress=RunProgress(70, {PHASE1: 0, MASKED_ONLY: 50})) == [
+        (PHASE1, 0, 50), (MASKED_ONLY, 50, 90)]  # fmt: skip
+    (only,) = plan(
+        load_config(None, ["train.phase=2", "train.masked_only_epoch=0"]),
+        10,
+        progress=RunProgress(70, {MASKED_ONLY: 0}),
+    ).stages
+    assert (only.name, only.phase_start_step) == (MASKED_ONLY, 0)
+    with pytest.raises(UserError, match=r"train\.epochs: 4 is 40 updates, but the run is already at update 60"):
+        plan(load_config(None, ["train.epochs=4", *overrides[1:]]), 10, progress=grown)
     shrunk = ["train.epochs=8", *overrides[1:]]
     assert stages(*shrunk, progress=RunProgress(60, {PHASE1: 0})) == [(PHASE1, 0, 60), (MASKED_ONLY, 60, 80)]

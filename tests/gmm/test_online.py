@@ -185,3 +185,14 @@ def test_candidates_do_not_depend_on_the_split():
     assert torch.equal(whole.frames_RD, merged.frames_RD)
     assert len(whole.draw_R) == MOST_CANDIDATES
     assert whole.draw_R.max() <= draws.sort().values[MOST_CANDIDATES - 1]
+
+
+def test_statistics_keep_their_precision_inside_autocast():
+    gmm, frames = mixture(), 3 * torch.randn(500, 3)
+    posteriors = gmm.posteriors(frames)
+    plain, inside = (SufficientStatistics(4, torch.zeros(3)) for _ in range(2))
+    plain.add(frames, posteriors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside.add(frames, posteriors)
+    assert torch.equal(plain.squares_KD, inside.squares_KD)
+    assert inside.mass_K.sum().item() == pytest.approx(500, abs=1e-3)

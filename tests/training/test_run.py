@@ -169,7 +169,7 @@ def test_a_run_can_start_from_weights(corpus, finished, tmp_path, capsys):
         run(corpus, tmp_path, f"init_weights={best}", "gmm.num_clusters=5", "train.max_steps=1", "optimizer.lr=1e-12")
         == 0
     )
-    assert "new: last layer of the head (K 8 → 5)" in capsys.readouterr().out
+    assert "new: head (other targets, K 8 → 5)" in capsys.readouterr().out
     before, after = (torch.load(p, weights_only=True)["model"] for p in (best, tmp_path / "r/train/weights/last.pt"))
     name = "encoder.feature_projection.projection.weight"
     assert torch.allclose(before[name], after[name], atol=1e-6)
@@ -249,7 +249,7 @@ def test_diverged_weights_end_in_a_message_and_not_in_a_crash(corpus, tmp_path, 
     assert run(corpus, tmp_path, "optimizer.lr=1e300", "train.epochs=1") == 0
     shown = capsys.readouterr().out
     assert "loss or gradient not finite, left out" in shown
-    assert "there is no best.pt; the last weights are evaluated" in shown
+    assert "so there is no best.pt; the last weights are evaluated" in shown
     assert "(no best.pt)" in shown
 
 

@@ -119,8 +119,8 @@ def test_the_targets_of_phase_2_start_from_the_encoder_at_the_switch(corpus, tmp
 
     original, checked = TargetMaker.fitted, []
 
-    def watch(self, stage, encoder, given=None):
-        targets = original(self, stage, encoder, given)
+    def watch(self, stage, encoder, **more):
+        targets = original(self, stage, encoder, **more)
         if stage.phase == 2:
             copied, source = targets.encoder.average.state_dict(), encoder.state_dict()
             assert all(torch.equal(copied[name], source[name]) for name in source)
@@ -138,7 +138,7 @@ def test_a_run_can_start_in_phase_2_from_the_weights_of_phase_1(corpus, two_phas
     first = two_phases / "weights" / "best_phase1.pt"
     options = ["train.phase=2", "gmm.num_clusters=10", "gmm.ema_layer=1", "train.epochs=1", f"init_weights={first}"]
     assert run(corpus, tmp_path, *options) == 0
-    assert "new: last layer of the head (K 8 → 10)" in capsys.readouterr().out
+    assert "new: head (other targets, K 8 → 10)" in capsys.readouterr().out
     last = load_weights(tmp_path / "r/train/weights/last.pt")
     assert (last.stage["name"], last.gmm.num_components, last.target_layer) == ("phase 2", 10, 1)
     assert not (tmp_path / "r/train/weights/best_phase1.pt").exists()
@@ -172,3 +172,62 @@ def test_the_mixture_can_be_fitted_anew_when_the_layer_changes(corpus, tmp_path,
     assert plain[0].count("targets come from layer") == refitted[0].count("targets come from layer") == 2
     assert plain[0].count("GMM: 12 components") == 1
     assert refitted[0].count("GMM: 12 components") == 3
+
+
+def test_a_phase_that_ends_inside_an_epoch_leaves_its_weights(corpus, tmp_path):
+    assert (
+        run(
+            corpus,
+            tmp_path,
+            "train.epochs=1",
+            "train.phase2_start_step=2",
+            "gmm.ema_layer=0",
+            "gmm.num_clusters_phase2=12",
+        )
+        == 0
+    )
+    first = load_weights(tmp_path / "r/train/weights/best_phase1.pt")
+    assert (first.stage["phase"], first.progress["step"]) == (1, 2)
+    assert [row["phase"] for row in history(tmp_path / "r/train")] == ["2"]
+
+
+def test_a_stop_while_the_mixture_is_fitted_loses_nothing(corpus, two_phases, tmp_path, monkeypatch):
+    from sjepa.training import fitting
+
+    trainers, gather = [], fitting.gather_features
+    started = Trainer.run
+
+    def remember(self):
+        trainers.append(self)
+        started(self)
+
+    def signalled(batches, *rest):
+        if trainers and trainers[0].clock.step == 3:
+            trainers[0].stop_signal = 15
+        return gather(batches, *rest)
+
+    monkeypatch.setattr(Trainer, "run", remember)
+    monkeypatch.setattr(fitting, "gather_features", signalled)
+    assert run(corpus, tmp_path, *TWO_PHASES) == 128 + 15
+    assert not (tmp_path / "r/train/gmm_phase2.pt").exists()
+    assert not (tmp_path / "r/train/weights/best_phase1.pt").exists()
+    monkeypatch.undo()
+    assert run(corpus, tmp_path, *TWO_PHASES, "checkpoint.resume=true") == 0
+    assert_same_run(two_phases, tmp_path / "r/train")
+
+
+def test_too_few_frames_for_phase_2_are_said_before_phase_1(corpus, tmp_path):
+    with pytest.raises(
+        UserError, match=r"gmm.num_clusters_phase2: 700 components cannot be fitted on 600 frames \(gmm.fit_frames: 600"
+    ):
+        run(corpus, tmp_path, *TWO_PHASES, "gmm.num_clusters_phase2=700")
+    assert not (tmp_path / "r").exists() or not list((tmp_path / "r").glob("train*"))
+
+
+def test_a_resumed_run_needs_its_first_weights_no_more(corpus, two_phases, tmp_path):
+    first = tmp_path / "first.pt"
+    first.write_bytes((two_phases / "weights/best_phase1.pt").read_bytes())
+    options = ["train.phase=2", "gmm.ema_layer=0", "scheduler.kind=constant", f"init_weights={first}"]
+    assert run(corpus, tmp_path, *options, "train.epochs=1") == 0
+    first.unlink()
+    assert run(corpus, tmp_path, *options, "train.epochs=2", "checkpoint.resume=true") == 0

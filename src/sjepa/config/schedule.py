@@ -14,6 +14,7 @@ from sjepa.config.sizes import hyperparameters
 from sjepa.core.errors import UserError
 
 PHASE1, PHASE2, MASKED_ONLY = "phase 1", "phase 2", "phase 2, masked only"
+_NEAR = 0.05  # of the run
 _NOMINAL_STEPS = 1000  # of an epoch, while the training set is not known yet
 
 
@@ -97,12 +98,24 @@ def plan(config: Config, steps_per_epoch: int, *, progress: RunProgress | None =
     total = _total_steps(config, steps_per_epoch)
     starts = _starts(config, steps_per_epoch)
     if progress is not None:
-        starts = {name: progress.entered.get(name, max(step, progress.step)) for name, step in starts.items()}
+        if total < progress.step:
+            raise UserError(f"{_length(config)} is {total} updates, but the run is already at update {progress.step}")
+        starts = _kept(starts, progress)
     order = [(name, step) for name, step in starts.items() if step < total]
     ends = [step for _, step in order[1:]] + [total]
     curves = _curves(config, starts, total)
     stages = [_stage(config, name, start, end, starts, curves) for (name, start), end in zip(order, ends, strict=True)]
     return Schedule(tuple(stage for stage in stages if stage.start_step < stage.end_step), steps_per_epoch)
+
+
+def _kept(starts: dict[str, int], progress: RunProgress) -> dict[str, int]:
+    """Starts as planned, but what was entered stays, and what was not comes no earlier than now."""
+    first = next(iter(starts))
+    kept = {name: progress.entered.get(name, max(step, progress.step)) for name, step in starts.items()}
+    kept[first] = 0
+    if MASKED_ONLY in progress.entered:  # phase 2 may have had no updates before
+        kept[PHASE2] = min(kept[PHASE2], progress.entered[MASKED_ONLY])
+    return kept
 
 
 def plan_problems(config: Config, steps_per_epoch: int | None = None) -> list[str]:
@@ -112,8 +125,8 @@ def plan_problems(config: Config, steps_per_epoch: int | None = None) -> list[st
     if problems or (steps_per_epoch is None and _mixes_units(config)):
         return problems
     per_epoch = steps_per_epoch or _NOMINAL_STEPS
-    total, starts, train = _total_steps(config, per_epoch), _starts(config, per_epoch), config.train
-    end = f"the end of the run ({f'{train.max_steps} steps' if train.max_steps else f'{train.epochs} epochs'})"
+    total, starts = _total_steps(config, per_epoch), _starts(config, per_epoch)
+    end = f"the end of the run ({_length(config)})"
     for name, switch in ((PHASE2, "phase2_start"), (MASKED_ONLY, "masked_only")):
         if starts.get(name, 0) >= total:
             problems.append(f"{_named(config, switch)} is not before {end}")
@@ -168,11 +181,16 @@ def _named(config: Config, name: str) -> str:
     return f"train.{name}_{kind}: {value}"
 
 
+def _length(config: Config) -> str:
+    train = config.train
+    return f"train.max_steps: {train.max_steps}" if train.max_steps else f"train.epochs: {train.epochs}"
+
+
 def _mixes_units(config: Config) -> bool:
-    """Whether some times are given in steps and others in epochs (fractions go with either)."""
+    """Whether some times are given in steps and others in epochs, as fractions too, which end with an epoch."""
     train = config.train
     in_steps = [train.max_steps, train.phase2_start_step, train.masked_only_step]
-    in_epochs = [value for value in (train.phase2_start_epoch, train.masked_only_epoch) if value >= 1]
+    in_epochs = [value for value in (train.phase2_start_epoch, train.masked_only_epoch) if value != -1]
     return any(value is not None for value in in_steps) and (bool(in_epochs) or train.max_steps is None)
 
 
@@ -193,11 +211,12 @@ def _starts(config: Config, steps_per_epoch: int) -> dict[str, int]:
 
 
 def _step_of(epoch: float, steps_per_epoch: int, total: int) -> int:
-    """A whole number counts epochs; a fraction is one of the run, at the nearest end of an epoch if that is inside it."""
+    """A whole number counts epochs; a fraction is one of the run, at the end of an epoch if one is near."""
     if epoch == int(epoch):
         return int(epoch) * steps_per_epoch
     nearest = round(epoch * total / steps_per_epoch) * steps_per_epoch
-    return nearest if 0 < nearest < total else max(1, round(epoch * total))
+    is_near = abs(nearest - epoch * total) <= _NEAR * total
+    return nearest if is_near and 0 < nearest < total else max(1, round(epoch * total))
 
 
 def _curves(config: Config, starts: Mapping[str, int], total: int) -> dict[int, RateCurve]:

@@ -157,13 +157,15 @@ class Train(Section):
     )
     use_visible_loss: bool = Field(True, description="The loss also covers frames that were not masked.")
     phase2_start_epoch: EpochOrFraction = Field(
-        -1, description="Epoch at which phase 2 starts; below 1: this fraction of the run; -1: never."
+        -1,
+        description="Epoch of the run at which phase 2 starts; below 1: this fraction of the run (at the end of an epoch, "
+        "if one is near); -1: never.",
     )
     phase2_start_step: int | None = Field(None, ge=1, description="The same in optimiser steps.")
     masked_only_epoch: EpochOrFraction = Field(
         -1,
-        description="Epoch in phase 2 from which visible loss and augmentation are off; below 1: this fraction of the run; "
-        "-1: never.",
+        description="Epoch of the run, once in phase 2, from which visible loss and augmentation are off; below 1: this "
+        "fraction of the run; -1: never.",
     )
     masked_only_step: int | None = Field(None, ge=1, description="The same in optimiser steps.")
     devices: Annotated[int, _later("more than one device is", 1)] = Field(1, ge=1, description="Processes per machine.")
@@ -183,14 +185,14 @@ class Optimizer(Section):
 class Scheduler(Section):
     kind: Literal["cosine", "constant"] = Field("cosine", description="Shape of the rate after the warm-up.")
     warmup_steps: float = Field(
-        5000, ge=0, description="Optimiser steps of linear warm-up; below 1, a fraction of the stage."
+        5000, ge=0, description="Optimiser steps of linear warm-up; below 1, a fraction of the phase."
     )
-    min_ratio: Fraction = Field(0.1, description="The cosine ends at this fraction of the stage's peak.")
+    min_ratio: Fraction = Field(0.1, description="The cosine of each phase ends at this fraction of its peak.")
     rewarm_on_phase2: bool = Field(
         True, description="Phase 2 has a warm-up and a decay of its own; false: one curve over the whole run."
     )
     phase2_lr_ratio: float = Field(
-        0.25, gt=0, description="Peak rate of phase 2 over optimizer.lr (no meaning in one curve over the whole run)."
+        0.25, gt=0, description="Peak rate of phase 2 over optimizer.lr; not used where one curve spans both phases."
     )
 
     @model_validator(mode="after")
@@ -210,7 +212,9 @@ class GMM(Section):
     kmeans_iters: int = Field(5, ge=1, description="k-means passes before EM.")
     em_iters: int = Field(20, ge=0, description="EM iterations.")
     fit_frames: int = Field(200000, ge=10, description="Frames, uniform over the training set, to fit on.")
-    path: str | None = Field(None, description="A fitted GMM (gmm.pt) to load instead of fitting.")
+    path: str | None = Field(
+        None, description="A fitted GMM (gmm.pt) to load for the phase the run starts in, instead of fitting."
+    )
     online: bool = Field(False, description="Start in phase 2, as train.phase: 2.")
     param_decay: float = Field(0.999, ge=0, lt=1, description="Online GMM: share of the old parameters at each step.")
     ema_layer: int = Field(2, description="Encoder layer the online GMM reads first; negative counts from the top.")
@@ -251,7 +255,11 @@ class Config(Section):
         "cpu", description="Where to compute; asking for an absent one is an error."
     )
     seed: int = Field(0, ge=0, description="Key of every random draw.")
-    init_weights: str | None = Field(None, description="Weights to start from, to evaluate or to export (best.pt).")
+    init_weights: str | None = Field(
+        None,
+        description="Weights to start from, to evaluate or to export (best.pt); to start from, also a Hugging Face HuBERT "
+        "folder.",
+    )
     onnx_path: str = Field("runs/sjepa_base/export/encoder.onnx", description="ONNX file that exportw writes.")
     audio: str = Field("data/sample.wav", description="Clip that runinfer reads by default.")
     dataset: Dataset = Dataset()

@@ -28,6 +28,7 @@ from sjepa.training.assembly import (
     Data,
     RunFiles,
     assemble,
+    check_fits,
     estimated_bytes,
     evaluation_loader,
     given_gmm,
@@ -38,9 +39,10 @@ from sjepa.training.assembly import (
 )
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.estimate import seconds_per_audio_second
-from sjepa.training.network import build_model
+from sjepa.training.network import build_model, new_model
+from sjepa.training.parts import Interrupted
 from sjepa.training.resume import refuse_differences
-from sjepa.training.trainer import Interrupted, Trainer
+from sjepa.training.trainer import Trainer
 from sjepa.weights import load_weights
 
 
@@ -55,7 +57,7 @@ class Resumed:
     def stage(self, schedule: Schedule) -> Stage:
         """The stage that the checkpoint was made in; the next one may start with the very next update."""
         last = list(self.progress.entered)[-1]
-        return next(stage for stage in schedule.stages if stage.name == last)
+        return next(stage for stage in schedule.stages if stage.name == last)  # plans keep what was entered
 
 
 def train(config: Config, *, dry_run: bool = False) -> int:
@@ -71,7 +73,8 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     schedule = plan_run(config, loader, progress=resumed.progress if resumed else None)
     stage = resumed.stage(schedule) if resumed else schedule.at(0)
     notes: list[str] = []
-    model = build_model(config, stage, note=notes.append)
+    check_fits(config, data, schedule)
+    model = new_model(config, stage) if resumed else build_model(config, stage, note=notes.append)
     given = given_gmm(config, stage) if resumed is None else None
     if not dry_run:
         run_dir = resumed.run_dir if resumed else new_run(Path(config.runs_root), config.run_name, "train")
@@ -203,7 +206,7 @@ def _final_evaluation(config: Config, engine: Engine, data: Data, run_dir: RunDi
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
     if not path.exists():
-        console.warn("no epoch had a finite validation metric, so there is no best.pt; the last weights are evaluated")
+        console.warn("no epoch had usable validation figures, so there is no best.pt; the last weights are evaluated")
         path = run_dir.weights / "last.pt"
     results = evaluate(
         engine,

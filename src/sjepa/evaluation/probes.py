@@ -24,7 +24,7 @@ class Standardiser(NamedTuple):
 
     @staticmethod
     def of(features_ND: Tensor) -> Standardiser:
-        return Standardiser(features_ND.mean(0), features_ND.std(0).clamp(min=1e-6))
+        return Standardiser(features_ND.mean(0), features_ND.std(0, correction=0).clamp(min=1e-6))
 
     def __call__(self, features_ND: Tensor) -> Tensor:
         return (features_ND - self.mean_D) / self.deviation_D
@@ -41,7 +41,7 @@ def logistic_regression(
 ) -> Tensor:
     """Classes [N] that a multinomial logistic regression predicts for `test_ND`: L2 penalty 1/(2C) on the weights, L-BFGS,
     features standardised with training statistics. Its optimum is scikit-learn's. [Probing]"""
-    scale = Standardiser.of(train_ND)
+    scale = Standardiser.of(train_ND.float())
     x_ND, test_ND = scale(train_ND.float()), scale(test_ND.float())
     linear = nn.Linear(x_ND.shape[1], num_classes)
     nn.init.zeros_(linear.weight)
@@ -82,9 +82,12 @@ def linear_ctc(
 ) -> list[tuple[int, ...]]:
     """The symbols that a linear CTC head, trained on `train`, finds in each of `test` ([T, D]) by greedy decoding.
 
-    Clips whose transcript does not fit into their frames are left out of training. (Graves et al. 2006)
+    Clips whose transcript does not fit into their frames are left out of training. Raises ValueError if none is left.
+    (Graves et al. 2006)
     """
     fitting = [clip for clip in train if len(clip.features_TD) >= _frames_needed(clip.symbols)]
+    if not fitting:
+        raise ValueError("no clip is long enough for its transcript")
     scale = Standardiser.of(torch.cat([clip.features_TD for clip in fitting]).float())
     torch.manual_seed(key(seed, "probe"))
     linear = nn.Linear(fitting[0].features_TD.shape[1], num_symbols + 1)

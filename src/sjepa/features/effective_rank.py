@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+RANK_FRAMES = 2000  # that ranks are taken over, so that they compare
+
 
 def effective_rank(features_ND: Tensor) -> float:
     """exp of the entropy of the centred features' normalised singular values: from 1 (one direction) to min(N, D).

@@ -43,14 +43,14 @@ def blend(gmm: DiagonalGMM, statistics: SufficientStatistics, decay: float) -> N
     """Moves the mixture by the statistics of one optimiser step."""
     new = statistics.maximise(gmm)
     share_K = statistics.mass_K / statistics.frames.clamp(min=1.0)
-    weights_K = decay * gmm.weights.double() + (1 - decay) * share_K
-    rate_K1 = ((1 - decay) * share_K / weights_K.clamp(min=1e-300) * new.alive_K)[:, None]
-    means_KD, variances_KD = gmm.means.double(), gmm.variances.double()
-    step_KD = new.means_KD.double() - means_KD
+    old_K, means_KD, variances_KD = (value.to(share_K) for value in (gmm.weights, gmm.means, gmm.variances))
+    weights_K = decay * old_K + (1 - decay) * share_K
+    rate_K1 = ((1 - decay) * share_K / weights_K.clamp(min=1e-30) * new.alive_K)[:, None]
+    step_KD = new.means_KD.to(share_K) - means_KD
     gmm.set_parameters(
         weights_K,
         means_KD + rate_K1 * step_KD,
-        variances_KD.lerp(new.variances_KD.double(), rate_K1) + rate_K1 * (1 - rate_K1) * step_KD.square(),
+        variances_KD.lerp(new.variances_KD.to(share_K), rate_K1) + rate_K1 * (1 - rate_K1) * step_KD.square(),
     )
 
 

@@ -20,13 +20,15 @@ class Parameters(NamedTuple):
 
 
 class SufficientStatistics:
-    """Responsibility mass, weighted sums and weighted squares per component, in float64, about the origin `centre_D`."""
+    """Responsibility mass, weighted sums and weighted squares per component, about the origin `centre_D`; in float64, but on
+    mps, which has none, in float32."""
 
     def __init__(self, num_components: int, centre_D: Tensor) -> None:
         self.centre_D = centre_D
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=centre_D.device)
+            wide = torch.float32 if centre_D.device.type == "mps" else torch.float64
+            return torch.zeros(shape, dtype=wide, device=centre_D.device)
 
         self.mass_K = zeros(num_components)
         self.sums_KD = zeros(num_components, len(centre_D))
@@ -42,13 +44,13 @@ class SufficientStatistics:
         """
         x_ND = features_ND - self.centre_D
         moments = torch.cat([x_ND, x_ND.square(), torch.ones_like(x_ND[:, :1])], dim=1)
-        sums, squares, mass = (posteriors.responsibilities_NK.to(moments.dtype).T @ moments).split(
-            [x_ND.shape[1], x_ND.shape[1], 1], dim=1
-        )
+        with torch.autocast(moments.device.type, enabled=False):  # called inside one: half precision has no such range
+            products_KM = posteriors.responsibilities_NK.to(moments.dtype).T @ moments
+        sums, squares, mass = products_KM.split([x_ND.shape[1], x_ND.shape[1], 1], dim=1)
         self.sums_KD += sums
         self.squares_KD += squares
         self.mass_K += mass[:, 0]
-        self.log_likelihood += posteriors.log_likelihood_N.sum(dtype=torch.float64)
+        self.log_likelihood += posteriors.log_likelihood_N.sum(dtype=self.mass_K.dtype)
         self.frames += len(x_ND)
 
     def maximise(self, previous: DiagonalGMM, *, least_mass: float = 1e-3) -> Parameters:
@@ -60,7 +62,7 @@ class SufficientStatistics:
         keep_K1 = ~alive_K[:, None]
         return Parameters(
             (self.mass_K / self.mass_K.sum().clamp(min=1e-12)).float(),
-            torch.where(keep_K1, previous.means.double(), offset_KD + self.centre_D).float(),
-            torch.where(keep_K1, previous.variances.double(), variances_KD).float(),
+            torch.where(keep_K1, previous.means.to(self.mass_K), offset_KD + self.centre_D).float(),
+            torch.where(keep_K1, previous.variances.to(self.mass_K), variances_KD).float(),
             alive_K,
         )

@@ -17,14 +17,6 @@ class EMAEncoder(nn.Module):
         super().__init__()
         self.average = copy.deepcopy(encoder).requires_grad_(False).eval()
 
-    @property
-    def num_layers(self) -> int:
-        return self.average.num_layers
-
-    @property
-    def width(self) -> int:
-        return self.average.shape.width
-
     def train(self, mode: bool = True) -> EMAEncoder:
         """Stays in evaluation mode."""
         return super().train(False)

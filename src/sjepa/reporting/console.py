@@ -82,10 +82,10 @@ class Console:
             self._epochs = tqdm(
                 total=self._total_epochs, initial=clock.epoch, desc="epochs", unit="ep", dynamic_ncols=True, position=0
             )
-        steps = min(steps, self._total_steps - clock.epoch * steps)
-        done = clock.step - clock.epoch * steps if clock.batch else 0
+        first = clock.epoch * steps
+        done = clock.step - first if clock.batch else 0
         self._steps = tqdm(
-            total=steps,
+            total=min(steps, self._total_steps - first),
             initial=done,
             desc=f"epoch {clock.epoch}",
             unit="step",

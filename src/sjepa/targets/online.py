@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,6 @@ from sjepa.gmm.online import Candidates, blend, reseed
 from sjepa.gmm.statistics import SufficientStatistics
 from sjepa.targets.base import FrameChoice, TargetFigures
 from sjepa.targets.layer_choice import LayerChoice
-
-
-class Averaged(Protocol):
-    """An encoder that follows another, called with waveforms and the last layer wanted."""
-
-    def __call__(self, waveform_BS: Tensor, num_samples_B: Tensor, *, up_to: int | None = None) -> Any: ...
-
-    def follow(self, encoder: Any, decay: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,8 @@ class OnlineSettings:
 
 
 class OnlineTargets(nn.Module):
-    """Soft targets that follow the encoder."""
+    """Soft targets that follow the encoder. `encoder` is called with waveforms, their samples and the last layer wanted
+    (`up_to`), and moves by `follow(source, decay)`."""
 
     num_reseeded: Tensor
 

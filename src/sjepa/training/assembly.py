@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sjepa.config.schema import Config
 from sjepa.config.sizes import hyperparameters
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
 from sjepa.core.progress import Progress
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
@@ -34,9 +35,10 @@ from sjepa.training.estimate import training_bytes
 from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames
 from sjepa.training.keeper import WeightsFolder
 from sjepa.training.optimizer import build_optimizer
+from sjepa.training.parts import Parts, Plan
 from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
-from sjepa.training.trainer import Parts, Plan, Trainer
+from sjepa.training.trainer import Trainer
 from sjepa.training.transition import TargetMaker, encoder_features
 
 
@@ -119,14 +121,15 @@ def step_settings(config: Config) -> StepSettings:
 
 
 def estimated_bytes(config: Config, engine: Engine, train: Loader, schedule: Schedule, model: SJEPA) -> int:
-    """Memory of training on the largest micro-batch of an epoch, in the stage that takes the most."""
+    """Memory of training on the largest micro-batch of an epoch, with the largest head of the schedule."""
     lengths = train.dataset.windows.length_N
     batches = train.plan.batches(train.dataset, 0)
     clips, samples = max(
         ((len(batch), int(lengths[batch].max())) for batch in batches), key=lambda size: size[0] * size[1]
     )
+    largest = replace(model.shape, num_clusters=max(stage.num_clusters for stage in schedule.stages))
     return training_bytes(
-        model,
+        largest,
         clips=clips,
         samples=samples,
         settings=step_settings(config),
@@ -155,6 +158,19 @@ def given_gmm(config: Config, stage: Stage) -> DiagonalGMM | None:
             f"({gmm.features or 'unnamed'}), not {stage.num_clusters} (gmm.num_clusters) over {wanted[0]} ({wanted[1]})"
         )
     return gmm
+
+
+def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
+    """Raises UserError if a mixture of the plan has more components than frames to fit them on."""
+    frames = int(SPEECH.frames(tiling(data.train.clips, config.dataset).length_N).sum())
+    for stage in schedule.stages:
+        usable = min(frames, config.gmm.fit_frames)
+        if usable < stage.num_clusters:
+            key = "num_clusters" if stage.start_step == 0 else "num_clusters_phase2"
+            raise UserError(
+                f"gmm.{key}: {stage.num_clusters} components cannot be fitted on {usable:,} frames "
+                f"(gmm.fit_frames: {config.gmm.fit_frames}; the training set has {frames:,})"
+            )
 
 
 def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, report: Report) -> TargetMaker:
@@ -219,7 +235,7 @@ def assemble(
         model=wrapped,
         optimizer=wrapped_optimizer,
         build_optimizer=new_optimizer,
-        targets=maker.fitted(stage, model.encoder, given) if fresh else maker.blank(stage, model.encoder),
+        targets=maker.fitted(stage, model.encoder, given=given) if fresh else maker.blank(stage, model.encoder),
         maker=maker,
         settings=step_settings(config),
         train=train,

@@ -51,7 +51,7 @@ class Checkpoints:
     @staticmethod
     def peek(path: Path, part: str) -> dict[str, Any]:
         """The state of one part. Raises UserError if the file is not a whole checkpoint."""
-        content = read_torch_file(path, kind=_KIND, newest=_FORMAT)
+        content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
         try:
             return dict(content["parts"][part])
         except (KeyError, TypeError):
@@ -60,7 +60,7 @@ class Checkpoints:
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
         """Gives every part its state back, in their order. Raises UserError if the file does not fit."""
-        content = read_torch_file(path, kind=_KIND, newest=_FORMAT)
+        content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
         missing = set(parts) ^ set(content.get("parts", ()))
         if missing:
             raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(missing))})")

@@ -11,7 +11,8 @@ from sjepa.metrics import Metrics
 from sjepa.training.health import RunStopped
 from sjepa.training.report import Report
 
-FEWEST_FRAMES = 2000  # some 40 s: fewer may be one quiet clip
+FEWEST_FRAMES = 2000  # within an epoch; some 40 s: fewer may be one quiet clip
+_FEWEST_TO_TELL = 100  # of a whole epoch
 _LEAST_INFORMATION = 0.02  # of log2 K
 _LEAST_ENTROPY = 0.01  # of log2 K
 _LEAST_SPREAD = 0.01
@@ -21,12 +22,14 @@ _LEAST_RANK = 1.5
 def collapse_signs(
     metrics: Metrics, num_clusters: int, *, spreads: Sequence[float] = (), ranks: Sequence[float] = ()
 ) -> list[str]:
-    """What is wrong, one text a sign; nothing if all is well.
+    """What is wrong, one text a sign; nothing if all is well, or if there are too few frames to tell.
 
     Targets that say nothing of the frame (one component takes all, or all frames are the same), predictions that are the
     same certainty everywhere, and layers whose features no longer differ between frames (`spreads`), or differ in one
     direction only (`ranks`, the effective ranks).
     """
+    if metrics.frames < _FEWEST_TO_TELL:
+        return []
     most_bits = math.log2(num_clusters)
     signs = []
     information = math.log2(max(metrics.clusters_used, 1.0)) - metrics.target_entropy_bits
@@ -58,7 +61,7 @@ class CollapseAlarm:
             return
         text = f"collapse: {'; '.join(signs)}"
         if self.on_collapse == "stop":
-            raise RunStopped(f"{text}. The state is saved; lower optimizer.lr, or raise gmm.ema_decay_fast")
+            raise RunStopped(f"{text}. The state is saved; a new run may do better with a lower optimizer.lr")
         self.epoch = epoch
         report.warn(f"{text}. Going on (health.on_collapse: stop ends such a run)")
 

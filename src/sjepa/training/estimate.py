@@ -16,7 +16,7 @@ from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
-from sjepa.model import SJEPA
+from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.masking import num_masked
 from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
@@ -26,7 +26,7 @@ _COPIES_OF_WEIGHTS = 4  # weights, gradients, two moments
 
 
 def training_bytes(
-    model: SJEPA,
+    shape: ModelShape,
     *,
     clips: int,
     samples: int,
@@ -53,7 +53,7 @@ def training_bytes(
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
     ):
-        ghost = SJEPA(model.shape).train()
+        ghost = SJEPA(shape).train()
         ghost(
             torch.empty(clips, samples),
             torch.full((clips,), samples),
@@ -62,7 +62,7 @@ def training_bytes(
             torch.empty(clips * frames - masked if visible else 0, dtype=torch.int64),
         )
     activations = sum(tensor.nelement() * tensor.element_size() for tensor in kept.values())
-    return activations + _COPIES_OF_WEIGHTS * _bytes(model) + averaged * _bytes(model.encoder)
+    return activations + _COPIES_OF_WEIGHTS * _bytes(ghost) + averaged * _bytes(ghost.encoder)
 
 
 def seconds_per_audio_second(

@@ -5,7 +5,7 @@ B batch, T frames, N sampled frames, L layers, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -19,14 +19,14 @@ from sjepa.dataset.batch import Batch
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.windows import Windows
-from sjepa.features.effective_rank import effective_rank
+from sjepa.features.effective_rank import RANK_FRAMES, effective_rank
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.fit import fit_gmm
 from sjepa.gmm.reservoir import FrameSample, draw_frames
 from sjepa.training.report import Report
 
 _BATCH_CLIPS = 16
-_RANK_FRAMES, _RANK_GROUPS = 2000, 40
+_RANK_GROUPS = 40
 
 Extractor = Callable[[Tensor, Tensor], Tensor]  # [B, S] waveforms and [B] their samples → [B, T, …] features
 
@@ -62,19 +62,20 @@ class MixtureFitter:
     em_iters: int
     report: Report
 
-    def fit(self, extract: Extractor, num_components: int, *, features: str) -> DiagonalGMM:
-        """A mixture over what `extract` gives for the sampled frames; `features` names that in the mixture.
+    def fit(self, extract: Extractor, num_components: int, *, features: str, pause: Callable[[], None]) -> DiagonalGMM:
+        """A mixture over what `extract` gives for the sampled frames; `features` names that in the mixture. `pause` is
+        called between batches.
 
         Raises UserError if there are fewer frames than components.
         """
         device, report = self.frames.device, self.report
         sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
         batches = report.progress(loader.epoch(0), total=loader.num_batches, label="GMM: reading frames")
-        features_ND = gather_features(batches, sample, extract, device)
+        features_ND = gather_features(_pausing(batches, pause), sample, extract, device)
         if len(features_ND) < num_components:
             raise UserError(
-                f"gmm.num_clusters: {num_components} components cannot be fitted on the {len(features_ND)} frames "
-                "of the training set"
+                f"gmm.fit_frames: {num_components} components cannot be fitted on {len(features_ND)} frames of the "
+                "training set"
             )
         fit = fit_gmm(
             features_ND.cpu() if device.type == "mps" else features_ND,  # sums in float64, which mps does not have
@@ -105,10 +106,16 @@ class LayerRanks:
     def __call__(self, layers: Extractor) -> tuple[float, ...]:
         """`layers` gives the outputs of all layers, [B, T, L, D]."""
         if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
-            self._sample, loader = self.frames.draw(_RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
+            self._sample, loader = self.frames.draw(RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
             self._batches = list(loader.epoch(0))
         features_NLD = gather_features(self._batches, self._sample, layers, self.frames.device)
         return tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
+
+
+def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
+    for batch in batches:
+        pause()
+        yield batch
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class NonFiniteUpdates:
         if self.in_a_row >= _MOST_IN_A_ROW:
             raise RunStopped(
                 f"{self.in_a_row} updates in a row had a loss or gradient that is not finite; the state is saved. "
-                "Lower optimizer.lr, or set train.precision: fp32"
+                "A new run from weights/last.pt (init_weights) may do better with a lower optimizer.lr or in fp32"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sjepa.config.schedule import Stage
-from sjepa.core.errors import UserError
 from sjepa.metrics import Metrics
 from sjepa.model import SJEPA
 from sjepa.targets.base import Targets
 from sjepa.training.clock import Clock
-from sjepa.weights import Weights, load_weights, save_weights
+from sjepa.weights import Weights, read_stage, save_weights
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,5 @@ class WeightsFolder:
         """Puts the best weights of a phase that is over aside. A best.pt of another phase, which a run that goes on from an
         older checkpoint may find, stays where it is."""
         best = self.folder / "best.pt"
-        try:
-            belongs = load_weights(best).stage["phase"] == phase
-        except UserError:  # none, or damaged
-            return
-        if belongs:
+        if best.exists() and read_stage(best)["phase"] == phase:
             best.replace(self.folder / f"best_phase{phase}.pt")

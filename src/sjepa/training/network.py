@@ -45,11 +45,17 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
     return ModelShape(encoder, predictor, num_clusters, max_frames)
 
 
-def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) -> SJEPA:
-    """The network of a stage: drawn by seed, or started from `init_weights` where shapes agree. A directory there is a
-    Hugging Face HuBERT folder, of which only an encoder is taken."""
+def new_model(config: Config, stage: Stage) -> SJEPA:
+    """The network of a stage, drawn by seed."""
     torch.manual_seed(key(config.seed, "model"))
-    model = SJEPA(model_shape(config, stage.num_clusters))
+    return SJEPA(model_shape(config, stage.num_clusters))
+
+
+def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) -> SJEPA:
+    """The network that a run starts its first stage with: drawn by seed, or from `init_weights` where shapes agree. A
+    directory there is a Hugging Face HuBERT folder, of which only the encoder is taken. A head that was trained towards
+    other components is not taken."""
+    model = new_model(config, stage)
     if config.init_weights is None:
         return model
     path = Path(config.init_weights)
@@ -57,13 +63,15 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
         load_hubert(path, model.encoder)
         note(f"encoder from {path}; new: head, predictor")
         return model
-    source = load_weights(path).model
+    weights = load_weights(path)
+    source = weights.model
     if tensor_shapes(source.encoder) != tensor_shapes(model.encoder):
         raise UserError(
             f"init_weights: {path} holds an encoder of another shape than model.size "
             f"{config.model.size} describes ({source.shape.encoder} against {model.shape.encoder})"
         )
-    own = transfer(source, model)
+    same_targets = weights.stage["targets"] == stage.targets and source.shape.num_clusters == stage.num_clusters
+    own = transfer(source, model, leave_out="" if same_targets else "head.")
     rebuilt = f"; new: {', '.join(_rebuilt(own, source, model))}" if own else ""
     note(f"weights from {path}{rebuilt}")
     return model
@@ -72,7 +80,7 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
 def _rebuilt(names: list[str], source: SJEPA, model: SJEPA) -> list[str]:
     """What could not be taken from `source`, in words."""
     texts = {
-        "head": f"last layer of the head (K {source.shape.num_clusters} → {model.shape.num_clusters})",
+        "head": f"head (other targets, K {source.shape.num_clusters} → {model.shape.num_clusters})",
         "predictor.positions": f"predictor positions ({source.shape.max_frames} → {model.shape.max_frames} frames)",
     }
     found = {next((start for start in texts if name.startswith(start)), name) for name in names}

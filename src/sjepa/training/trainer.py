@@ -4,70 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from torch import nn
-
-from sjepa.config.schedule import Schedule, Stage
-from sjepa.core.distributed import Engine
+from sjepa.config.schedule import Stage
 from sjepa.dataset.batch import Batch
-from sjepa.dataset.loader import Loader
 from sjepa.metrics import MetricSums
-from sjepa.model import SJEPA
-from sjepa.targets.base import Targets
 from sjepa.training.best import Best
-from sjepa.training.checkpoint import Checkpoints, Stateful
+from sjepa.training.checkpoint import Stateful
 from sjepa.training.clock import Clock, Interval
 from sjepa.training.collapse import FEWEST_FRAMES, CollapseAlarm, collapse_signs
 from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
-from sjepa.training.keeper import WeightsFolder
 from sjepa.training.lr_schedule import learning_rate
 from sjepa.training.optimizer import set_learning_rate
+from sjepa.training.parts import Interrupted, Parts, Plan
 from sjepa.training.report import EpochResult, Report, StepFigures
-from sjepa.training.step import StepSettings, Update, optimiser_update
-from sjepa.training.transition import TargetMaker, renew_head
+from sjepa.training.step import Update, optimiser_update
+from sjepa.training.transition import renew_head
 from sjepa.training.validation import Validation, validate
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The run's numbers: when what is due."""
-
-    schedule: Schedule
-    grad_accum: int
-    log_every: int
-    save_every_steps: int
-    lr_kind: Literal["cosine", "constant"]
-    lr_min_ratio: float
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of. `model` is `network` as the engine wrapped it; `build_optimizer` makes one for a network."""
-
-    engine: Engine
-    network: SJEPA
-    model: Any
-    optimizer: Any
-    build_optimizer: Callable[[nn.Module], Any]
-    targets: Targets
-    maker: TargetMaker
-    settings: StepSettings
-    train: Loader
-    validation: Loader
-    checkpoints: Checkpoints
-    fingerprint: Stateful
-    weights: WeightsFolder
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state was saved."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
 
 
 class Trainer:
@@ -129,6 +83,7 @@ class Trainer:
             return
         for window in self._windows():
             self._enter_stage_if_due()
+            self._choose_layer_if_due()
             update, rate = self._update(window)
             self._move_targets(update)
             self._follow_up(update, rate, window)
@@ -137,35 +92,58 @@ class Trainer:
 
     def _enter_stage_if_due(self) -> None:
         stage, old = self.plan.schedule.at(self.clock.step), self._stage
-        if stage.name == old.name:
-            self._stage = stage
-            return
-        self.report.note(f"step {self.clock.step}: {stage.name} starts")
-        if stage.phase != old.phase:
-            self.parts.weights.close_phase(old.phase)
-            self.best.restart()
-        if stage.targets != old.targets:
-            self._renew_targets(stage)
+        if stage.name != old.name:
+            if stage.phase != old.phase:
+                self._change_phase(stage)
+            self.report.note(f"step {self.clock.step}: {stage.name} starts")
+            self.clock.entered[stage.name] = self.clock.step
         self._stage = stage
-        self.clock.entered[stage.name] = self.clock.step
 
-    def _renew_targets(self, stage: Stage) -> None:
-        """New targets, whose components mean something else: a new head too, and figures that start anew."""
+    def _change_phase(self, stage: Stage) -> None:
+        """From the targets of one phase to those of the next. What the old one reached is safe before."""
+        clock, parts = self.clock, self.parts
+        if clock.batch > 0:  # inside an epoch: no validation or checkpoint came just before
+            self._keep_weights(self._validate())
+            parts.model.train()
+            self._save(inside_epoch=True)
+        self.report.note(f"step {clock.step}: fitting the targets of {stage.name}")
+        targets = parts.maker.fitted(stage, parts.network.encoder, pause=self._stop_if_asked)
+        parts.weights.close_phase(self._stage.phase)
+        self.parts = replace(parts, targets=targets)
+        self._renew_head(stage.num_clusters)
+
+    def _choose_layer_if_due(self) -> None:
+        """The layer that targets come from, before an update that will use it."""
+        parts, stage = self.parts, self._stage
+        if not parts.targets.layer_check_due(self.clock.step - stage.phase_start_step):
+            return
+        if not parts.maker.choose_layer(parts.targets):
+            return
+        self.report.note(f"step {self.clock.step}: targets come from layer {parts.targets.layer} now")
+        self.best.restart()  # other targets: their KL does not compare
+        if parts.maker.refit_on_switch:
+            parts.maker.refit(parts.targets, stage)
+            self._renew_head(stage.num_clusters)
+
+    def _renew_head(self, num_clusters: int) -> None:
+        """The components mean something else now: a new head, and figures that start anew."""
         parts, engine = self.parts, self.parts.engine
-        targets = parts.maker.fitted(stage, parts.network.encoder)
+        seed = parts.settings.seed
         renewed = renew_head(
-            parts.network,
-            parts.optimizer,
-            parts.build_optimizer,
-            num_clusters=stage.num_clusters,
-            seed=parts.settings.seed,
+            parts.network, parts.optimizer, parts.build_optimizer, num_clusters=num_clusters, seed=seed
         )
         model, optimizer = engine.setup(parts.network, renewed)
         model.train()
-        self.parts = replace(parts, targets=targets, model=model, optimizer=optimizer)
-        self._epoch_sums = MetricSums(stage.num_clusters, engine.device)
-        self._recent_sums = MetricSums(stage.num_clusters, engine.device)
+        self.parts = replace(parts, model=model, optimizer=optimizer)
+        self.best.restart()
+        self._epoch_sums = MetricSums(num_clusters, engine.device)
+        self._recent_sums = MetricSums(num_clusters, engine.device)
         self._recent = Interval()
+
+    def _stop_if_asked(self) -> None:
+        """Before work that takes long and changes nothing until it is done."""
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
 
     def _start_epoch(self) -> None:
         self.parts.model.train()
@@ -220,13 +198,10 @@ class Trainer:
         return update, rate
 
     def _move_targets(self, update: Update) -> None:
-        """Lets targets that follow the encoder follow it. The clock has already ticked: `done` updates of the phase."""
-        targets, network = self.parts.targets, self.parts.network
-        done = self.clock.step - self._stage.phase_start_step
+        """Lets targets that follow the encoder follow it. The clock has already ticked."""
         if update.finite and update.samples:
-            targets.after_update(network.encoder, done - 1)
-        if targets.layer_check_due(done) and self.parts.maker.choose_layer(targets):
-            self.report.note(f"step {self.clock.step}: targets come from layer {targets.layer} now")
+            step = self.clock.step - 1 - self._stage.phase_start_step
+            self.parts.targets.after_update(self.parts.network.encoder, step)
 
     def _follow_up(self, update: Update, rate: float, window: list[Batch]) -> None:
         clock = self.clock
@@ -290,7 +265,22 @@ class Trainer:
         clock, parts = self.clock, self.parts
         self._epoch_sums.merge(self._recent_sums)
         self._recent_sums.reset()
-        validation = validate(
+        validation = self._validate()
+        epoch, signs = clock.epoch, self._collapse(validation)
+        is_best = self._keep_weights(validation, collapsed=bool(signs))
+        self.report.epoch_ended(self._result(validation), is_best=is_best)
+        whole = clock.batch >= parts.train.num_batches
+        if whole:
+            self._epoch_sums.reset()
+            clock.next_epoch()
+        self._save(inside_epoch=not whole)  # max_steps may end inside an epoch, which more steps would go on with
+        self._alarm.check(signs, epoch, self.report)
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
+
+    def _validate(self) -> Validation:
+        parts = self.parts
+        return validate(
             parts.engine,
             parts.model,
             parts.network.encoder,
@@ -300,18 +290,13 @@ class Trainer:
             settings=parts.settings,
             warn=self.report.warn,
         )
-        is_best = self.best.offer(validation.metrics, clock.epoch)
-        parts.weights.save(parts.targets, clock, self._stage, validation.metrics, is_best=is_best)
-        self.report.epoch_ended(self._result(validation), is_best=is_best)
-        epoch, signs = clock.epoch, self._collapse(validation)
-        whole = clock.batch >= parts.train.num_batches
-        if whole:
-            self._epoch_sums.reset()
-            clock.next_epoch()
-        self._save(inside_epoch=not whole)  # max_steps may end inside an epoch, which more steps would go on with
-        self._alarm.check(signs, epoch, self.report)
-        if self.stop_signal is not None:
-            raise Interrupted(self.stop_signal)
+
+    def _keep_weights(self, validation: Validation, *, collapsed: bool = False) -> bool:
+        """Writes the weights; whether they are the best so far, which those of a collapse never are."""
+        is_best = not collapsed and self.best.offer(validation.metrics, self.clock.epoch)
+        parts = self.parts
+        parts.weights.save(parts.targets, self.clock, self._stage, validation.metrics, is_best=is_best)
+        return is_best
 
     def _collapse(self, validation: Validation) -> list[str]:
         """Signs of a collapse over the epoch's own frames, or else over those of the validation."""

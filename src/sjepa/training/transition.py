@@ -1,4 +1,4 @@
-"""What changes between two stages: one function per thing. Loss, augmentation and rate are read from the stage itself."""
+"""What changes between two stages: targets and head. Loss, augmentation and rate are read from the stage itself."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ from sjepa.targets.online import OnlineSettings, OnlineTargets
 from sjepa.training.fitting import Extractor, LayerRanks, MixtureFitter
 
 
+def _no_pause() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class TargetMaker:
     """Makes the targets of a stage, and fits their mixture. `keep` receives every mixture as fitted."""
@@ -37,14 +41,25 @@ class TargetMaker:
     refit_on_switch: bool
     keep: Callable[[DiagonalGMM, Stage], None]
 
-    def fitted(self, stage: Stage, encoder: Encoder, given: DiagonalGMM | None = None) -> Targets:
+    def fitted(
+        self, stage: Stage, encoder: Encoder, *, given: DiagonalGMM | None = None, pause: Callable[[], None] = _no_pause
+    ) -> Targets:
         """The targets that a stage begins with: a mixture fitted on the training set, or the `given` one; for online ones
-        an EMA encoder that starts as a copy of `encoder`."""
+        an EMA encoder that starts as a copy of `encoder`. `pause` is called now and then and may raise."""
         targets = self.blank(stage, encoder)
-        gmm = given or self.fitter.fit(self._extractor(targets), stage.num_clusters, features=targets.gmm.features)
-        targets.gmm.load_state_dict(gmm.state_dict())
-        self.keep(targets.gmm, stage)
+        if given is None:
+            self.refit(targets, stage, pause=pause)
+        else:
+            targets.gmm.load_state_dict(given.state_dict())
+            self.keep(targets.gmm, stage)
         return targets
+
+    def refit(self, targets: Targets, stage: Stage, *, pause: Callable[[], None] = _no_pause) -> None:
+        """Fits the mixture to the layer that is active now. Its components mean something else from then on."""
+        gmm, extract = targets.gmm, self._extractor(targets)
+        fitted = self.fitter.fit(extract, gmm.num_components, features=gmm.features, pause=pause)
+        gmm.load_state_dict(fitted.state_dict())
+        self.keep(gmm, stage)
 
     def blank(self, stage: Stage, encoder: Encoder) -> Targets:
         """Targets of a stage whose state is still to be loaded."""
@@ -58,28 +73,23 @@ class TargetMaker:
 
     def choose_layer(self, targets: Targets) -> bool:
         """Ranks the layers of the targets' encoder and lets them choose; whether another layer is active now."""
-        switched = targets.choose_layer(self.ranks(self._layers(targets, up_to=None)))
-        if switched and self.refit_on_switch:
-            gmm, extract = targets.gmm, self._extractor(targets)
-            fitted = self.fitter.fit(extract, gmm.num_components, features=gmm.features)
-            gmm.load_state_dict(fitted.state_dict())
-        return switched
+
+        def layers(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:  # [B, T, L, D]
+            with self.engine.autocast():
+                return torch.stack(targets.encoder(waveform_BS, num_samples_B).layers, dim=2)
+
+        return targets.choose_layer(self.ranks(layers))
 
     def _extractor(self, targets: Targets) -> Extractor:
-        """The features that the mixture is over."""
+        """The features that the mixture is over, [B, T, D]."""
         if targets.encoder is None:
             return MFCC().to(self.engine.device)
-        layers = self._layers(targets, up_to=targets.layer)
-        return lambda waveform_BS, num_samples_B: layers(waveform_BS, num_samples_B)[:, :, -1]
 
-    def _layers(self, targets: Targets, *, up_to: int | None) -> Extractor:
-        """All layers of the targets' encoder up to one, [B, T, L, D]."""
-
-        def layers(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        def active_layer(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
             with self.engine.autocast():
-                return torch.stack(targets.encoder(waveform_BS, num_samples_B, up_to=up_to).layers, dim=2)
+                return targets.encoder(waveform_BS, num_samples_B, up_to=targets.layer).features_BTD  # type: ignore[no-any-return]
 
-        return layers
+        return active_layer
 
 
 def encoder_features(width: int) -> str:
@@ -94,9 +104,8 @@ def renew_head(
     moments: they are carried over by the names of the parameters, since the head's are new objects."""
     state = optimizer.state
     moments = {name: state[parameter] for name, parameter in network.named_parameters() if parameter in state}
-    with torch.random.fork_rng():
-        torch.manual_seed(key(seed, "head", num_clusters))
-        network.renew_head(num_clusters)
+    torch.manual_seed(key(seed, "head", num_clusters))
+    network.renew_head(num_clusters)
     renewed = build(network)
     for name, parameter in network.named_parameters():
         if name in moments and not name.startswith("head."):

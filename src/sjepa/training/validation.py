@@ -12,13 +12,11 @@ from sjepa.core.errors import UserError
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
-from sjepa.features.effective_rank import effective_rank, spread
+from sjepa.features.effective_rank import RANK_FRAMES, effective_rank, spread
 from sjepa.metrics import Metrics, MetricSums
 from sjepa.modules.encoder import Encoder
 from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
-
-_RANK_FRAMES = 2000
 
 
 class Validation(NamedTuple):
@@ -53,7 +51,7 @@ def validate(
     sums = MetricSums(targets.gmm.num_components, engine.device)
     mask_key = key(settings.seed, "validation mask")
     layers: list[list[torch.Tensor]] = [[] for _ in range(encoder.num_layers)]
-    missing = _RANK_FRAMES
+    missing = RANK_FRAMES
     for batch in batches:
         for failure in batch.failures:
             warn(f"skipped {failure.name}: {failure.reason}")
