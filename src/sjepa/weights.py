@@ -100,8 +100,8 @@ def read_torch_file(path: Path, *, kind: str, format_number: int) -> dict[str, A
     if content.get("format") != format_number:
         version = content.get("version", "another version")
         raise UserError(
-            f"{path}: written by sjepa {version} in format {content.get('format')}, which this version does not read "
-            f"(it knows {format_number}); use the sjepa that wrote it"
+            f"{path}: written by sjepa {version} in format {content.get('format')}, which this version does not know "
+            f"(its own is {format_number}); install {version}"
         )
     return content
 
