@@ -51,6 +51,6 @@ def evaluate_weights(config: Config) -> int:
         warn=console.warn,
     )
     write_results(run_dir.results, results)
-    console.plain("\n".join(f"{name:<14} {value:.6g}" for name, value in results.items()))
+    console.plain("\n".join(f"{name:<20} {value:.6g}" for name, value in results.items()))
     console.note(f"written to {run_dir.results}")
     return 0

@@ -109,8 +109,16 @@ def _name_target_layers(axes: Axes, rows: Sequence[Row]) -> None:
         layer = row.get("active_layer", "")
         if layer not in ("", before):
             axes.axvline(row["epoch"], color="#999999", linewidth=0.8, linestyle=":")
-            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "fontsize": 8, "color": "#555555"}
-            axes.text(row["epoch"], 0.02, f" targets: layer {layer}", **place)
+            is_late = row["epoch"] > (rows[0]["epoch"] + 2 * rows[-1]["epoch"]) / 3  # then the text goes to the left
+            axes.text(
+                row["epoch"],
+                0.02,
+                f" targets: layer {layer} ",
+                transform=axes.get_xaxis_transform(),
+                ha="right" if is_late else "left",
+                fontsize=8,
+                color="#555555",
+            )
         before = layer
     if "layer_score_0" in rows[-1]:
         axes.plot([], [], color="#555555", linestyle="--", label="smoothed, EMA encoder")
