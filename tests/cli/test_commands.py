@@ -148,7 +148,7 @@ def test_more_components_than_frames(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.wav").write_bytes(encode(tone(0.5), 16000, "wav"))
     line = fails(tmp_path, *QUICK, "dataset.train_path=one", "dataset.test_path=one", "gmm.num_clusters=100")
-    assert "100 components cannot be fitted on the 24 frames" in line
+    assert "gmm.num_clusters: 100 components cannot be fitted on 24 frames" in line
 
 
 def test_one_clip_is_enough(tmp_path):
