@@ -204,7 +204,7 @@ def assert_healthy_in_both_phases(rows):
         assert phase[-1]["val_kl"] < phase[0]["val_kl"]
         assert max(row["train_top1"] for row in phase[1:]) > phase[0]["train_top1"] + 0.002
     assert second[0]["train_kl"] > first[-1]["train_kl"]
-    assert 1 < second[-1]["val_entropy_bits"] < second[0]["val_entropy_bits"]
+    assert 1 < second[-1]["train_entropy_bits"] < second[0]["train_entropy_bits"]
     assert second[-1]["clusters_used"] > 0.5 * second[0]["clusters_used"]
     assert all(row["erank_1"] > 2 for row in rows)
 
