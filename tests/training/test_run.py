@@ -1,6 +1,7 @@
 """Whole runs on the generated corpus, in this process."""
 
 import csv
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -26,6 +27,21 @@ def run(corpus, root, *overrides):
         "run_name=r", "dataset.num_workers=0", "train.batch_size=4", "train.grad_accum=2", "train.epochs=2", "train.precision=fp32",
         "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3", "gmm.fit_frames=600", "gmm.em_iters=3", "train.log_every=2", *overrides,
     ]))  # fmt: skip
+
+
+@contextmanager
+def stopping_after(step):
+    """Runs inside receive SIGTERM right after that update."""
+    original = Trainer._follow_up
+
+    def stop(self, *arguments):
+        if self.clock.step == step:
+            self.stop_signal = 15
+        original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_follow_up", stop)
+        yield
 
 
 def history(folder):
@@ -91,18 +107,10 @@ def test_worker_processes_change_nothing(corpus, finished, tmp_path, workers):
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
-def test_a_stopped_run_goes_on_to_the_same_end(corpus, finished, tmp_path, monkeypatch, stop_after):
+def test_a_stopped_run_goes_on_to_the_same_end(corpus, finished, tmp_path, stop_after):
     """Three updates make an epoch: inside the first, at its end, inside the second, at the very end."""
-    original = Trainer._follow_up
-
-    def stop(self, *arguments):
-        if self.clock.step == stop_after:
-            self.stop_signal = 15
-        original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_follow_up", stop)
-    assert run(corpus, tmp_path) == 128 + 15
-    monkeypatch.setattr(Trainer, "_follow_up", original)
+    with stopping_after(stop_after):
+        assert run(corpus, tmp_path) == 128 + 15
     assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
     assert [path.name for path in (tmp_path / "r").glob("train*")] == ["train"]
     assert_same_run(finished, tmp_path / "r" / "train")

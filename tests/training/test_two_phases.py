@@ -9,7 +9,7 @@ from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.training import transition
 from sjepa.training.trainer import Trainer
 from sjepa.weights import load_weights
-from tests.training.test_run import assert_same_run, history, run
+from tests.training.test_run import assert_same_run, history, run, stopping_after
 
 # 3 updates make an epoch: phase 2 from update 3, masked only from 8, inside the third epoch; layers checked at 5, 7, …
 TWO_PHASES = ["train.epochs=4", "train.phase2_start_epoch=1", "train.masked_only_step=8", "gmm.num_clusters_phase2=12", "gmm.ema_layer=-1",
@@ -62,18 +62,10 @@ def test_evaluation_of_either_phase_needs_nothing_but_the_weights(corpus, two_ph
 
 
 @pytest.mark.parametrize("stop_after", [2, 3, 4, 5, 7, 8, 9, 11, 12])
-def test_a_run_stopped_anywhere_goes_on_to_the_same_end(corpus, two_phases, tmp_path, monkeypatch, stop_after):
+def test_a_run_stopped_anywhere_goes_on_to_the_same_end(corpus, two_phases, tmp_path, stop_after):
     """Around the switch (3), a layer check (5), the switch to masked-only inside an epoch (8), the very end (12)."""
-    original = Trainer._follow_up
-
-    def stop(self, *arguments):
-        if self.clock.step == stop_after:
-            self.stop_signal = 15
-        original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_follow_up", stop)
-    assert run(corpus, tmp_path, *TWO_PHASES) == 128 + 15
-    monkeypatch.setattr(Trainer, "_follow_up", original)
+    with stopping_after(stop_after):
+        assert run(corpus, tmp_path, *TWO_PHASES) == 128 + 15
     workers = stop_after % 3
     assert run(corpus, tmp_path, *TWO_PHASES, "checkpoint.resume=true", f"dataset.num_workers={workers}") == 0
     assert_same_run(two_phases, tmp_path / "r" / "train")

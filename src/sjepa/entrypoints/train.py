@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import Loader
 from sjepa.evaluation.evaluate import evaluate, write_results
+from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.report import RunReport
@@ -60,55 +61,35 @@ class Resumed:
         return next(stage for stage in schedule.stages if stage.name == last)  # plans keep what was entered
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked in every part and has written nothing yet."""
+
+    engine: Engine
+    data: Data
+    loader: Loader
+    schedule: Schedule
+    stage: Stage
+    model: SJEPA
+    given: DiagonalGMM | None
+    resumed: Resumed | None
+
+
 def train(config: Config, *, dry_run: bool = False) -> int:
     """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
     console = Console()
-    engine = Engine(device=config.device, precision=config.train.precision)
-    cache_folder = Path(config.runs_root) / config.run_name / "cache"
-    data = load_data(config, cache_folder=cache_folder, progress=console.progress)
-    loader = train_loader(config, data, pin_memory=engine.device.type == "cuda")
-    if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
-        raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
-    resumed = _run_to_resume(config, console) if config.checkpoint.resume and not dry_run else None
-    schedule = plan_run(config, loader, progress=resumed.progress if resumed else None)
-    stage = resumed.stage(schedule) if resumed else schedule.at(0)
     notes: list[str] = []
-    check_fits(config, data, schedule)
-    model = new_model(config, stage) if resumed else build_model(config, stage, note=notes.append)
-    given = given_gmm(config, stage) if resumed is None else None
-    if not dry_run:
-        run_dir = resumed.run_dir if resumed else new_run(Path(config.runs_root), config.run_name, "train")
-        console.log_to(run_dir.logs, "train")
-        console.note(f"run folder {run_dir.root}")
+    run = _prepare(config, console, resume=config.checkpoint.resume and not dry_run, note=notes.append)
+    run_dir = None if dry_run else _run_folder(config, run, console)
     for note in notes:
         console.note(note)
-    _describe(config, console, engine, data, loader, schedule, model)
-    if dry_run:
+    _describe(config, console, run)
+    if run_dir is None:
         return 0
-    if resumed is None:
-        write_text(run_dir.config, dump_config(config))
-    else:
-        remove_leftovers(run_dir.root)
     report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
-    trainer = assemble(
-        config,
-        data,
-        engine=engine,
-        schedule=schedule,
-        train=loader,
-        model=model,
-        stage=stage,
-        given=given,
-        fresh=resumed is None,
-        files=RunFiles(run_dir.weights, _checkpoint_folder(config, run_dir), run_dir.gmm),
-        report=report,
-    )
-    if resumed:
-        Checkpoints.load(resumed.checkpoint, trainer.state)
-        report.history.resume(trainer.clock.epoch)
-        report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
-    _estimate_time(trainer, loader, schedule, console)
-    console.run_started(schedule.epochs, schedule.total_steps)
+    trainer = _trainer(config, run, run_dir, report)
+    _estimate_time(trainer, run, console)
+    console.run_started(run.schedule.epochs, run.schedule.total_steps)
     try:
         with _stopping_on_signals(trainer):
             trainer.run()
@@ -119,28 +100,87 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     finally:
         report.draw()
         report.close()
-    _final_evaluation(config, engine, data, run_dir, console)
+    _final_evaluation(config, run, run_dir, console)
     best = trainer.best
     which = f"best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
     console.note(f"done: {run_dir.weights} ({which})")
     return 0
 
 
-def _describe(
-    config: Config, console: Console, engine: Engine, data: Data, loader: Loader, schedule: Schedule, model: SJEPA
-) -> None:
-    """Data, model, batch, plan and memory, before anything costs time."""
-    console.plain(describe_data(data))
-    for name, reason in [*data.train.dropped, *data.test.dropped]:
-        console.detail(f"dropped {name}: {reason}")
-    console.plain(describe_model(model))
-    console.plain(describe_batches(config, loader))
-    memory = estimated_bytes(config, engine, loader, schedule, model)
-    console.note(
-        f"device      {engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
+def _prepare(config: Config, console: Console, *, resume: bool, note: Callable[[str], None]) -> Prepared:
+    """Reads and checks everything that a run needs. Raises UserError, with nothing written, if something does not fit."""
+    engine = Engine(device=config.device, precision=config.train.precision)
+    cache_folder = Path(config.runs_root) / config.run_name / "cache"
+    data = load_data(config, cache_folder=cache_folder, progress=console.progress)
+    loader = train_loader(config, data, pin_memory=engine.device.type == "cuda")
+    if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
+        raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
+    resumed = _run_to_resume(config, console) if resume else None
+    schedule = plan_run(config, loader, progress=resumed.progress if resumed else None)
+    stage = resumed.stage(schedule) if resumed else schedule.at(0)
+    check_fits(config, data, schedule)
+    return Prepared(
+        engine=engine,
+        data=data,
+        loader=loader,
+        schedule=schedule,
+        stage=stage,
+        model=new_model(config, stage) if resumed else build_model(config, stage, note=note),
+        given=None if resumed else given_gmm(config, stage),
+        resumed=resumed,
     )
-    console.plain(describe_plan(schedule))
-    for warning in schedule.warnings():
+
+
+def _run_folder(config: Config, run: Prepared, console: Console) -> RunDir:
+    """The folder to write to: a new one with the configuration in it, or that of the run to go on with."""
+    if run.resumed is None:
+        run_dir = new_run(Path(config.runs_root), config.run_name, "train")
+        write_text(run_dir.config, dump_config(config))
+    else:
+        run_dir = run.resumed.run_dir
+        remove_leftovers(run_dir.root)
+    console.log_to(run_dir.logs, "train")
+    console.note(f"run folder {run_dir.root}")
+    return run_dir
+
+
+def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport) -> Trainer:
+    """The trainer, where the checkpoint left it if there is one."""
+    trainer = assemble(
+        config,
+        run.data,
+        engine=run.engine,
+        schedule=run.schedule,
+        train=run.loader,
+        model=run.model,
+        stage=run.stage,
+        given=run.given,
+        fresh=run.resumed is None,
+        files=RunFiles(run_dir.weights, _checkpoint_folder(config, run_dir), run_dir.gmm),
+        report=report,
+    )
+    if run.resumed:
+        Checkpoints.load(run.resumed.checkpoint, trainer.state)
+        report.history.resume(trainer.clock.epoch)
+        report.note(
+            f"going on from {run.resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}"
+        )
+    return trainer
+
+
+def _describe(config: Config, console: Console, run: Prepared) -> None:
+    """Data, model, batch, plan and memory, before anything costs time."""
+    console.plain(describe_data(run.data))
+    for name, reason in [*run.data.train.dropped, *run.data.test.dropped]:
+        console.detail(f"dropped {name}: {reason}")
+    console.plain(describe_model(run.model))
+    console.plain(describe_batches(config, run.loader))
+    memory = estimated_bytes(config, run.engine, run.loader, run.schedule, run.model)
+    console.note(
+        f"device      {run.engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
+    )
+    console.plain(describe_plan(run.schedule))
+    for warning in run.schedule.warnings():
         console.warn(warning)
 
 
@@ -168,9 +208,9 @@ def _checkpoint_folder(config: Config, run_dir: RunDir) -> Path:
     return Path(config.checkpoint.dir) / config.run_name / run_dir.root.name
 
 
-def _estimate_time(trainer: Trainer, loader: Loader, schedule: Schedule, console: Console) -> None:
+def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     """Times a few real micro-batches and says how long the rest will take."""
-    parts, stage = trainer.parts, trainer.stage
+    parts, stage, loader, schedule = trainer.parts, trainer.stage, run.loader, run.schedule
     batches = loader.epoch(trainer.clock.epoch, augment=stage.augment)
     per_second = seconds_per_audio_second(
         parts.engine, parts.model, parts.optimizer, parts.targets, batches, stage=stage, settings=parts.settings
@@ -202,16 +242,16 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _final_evaluation(config: Config, engine: Engine, data: Data, run_dir: RunDir, console: Console) -> None:
+def _final_evaluation(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> None:
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
     if not path.exists():
         console.warn("no epoch had usable validation figures, so there is no best.pt; the last weights are evaluated")
         path = run_dir.weights / "last.pt"
     results = evaluate(
-        engine,
+        run.engine,
         load_weights(path),
-        evaluation_loader(config, data.test.clips),
+        evaluation_loader(config, run.data.test.clips),
         settings=step_settings(config),
         progress=console.progress,
         warn=console.warn,
