@@ -1,11 +1,14 @@
 """Runs through both phases: the switches, what they leave behind, and stopping anywhere."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
 from sjepa.entrypoints.evaluate import evaluate_weights
+from sjepa.training import trainer as trainer_module
 from sjepa.training import transition
 from sjepa.training.trainer import Trainer
 from sjepa.weights import load_weights
@@ -223,3 +226,24 @@ def test_a_resumed_run_needs_its_first_weights_no_more(corpus, two_phases, tmp_p
     assert run(corpus, tmp_path, *options, "train.epochs=1") == 0
     first.unlink()
     assert run(corpus, tmp_path, *options, "train.epochs=2", "checkpoint.resume=true") == 0
+
+
+def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch):
+    """From update 5 on, inside phase 2, the encoder hears NaN; the last update that was made is number 4."""
+    original, kept = trainer_module.optimiser_update, {}
+
+    def poisoned(engine, model, optimizer, targets, window, *, step, **more):
+        if step == 5:
+            kept.update({name: value.clone() for name, value in parameters(targets.state_dict()).items()})
+        if step >= 5:
+            window = [replace(batch, heard_BS=batch.heard_BS * float("nan")) for batch in window]
+        return original(engine, model, optimizer, targets, window, step=step, **more)
+
+    monkeypatch.setattr(trainer_module, "optimiser_update", poisoned)
+    assert run(corpus, tmp_path, *TWO_PHASES, "gmm.auto_layer=false", "train.masked_only_step=null") == 0
+    last = load_weights(tmp_path / "r/train/weights/last.pt")
+    assert kept
+    for name, value in last.gmm.state_dict().items():
+        assert torch.equal(value, kept[f"gmm.{name}"]), name
+    for name, value in last.target_encoder.state_dict().items():
+        assert torch.equal(value, kept[f"encoder.average.{name}"]), name
