@@ -53,6 +53,11 @@ class MetricSums:
         self._sums += other._sums
         self._posterior_K += other._posterior_K
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The sums themselves: several processes add these up."""
+        return self._sums, self._posterior_K
+
     def reset(self) -> None:
         self._sums.zero_()
         self._posterior_K.zero_()

@@ -4,6 +4,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from sjepa.gmm.fit import fit_gmm
+from tests.processes import in_processes
 
 
 def clusters(count=6, per_cluster=400, seed=0):
@@ -56,3 +57,21 @@ def test_more_components_than_distinct_frames_still_gives_a_mixture():
 def test_too_few_frames_are_refused():
     with pytest.raises(ValueError, match="3 frames are too few for 5 components"):
         fit_gmm(torch.zeros(3, 2), 5, seed=0)
+
+
+def fit_a_part(ranks, sample, draws):
+    """Uneven parts, one process with nothing."""
+    share = [slice(0, 700), slice(700, None), slice(0, 0)][ranks.rank]
+    fit = fit_gmm(sample[share], 20, seed=3, em_iters=10, draw_N=draws[share], ranks=ranks)
+    return fit.gmm.state_dict(), fit.log_likelihoods
+
+
+def test_processes_with_a_part_each_fit_what_one_fits_to_all(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(3000, 5, generator=generator) + 4 * torch.randint(0, 6, (3000, 1), generator=generator)
+    draws = torch.rand(3000, generator=generator, dtype=torch.float64)
+    whole = fit_gmm(sample, 20, seed=3, em_iters=10, draw_N=draws)
+    for state, log_likelihoods in in_processes(3, tmp_path, fit_a_part, sample, draws):
+        assert log_likelihoods == pytest.approx(whole.log_likelihoods, rel=1e-6)
+        for name, value in whole.gmm.state_dict().items():
+            assert torch.allclose(state[name], value, rtol=1e-4, atol=1e-5), name

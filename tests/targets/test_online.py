@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sjepa.core.ranks import ALONE
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.modules.ema import EMAEncoder
 from sjepa.modules.encoder import Encoder, EncoderShape
@@ -51,11 +52,11 @@ def test_observing_gives_the_same_posteriors_and_counts_frames_outside_the_loss_
     assert torch.equal(narrow.observe(AUDIO, SAMPLES, choice(some, rest)), narrow.posteriors(AUDIO, SAMPLES, some))
     wide.observe(AUDIO, SAMPLES, choice(torch.cat([some, rest]), REAL[:0]))
     for one in (narrow, wide):
-        one.after_update(encoder, 0)
+        one.after_update(encoder, 0, ALONE)
     assert torch.allclose(narrow.gmm.means, wide.gmm.means, atol=1e-6)
     only, _ = targets()
     only.observe(AUDIO, SAMPLES, choice(some, REAL[:0]))
-    only.after_update(encoder, 0)
+    only.after_update(encoder, 0, ALONE)
     assert not torch.allclose(narrow.gmm.means, only.gmm.means, atol=1e-6)
 
 
@@ -70,7 +71,7 @@ def test_nothing_moves_before_the_update_and_nothing_at_all_if_it_is_left_out():
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1.0)
-    online.after_update(encoder, 0)
+    online.after_update(encoder, 0, ALONE)
     name = "encoder.average.feature_projection.projection.bias"
     assert torch.allclose(online.state_dict()[name], before[name] + 0.5)
     assert not torch.equal(online.state_dict()["gmm.means"], before["gmm.means"])
@@ -83,7 +84,7 @@ def test_padding_is_never_counted():
     alone.observe(AUDIO[:1], SAMPLES[:1], choice(REAL[:49], REAL[:0]))
     alone.observe(AUDIO[1:, :8000], SAMPLES[1:], choice(torch.arange(24), REAL[:0]))
     for one in (online, alone):
-        one.after_update(encoder, 0)
+        one.after_update(encoder, 0, ALONE)
     assert torch.allclose(online.gmm.means, alone.gmm.means, atol=1e-4)
     assert torch.allclose(online.gmm.weights, alone.gmm.weights, atol=1e-5)
 
@@ -91,7 +92,7 @@ def test_padding_is_never_counted():
 def test_state_comes_back_whole():
     online, encoder = targets()
     online.observe(AUDIO, SAMPLES, choice(REAL, REAL[:0]))
-    online.after_update(encoder, 0)
+    online.after_update(encoder, 0, ALONE)
     online.choose_layer((1.0, 2.0, 5.0))
     other, _ = targets(layer=0)
     other.load_state_dict(online.state_dict())

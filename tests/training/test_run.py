@@ -19,14 +19,20 @@ from sjepa.training.trainer import Trainer
 from tests.conftest import tone
 from tests.training.test_step import SMALL
 
+RUN = [
+    *SMALL, "run_name=r", "dataset.num_workers=0", "train.batch_size=4", "train.grad_accum=2", "train.epochs=2", "train.precision=fp32",
+    "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3", "gmm.fit_frames=600", "gmm.em_iters=3", "train.log_every=2",
+]  # fmt: skip
+
 
 def run(corpus, root, *overrides):
     """Trains a very small model; the exit code."""
-    return train(load_config(None, [
-        *SMALL, f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}", f"runs_root={root}",
-        "run_name=r", "dataset.num_workers=0", "train.batch_size=4", "train.grad_accum=2", "train.epochs=2", "train.precision=fp32",
-        "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3", "gmm.fit_frames=600", "gmm.em_iters=3", "train.log_every=2", *overrides,
-    ]))  # fmt: skip
+    paths = [
+        f"dataset.train_path={corpus / 'train.zip'}",
+        f"dataset.test_path={corpus / 'test.zip'}",
+        f"runs_root={root}",
+    ]
+    return train(load_config(None, [*RUN, *paths, *overrides]))
 
 
 @contextmanager

@@ -168,9 +168,13 @@ class Train(Section):
         "fraction of the run; -1: never.",
     )
     masked_only_step: int | None = Field(None, ge=1, description="The same in optimiser steps.")
-    devices: Annotated[int, _later("more than one device is", 1)] = Field(1, ge=1, description="Processes per machine.")
-    num_nodes: Annotated[int, _later("more than one machine is", 1)] = Field(1, ge=1, description="Machines.")
-    strategy: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], _later("parallel strategies are", "auto")] = Field(
+    devices: int = Field(
+        1,
+        ge=1,
+        description="Processes on each machine, one per GPU; 1 under torchrun or SLURM takes what they started.",
+    )
+    num_nodes: int = Field(1, ge=1, description="Machines; likewise.")
+    strategy: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], _later("this strategy is", "auto", "ddp")] = Field(
         "auto", description="How several devices share the work."
     )
 

@@ -1,33 +1,79 @@
-"""The one face of the parallel engine (Lightning Fabric): device and precision."""
+"""The one face of the parallel engine (Lightning Fabric): devices, processes and precision."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from sjepa.core.errors import UserError
+from sjepa.core.ranks import ALONE, Ranks
 
 Module = TypeVar("Module", bound=nn.Module)
 
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class Engine:
-    """Where a run computes, and in which arithmetic."""
+_PATIENCE = timedelta(hours=2)  # that processes wait for each other: the main one may scan a large corpus first
 
-    def __init__(self, *, device: str, precision: str) -> None:
-        """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto. Raises UserError if the
-        machine has no such device or arithmetic."""
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes share a run: `devices` on each of `nodes` machines."""
+
+    devices: int = 1
+    nodes: int = 1
+
+    @property
+    def total(self) -> int:
+        return self.devices * self.nodes
+
+
+class Engine:
+    """Where a run computes, in how many processes, and in which arithmetic."""
+
+    def __init__(self, *, device: str, precision: str, processes: Processes = Processes(), launch: bool = True) -> None:
+        """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
+
+        More than one process: those that torchrun or SLURM started find each other; else this one starts the others on
+        its machine by the command that it was started with. `launch` False only plans. Raises UserError if the machine
+        has no such devices or arithmetic, or if another number of processes was started.
+        """
         kind = _device_kind(device)
         self.precision = _choose_precision(precision, kind)
+        launcher, self.processes = _launcher(processes, os.environ)
+        _check_devices(kind, self.processes.devices)
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
-        self._fabric = Fabric(accelerator=kind, devices=1, precision=_FABRIC_PRECISION[self.precision])  # type: ignore[arg-type]
+        parallel = launch and self.processes.total > 1
+        self._fabric = Fabric(
+            accelerator=kind,
+            devices=self.processes.devices if parallel else 1,
+            num_nodes=self.processes.nodes if parallel else 1,
+            strategy=DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False) if parallel else "auto",
+            precision=_FABRIC_PRECISION[self.precision],  # type: ignore[arg-type]
+            plugins=[launcher],
+        )
+        self.ranks = ALONE
+        if parallel:
+            self._fabric.launch()
+            self.ranks = Ranks(self._fabric.global_rank, self._fabric.world_size, self._fabric.device)
         self.device: torch.device = self._fabric.device
 
     @property
@@ -43,10 +89,15 @@ class Engine:
         """Device, arithmetic and threads in words."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        return f"{name}, {self.precision}{threads}"
+        count, nodes = self.processes.total, self.processes.nodes
+        many = f"{count} × " if count > 1 else ""
+        machines = f" on {nodes} machines" if nodes > 1 else ""
+        return f"{many}{name}, {self.precision}{threads}{machines}"
 
     def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Model and optimiser on the device, their calls in the chosen arithmetic."""
+        """Model and optimiser on the device, their calls in the chosen arithmetic. What wrapped the model before must not
+        be referred to any more."""
+        gc.collect()  # an old wrapper would go on gathering the gradients of its parameters
         return self._fabric.setup(model, optimizer)  # type: ignore[no-any-return]
 
     def to_device(self, module: Module) -> Module:
@@ -57,12 +108,50 @@ class Engine:
         return self._fabric.autocast()
 
     def backward(self, loss: Tensor) -> None:
-        self._fabric.backward(loss)
+        """Gradients are those of the sum of all processes' losses."""
+        self._fabric.backward(loss * self.ranks.size)  # the engine takes their mean
+
+    def accumulating(self, model: Any, *, more: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward; with `more` to come, gradients stay in their process for now."""
+        if self.ranks.size == 1:
+            return contextlib.nullcontext()
+        return self._fabric.no_backward_sync(model, enabled=more)
 
     def clip_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
         """Scales the gradient down to `max_norm`; its norm before that, which may be inf or NaN."""
         norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
         return torch.as_tensor(norm)
+
+
+def _launcher(wanted: Processes, environment: Mapping[str, str]) -> tuple[ClusterEnvironment, Processes]:
+    """What starts the processes, and how many there are: torchrun and SLURM know, whatever the configuration says."""
+    if TorchElasticEnvironment.detect():
+        world, here = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+        return TorchElasticEnvironment(), _agreed("torchrun", Processes(here, world // here), wanted)
+    tasks = int(environment.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in environment else 1  # set by srun alone
+    if tasks > 1:
+        if "SLURM_NTASKS_PER_NODE" not in environment:
+            raise UserError(
+                "SLURM: start the job with --ntasks-per-node (one task per device), not with --ntasks alone"
+            )
+        nodes = int(environment.get("SLURM_NNODES", "1"))
+        return SLURMEnvironment(auto_requeue=False), _agreed("SLURM", Processes(tasks // nodes, nodes), wanted)
+    return LightningEnvironment(), wanted
+
+
+def _agreed(launcher: str, started: Processes, wanted: Processes) -> Processes:
+    if wanted not in (Processes(), started):
+        raise UserError(
+            f"train.devices: {wanted.devices} on train.num_nodes: {wanted.nodes}, but {launcher} started "
+            f"{started.devices} on each of {started.nodes}; leave both keys at 1 to take what it started"
+        )
+    return started
+
+
+def _check_devices(kind: str, devices: int) -> None:
+    present = {"cuda": torch.cuda.device_count, "mps": lambda: 1}.get(kind)
+    if present is not None and devices > present():
+        raise UserError(f"train.devices: {devices} is more than the {present()} {kind} devices of this machine")
 
 
 def _device_kind(device: str) -> str:

@@ -10,5 +10,9 @@ class UserError(Exception):
     """
 
 
+class ToldByMain(Exception):
+    """This is one of several processes; the main one stopped and has said why."""
+
+
 class Unavailable(UserError):
     """A documented feature whose machinery this version does not have yet."""

@@ -11,6 +11,12 @@ from pathlib import Path
 
 from sjepa.core.errors import UserError
 
+_FAILED_WRITES = (
+    "PytorchStreamWriter",
+    "inline_container",
+    "iostream error",
+)  # how torch.save says that a write failed
+
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -29,9 +35,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" in str(error) or "inline_container" in str(
-            error
-        ):  # how torch.save says that a write failed
+        if any(sign in str(error) for sign in _FAILED_WRITES):
             raise UserError(f"{target}: cannot be written (disk full?)") from error
         raise
     finally:

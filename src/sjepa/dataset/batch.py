@@ -60,6 +60,12 @@ class Batch:
         return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.to(device, non_blocking=True))
 
 
+def silence(samples: int) -> Batch:
+    """A clip of nothing, for a process without a batch that must keep in step with the others."""
+    waveform = torch.zeros(1, samples)
+    return Batch(waveform, waveform, (samples,), torch.zeros(1, dtype=torch.int64), (0,), ())
+
+
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
     """A batch of the windows that could be read; the failures ride along. All failed: a batch of no clips."""
     samples = [sample for sample, _ in items if sample is not None]

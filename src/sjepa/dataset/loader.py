@@ -87,13 +87,26 @@ class BatchPlan(NamedTuple):
 
 
 class Loader:
-    """Iterates over epochs of a dataset. Worker processes start at the first use and stay."""
+    """Iterates over epochs of a dataset. Worker processes start at the first use and stay.
+
+    Of several processes that share the epochs, `rank` of `size` takes every `size`-th batch. All of them take as many:
+    those that run out get a batch of no clips.
+    """
 
     def __init__(
-        self, dataset: WindowDataset, plan: BatchPlan, *, num_workers: int = 0, pin_memory: bool = False
+        self,
+        dataset: WindowDataset,
+        plan: BatchPlan,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.dataset, self.plan = dataset, plan
-        self.num_batches = len(plan.batches(dataset, 0))
+        self._rank, self._size = rank, size
+        self.num_batches = len(plan.batches(dataset, 0))  # of all processes
+        self.num_rounds = -(-self.num_batches // size)  # batches that this one takes
         self._requests: list[list[Request]] = []
         self._loader = DataLoader(
             dataset,
@@ -106,13 +119,14 @@ class Loader:
         )
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
-        """The batches of an epoch from `first_batch` on; `augment` for all or, as a sequence, batch by batch."""
+        """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out; `augment`
+        for all or, as a sequence, batch by batch."""
         batches = self.plan.batches(self.dataset, epoch)
-        flags = [augment] * len(batches) if isinstance(augment, bool) else list(augment)
-        self._requests[:] = [
-            [Request(epoch, int(window), flag) for window in batch]
-            for batch, flag in zip(batches[first_batch:], flags[first_batch:], strict=True)
-        ]
+        own = range(first_batch + self._rank, len(batches), self._size)
+        flags = [augment] * len(batches) if isinstance(augment, bool) else augment
+        requests = [[Request(epoch, int(window), flags[number]) for window in batches[number]] for number in own]
+        rounds = -(-(len(batches) - first_batch) // self._size)
+        self._requests[:] = requests + [[]] * (rounds - len(requests))
         return iter(self._loader)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sjepa import __version__
-from sjepa.core.errors import Unavailable, UserError
+from sjepa.core.errors import ToldByMain, Unavailable, UserError
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
 
@@ -93,6 +93,8 @@ def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] |
             print(reference())
             return 0
         return work(options) or 0
+    except ToldByMain:
+        return 0
     except UserError as error:
         for line in str(error).splitlines():
             print(f"{parser.prog}: {line}", file=sys.stderr)

@@ -45,7 +45,7 @@ def evaluate_weights(config: Config) -> int:
     results = evaluate(
         engine,
         weights,
-        evaluation_loader(config, clip_set.clips),
+        evaluation_loader(config, clip_set.clips, engine),
         settings=step_settings(config),
         progress=console.progress,
         warn=console.warn,

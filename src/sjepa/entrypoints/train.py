@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from sjepa.config.load import dump_config, load_config
 from sjepa.config.schedule import RunProgress, Schedule, Stage
 from sjepa.config.schema import Config
-from sjepa.core.distributed import Engine
+from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import UserError
 from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import Loader
+from sjepa.entrypoints.stopping import stopping_on_signals, told_to_stop
 from sjepa.evaluation.evaluate import evaluate, write_results
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
 from sjepa.reporting.console import Console, duration
-from sjepa.reporting.report import RunReport
+from sjepa.reporting.report import RunReport, Silence
 from sjepa.reporting.run_dir import RunDir, existing_runs, new_run
 from sjepa.reporting.summary import describe_batches, describe_data, describe_model, describe_plan
 from sjepa.reporting.tensorboard import event_writer
@@ -43,17 +40,28 @@ from sjepa.training.estimate import seconds_per_audio_second
 from sjepa.training.network import build_model, new_model
 from sjepa.training.parts import Interrupted
 from sjepa.training.resume import refuse_differences
-from sjepa.training.trainer import Trainer
+from sjepa.training.trainer import STATE, Trainer
 from sjepa.weights import load_weights
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run to go on with: its folder, the checkpoint, and how far that came."""
+    """A run to go on with: its folder, the checkpoint, how far that came, and how many micro-batches make an update."""
 
     run_dir: RunDir
     checkpoint: Path
     progress: RunProgress
+    batches_per_update: int
+
+    def grad_accum(self, processes: int) -> int:
+        """Micro-batches that each process takes for the same global batch. Raises UserError if it cannot be shared out."""
+        share, rest = divmod(self.batches_per_update, processes)
+        if rest:
+            raise UserError(
+                f"train.devices: {processes} processes cannot share the {self.batches_per_update} micro-batches that make "
+                "one update of the run to go on with"
+            )
+        return share
 
     def stage(self, schedule: Schedule) -> Stage:
         """The stage that the checkpoint was made in; the next one may start with the very next update."""
@@ -69,6 +77,7 @@ class Prepared:
     data: Data
     loader: Loader
     schedule: Schedule
+    grad_accum: int
     stage: Stage
     model: SJEPA
     given: DiagonalGMM | None
@@ -77,26 +86,47 @@ class Prepared:
 
 def train(config: Config, *, dry_run: bool = False) -> int:
     """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
-    console = Console()
+    processes = Processes(config.train.devices, config.train.num_nodes)
+    engine = Engine(device=config.device, precision=config.train.precision, processes=processes, launch=not dry_run)
+    ranks = engine.ranks
+    console = Console(quiet=not ranks.is_main)
     notes: list[str] = []
-    run = _prepare(config, console, resume=config.checkpoint.resume and not dry_run, note=notes.append)
-    run_dir = None if dry_run else _run_folder(config, run, console)
-    for note in notes:
-        console.note(note)
-    _describe(config, console, run)
-    if run_dir is None:
+    resume = config.checkpoint.resume and not dry_run
+    run = ranks.main_first(lambda: _prepare(config, engine, console, resume=resume, note=notes.append))
+    if dry_run:
+        _describe(config, console, run, notes)
         return 0
-    report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
+    run_dir = ranks.main_s(ranks.main_first(lambda: _run_folder(config, run, console) if ranks.is_main else None))
+    assert run_dir is not None  # the main process has one
+    try:
+        _describe(config, console, run, notes)
+        return _run(config, run, run_dir, console)
+    except UserError:
+        if ranks.is_main:
+            raise
+        return 0  # the main process has said it
+
+
+def _run(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> int:
+    """From the first update to the figures of the test set."""
+    is_main = run.engine.ranks.is_main
+    events = event_writer(run_dir.root) if config.logging.tensorboard and is_main else None
+    report = RunReport(console, run_dir, events=events) if is_main else Silence()
     trainer = _trainer(config, run, run_dir, report)
     _estimate_time(trainer, run, console)
     console.run_started(run.schedule.epochs, run.schedule.total_steps)
     try:
-        with _stopping_on_signals(trainer):
+        with stopping_on_signals(trainer):
             trainer.run()
     except Interrupted as stop:
-        name = signal.Signals(stop.signal_number).name
-        console.warn(f"stopped by {name}; the same command with checkpoint.resume=true goes on")
-        return 128 + stop.signal_number
+        return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "dataset.num_workers: a process that reads audio was killed (out of memory?); fewer of them need less. "
+            "checkpoint.resume=true goes on from the last checkpoint"
+        ) from error
     finally:
         report.draw()
         report.close()
@@ -107,16 +137,21 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     return 0
 
 
-def _prepare(config: Config, console: Console, *, resume: bool, note: Callable[[str], None]) -> Prepared:
+def _prepare(
+    config: Config, engine: Engine, console: Console, *, resume: bool, note: Callable[[str], None]
+) -> Prepared:
     """Reads and checks everything that a run needs. Raises UserError, with nothing written, if something does not fit."""
-    engine = Engine(device=config.device, precision=config.train.precision)
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
     data = load_data(config, cache_folder=cache_folder, progress=console.progress)
-    loader = train_loader(config, data, pin_memory=engine.device.type == "cuda")
+    loader = train_loader(config, data, engine)
     if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
     resumed = _run_to_resume(config, console) if resume else None
-    schedule = plan_run(config, loader, progress=resumed.progress if resumed else None)
+    processes = engine.processes.total
+    grad_accum = resumed.grad_accum(processes) if resumed else config.train.grad_accum
+    schedule = plan_run(
+        config, loader, per_update=grad_accum * processes, progress=resumed.progress if resumed else None
+    )
     stage = resumed.stage(schedule) if resumed else schedule.at(0)
     check_fits(config, data, schedule)
     return Prepared(
@@ -124,6 +159,7 @@ def _prepare(config: Config, console: Console, *, resume: bool, note: Callable[[
         data=data,
         loader=loader,
         schedule=schedule,
+        grad_accum=grad_accum,
         stage=stage,
         model=new_model(config, stage) if resumed else build_model(config, stage, note=note),
         given=None if resumed else given_gmm(config, stage),
@@ -144,7 +180,7 @@ def _run_folder(config: Config, run: Prepared, console: Console) -> RunDir:
     return run_dir
 
 
-def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport) -> Trainer:
+def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport | Silence) -> Trainer:
     """The trainer, where the checkpoint left it if there is one."""
     trainer = assemble(
         config,
@@ -152,6 +188,7 @@ def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport) 
         engine=run.engine,
         schedule=run.schedule,
         train=run.loader,
+        grad_accum=run.grad_accum,
         model=run.model,
         stage=run.stage,
         given=run.given,
@@ -161,20 +198,23 @@ def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport) 
     )
     if run.resumed:
         Checkpoints.load(run.resumed.checkpoint, trainer.state)
-        report.history.resume(trainer.clock.epoch)
+        report.resume(trainer.clock.epoch)
         report.note(
             f"going on from {run.resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}"
         )
     return trainer
 
 
-def _describe(config: Config, console: Console, run: Prepared) -> None:
+def _describe(config: Config, console: Console, run: Prepared, notes: list[str]) -> None:
     """Data, model, batch, plan and memory, before anything costs time."""
+    for note in notes:
+        console.note(note)
     console.plain(describe_data(run.data))
     for name, reason in [*run.data.train.dropped, *run.data.test.dropped]:
         console.detail(f"dropped {name}: {reason}")
     console.plain(describe_model(run.model))
-    console.plain(describe_batches(config, run.loader))
+    processes = run.engine.processes.total
+    console.plain(describe_batches(config, run.loader, grad_accum=run.grad_accum, processes=processes))
     memory = estimated_bytes(config, run.engine, run.loader, run.schedule, run.model)
     console.note(
         f"device      {run.engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
@@ -190,13 +230,13 @@ def _run_to_resume(config: Config, console: Console) -> Resumed | None:
         checkpoints = Checkpoints(_checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
         for path in reversed(checkpoints.paths()):
             try:
-                clock = Checkpoints.peek(path, "clock")
+                clock = Checkpoints.read(path, STATE)["clock"]
             except UserError as error:
                 console.warn(f"passed over: {error}")
                 continue
             used = load_config(run_dir.config).model_dump(mode="json", by_alias=True)
             refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
-            return Resumed(run_dir, path, RunProgress(clock["step"], clock["entered"]))
+            return Resumed(run_dir, path, RunProgress(clock["step"], clock["entered"]), clock["per_update"])
     console.note("checkpoint.resume: no checkpoint to go on from; this is a new run")
     return None
 
@@ -217,45 +257,31 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     )
     if per_second is None:
         return
+    together = run.engine.processes.total / per_second  # seconds of audio per second
     windows = loader.dataset.windows
     epoch_seconds = float(windows.length_N.sum()) / loader.dataset.clips.sample_rate
-    left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds * per_second
+    left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds / together
     slower = ", phase 2 takes somewhat longer" if stage.phase < schedule.stages[-1].phase else ""
     console.note(
-        f"about {duration(left)} of training ({1 / per_second:.0f} s of audio per second), validation not counted{slower}"
+        f"about {duration(left)} of training ({together:.0f} s of audio per second), validation not counted{slower}"
     )
-
-
-@contextmanager
-def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM and SIGINT finish the update, save and stop; a second SIGINT stops at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.stop_signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _final_evaluation(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> None:
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
-    if not path.exists():
+    if not run.engine.ranks.main_s(path.exists()):
         console.warn("no epoch had usable validation figures, so there is no best.pt; the last weights are evaluated")
         path = run_dir.weights / "last.pt"
     results = evaluate(
         run.engine,
         load_weights(path),
-        evaluation_loader(config, run.data.test.clips),
+        evaluation_loader(config, run.data.test.clips, run.engine),
         settings=step_settings(config),
         progress=console.progress,
         warn=console.warn,
     )
-    write_results(run_dir.results, results)
+    if run.engine.ranks.is_main:
+        write_results(run_dir.results, results)
     shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items() if name != "frames")
     console.note(f"full test set, {path.name}: {shown}")

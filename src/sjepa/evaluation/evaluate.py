@@ -44,7 +44,7 @@ def evaluate(
         model,
         model.encoder,
         saved_targets(engine, weights),
-        progress(loader.epoch(0), total=loader.num_batches, label="test set"),
+        progress(loader.epoch(0), total=loader.num_rounds, label="test set"),
         visible=weights.stage["visible_loss"],
         settings=settings,
         warn=warn,

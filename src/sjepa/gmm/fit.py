@@ -1,4 +1,5 @@
-"""Fitting a mixture to a sample of frames: k-means, then EM. [Phase 1 GMM Fitting]"""
+"""Fitting a mixture to a sample of frames: k-means, then EM. Several processes may hold a part of the sample each; what
+passes between them is statistics, and the few frames that k-means starts from. [Phase 1 GMM Fitting]"""
 
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from sjepa.core.random import generator
+from sjepa.core.ranks import ALONE, Ranks
 from sjepa.gmm.diagonal import DiagonalGMM, Posteriors
 from sjepa.gmm.statistics import SufficientStatistics
 
 _CHUNK_ROWS = 4096  # stays in the processor's cache
 _SEEDING_ROWS_PER_COMPONENT = 50
+
+Assign = Callable[[Tensor], Posteriors]
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,34 @@ def fit_gmm(
     em_iters: int = 20,
     features: str = "",
     log: Callable[[int, float], None] = lambda iteration, log_likelihood: None,
+    draw_N: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fit:
     """Fits K components to frames [N, D], of which there must be at least K. Raises ValueError otherwise.
 
     k-means starts from k-means++ seeds; an empty cluster takes a frame of the sample. `log` receives every iteration's
-    mean log-likelihood.
+    mean log-likelihood. Each of several `ranks` gives its part of the sample, and gets the mixture that one process would
+    get from all of it; `draw_N` then holds a draw for every frame that does not depend on the split (float64).
     """
-    if len(sample_ND) < num_components:
-        raise ValueError(f"{len(sample_ND)} frames are too few for {num_components} components")
+    if draw_N is None:
+        draw_N = torch.from_numpy(generator(seed, "kmeans++ pool").random(len(sample_ND))).to(sample_ND.device)
     sample_ND = sample_ND.float()
-    gmm = _kmeans(sample_ND, num_components, kmeans_iters, seed, features)
+    pool_PD = _pool(sample_ND, draw_N, _SEEDING_ROWS_PER_COMPONENT * num_components, ranks)
+    if len(pool_PD) < num_components:
+        raise ValueError(f"{len(pool_PD)} frames are too few for {num_components} components")
+    gmm = DiagonalGMM(num_components, sample_ND.shape[1], features=features).to(sample_ND.device)
+
+    def collect(assign: Assign) -> SufficientStatistics:
+        statistics = SufficientStatistics(num_components, pool_PD.mean(0))
+        for chunk in sample_ND.split(_CHUNK_ROWS):
+            statistics.add(chunk.double(), assign(chunk))
+        ranks.add_up(*statistics.tensors)
+        return statistics
+
+    _kmeans(gmm, pool_PD, collect, passes=kmeans_iters, seed=seed)
     log_likelihoods = []
     for iteration in range(em_iters + 1):
-        statistics = _collect(gmm, sample_ND, gmm.posteriors)
+        statistics = collect(gmm.posteriors)
         log_likelihoods.append(float(statistics.log_likelihood / statistics.frames))
         log(iteration, log_likelihoods[-1])
         if iteration < em_iters:
@@ -54,28 +73,29 @@ def fit_gmm(
     return Fit(gmm, tuple(log_likelihoods))
 
 
-def _collect(gmm: DiagonalGMM, sample_ND: Tensor, assign: Callable[[Tensor], Posteriors]) -> SufficientStatistics:
-    statistics = SufficientStatistics(gmm.num_components, sample_ND.mean(0))
-    for chunk in sample_ND.split(_CHUNK_ROWS):
-        statistics.add(chunk.double(), assign(chunk))
-    return statistics
+def _pool(sample_ND: Tensor, draw_N: Tensor, wanted: int, ranks: Ranks) -> Tensor:
+    """The frames [P, D] of the whole sample with the smallest draws, in their order: the same in every process."""
+    smallest = ranks.rows(draw_N.sort().values[:wanted]).sort().values[:wanted]
+    own_N = draw_N <= smallest[-1] if len(smallest) else draw_N < 0
+    draws_P, pool_PD = ranks.rows(draw_N[own_N]), ranks.rows(sample_ND[own_N])
+    return pool_PD[draws_P.argsort(stable=True)][:wanted]
 
 
-def _kmeans(sample_ND: Tensor, num_components: int, passes: int, seed: int, features: str) -> DiagonalGMM:
-    """A mixture with the clusters' means, variances and proportions after `passes` passes over the sample."""
-    gmm = DiagonalGMM(num_components, sample_ND.shape[1], features=features).to(sample_ND.device)
-    gmm.means.copy_(_spread_seeds(sample_ND, num_components, seed))
+def _kmeans(
+    gmm: DiagonalGMM, pool_PD: Tensor, collect: Callable[[Assign], SufficientStatistics], *, passes: int, seed: int
+) -> None:
+    """Gives the mixture the clusters' means, variances and proportions after `passes` passes over the sample."""
+    gmm.means.copy_(_spread_seeds(pool_PD, gmm.num_components, seed))
     draw = generator(seed, "kmeans")
     for _ in range(passes):
-        statistics = _collect(gmm, sample_ND, lambda chunk: _nearest(chunk, gmm.means))
+        statistics = collect(lambda chunk: _nearest(chunk, gmm.means))
         weights_K, means_KD, variances_KD, alive_K = statistics.maximise(gmm)
         empty = (~alive_K).nonzero().flatten().cpu()
         if len(empty):
-            rows = torch.from_numpy(draw.integers(0, len(sample_ND), size=len(empty)))
-            means_KD[empty], variances_KD[empty] = sample_ND[rows], sample_ND.var(0)
-            weights_K[empty] = 1.0 / len(sample_ND)
+            rows = torch.from_numpy(draw.integers(0, len(pool_PD), size=len(empty)))
+            means_KD[empty], variances_KD[empty] = pool_PD[rows], pool_PD.var(0)
+            weights_K[empty] = 1.0 / statistics.frames.float()
         gmm.set_parameters(weights_K, means_KD, variances_KD)
-    return gmm
 
 
 def _nearest(chunk_ND: Tensor, means_KD: Tensor) -> Posteriors:
@@ -85,25 +105,23 @@ def _nearest(chunk_ND: Tensor, means_KD: Tensor) -> Posteriors:
     return Posteriors(hard_NK, torch.zeros_like(score_NK[:, 0]))
 
 
-def _spread_seeds(sample_ND: Tensor, num_components: int, seed: int) -> Tensor:
-    """Greedy k-means++ on a part of the sample: candidates for the next seed are drawn in proportion to the squared distance
-    to those before; the one that leaves the least distance is taken. (Arthur & Vassilvitskii 2007)"""
+def _spread_seeds(pool_PD: Tensor, num_components: int, seed: int) -> Tensor:
+    """Greedy k-means++: candidates for the next seed are drawn in proportion to the squared distance to those before; the
+    one that leaves the least distance is taken. (Arthur & Vassilvitskii 2007)"""
     draw = generator(seed, "kmeans++")
-    few = min(len(sample_ND), _SEEDING_ROWS_PER_COMPONENT * num_components)
-    pool_ND = sample_ND[torch.from_numpy(draw.permutation(len(sample_ND))[:few]).to(sample_ND.device)]
-    centre_D = pool_ND.mean(0)
-    pool_ND = pool_ND - centre_D
-    square_N = pool_ND.square().sum(1)
+    centre_D = pool_PD.mean(0)
+    pool_PD = pool_PD - centre_D
+    square_P = pool_PD.square().sum(1)
     candidates = 2 + int(math.log(num_components))
     chosen = [0]
-    distance_N = (pool_ND - pool_ND[0]).square().sum(1)
+    distance_P = (pool_PD - pool_PD[0]).square().sum(1)
     for points in draw.random((num_components - 1, candidates)):
-        cumulative_N = distance_N.double().cumsum(0)
-        targets = torch.from_numpy(points).to(cumulative_N) * cumulative_N[-1]
-        rows = torch.searchsorted(cumulative_N, targets, right=True).clamp(max=few - 1)
-        to_rows = (square_N[:, None] + square_N[rows] - 2 * pool_ND @ pool_ND[rows].T).clamp(min=0)
-        left = torch.minimum(distance_N[:, None], to_rows)
+        cumulative_P = distance_P.double().cumsum(0)
+        targets = torch.from_numpy(points).to(cumulative_P) * cumulative_P[-1]
+        rows = torch.searchsorted(cumulative_P, targets, right=True).clamp(max=len(pool_PD) - 1)
+        to_rows = (square_P[:, None] + square_P[rows] - 2 * pool_PD @ pool_PD[rows].T).clamp(min=0)
+        left = torch.minimum(distance_P[:, None], to_rows)
         best = int(left.sum(0).argmin())
         chosen.append(int(rows[best]))
-        distance_N = left[:, best]
-    return pool_ND[chosen] + centre_D
+        distance_P = left[:, best]
+    return pool_PD[chosen] + centre_D

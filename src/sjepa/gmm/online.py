@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.statistics import SufficientStatistics
 
@@ -22,7 +23,7 @@ MOST_CANDIDATES = 64  # frames kept per step to re-seed from; more dead componen
 
 
 class Candidates(NamedTuple):
-    """Frames [R, D] of a step to re-seed from, and the draw [R] of each, ascending."""
+    """Frames [R, D] of a step to re-seed from, and the draw [R] of each, ascending; infinite where there is none."""
 
     draw_R: Tensor
     frames_RD: Tensor
@@ -37,15 +38,23 @@ class Candidates(NamedTuple):
     def merge(self, other: Candidates) -> Candidates:
         return Candidates.of(torch.cat([self.draw_R, other.draw_R]), torch.cat([self.frames_RD, other.frames_RD]))
 
+    def pooled(self, ranks: Ranks) -> Candidates:
+        """Those of all processes together."""
+        missing = MOST_CANDIDATES - len(self.draw_R)
+        draw_R = torch.cat([self.draw_R, self.draw_R.new_full((missing,), torch.inf)])
+        frames_RD = torch.cat([self.frames_RD, self.frames_RD.new_zeros(missing, self.frames_RD.shape[1])])
+        return Candidates.of(ranks.stack(draw_R).flatten(), ranks.stack(frames_RD).flatten(0, 1))
+
 
 @torch.no_grad()
 def blend(gmm: DiagonalGMM, statistics: SufficientStatistics, decay: float) -> None:
-    """Moves the mixture by the statistics of one optimiser step."""
+    """Moves the mixture by the statistics of one optimiser step; no frames, no movement."""
     new = statistics.maximise(gmm)
+    rate = torch.where(statistics.frames > 0, 1 - decay, 0.0)
     share_K = statistics.mass_K / statistics.frames.clamp(min=1.0)
     old_K, means_KD, variances_KD = (value.to(share_K) for value in (gmm.weights, gmm.means, gmm.variances))
-    weights_K = decay * old_K + (1 - decay) * share_K
-    rate_K1 = ((1 - decay) * share_K / weights_K.clamp(min=1e-30) * new.alive_K)[:, None]
+    weights_K = (1 - rate) * old_K + rate * share_K
+    rate_K1 = (rate * share_K / weights_K.clamp(min=1e-30) * new.alive_K)[:, None]
     step_KD = new.means_KD.to(share_K) - means_KD
     gmm.set_parameters(
         weights_K,
@@ -63,7 +72,7 @@ def reseed(gmm: DiagonalGMM, candidates: Candidates) -> Tensor:
     components = gmm.num_components
     dead_K = gmm.weights < DEAD_SHARE / components
     rank_K = dead_K.cumsum(0) - 1
-    chosen_K = dead_K & (rank_K < len(candidates.draw_R))
+    chosen_K = dead_K & (rank_K < candidates.draw_R.isfinite().sum())
     frame_KD = candidates.frames_RD[rank_K.clamp(0, len(candidates.draw_R) - 1)]
     live_K1 = (gmm.weights * ~dead_K)[:, None]
     typical_D = (live_K1 * gmm.variances).sum(0) / live_K1.sum().clamp(min=1e-12)

@@ -53,6 +53,11 @@ class SufficientStatistics:
         self.log_likelihood += posteriors.log_likelihood_N.sum(dtype=self.mass_K.dtype)
         self.frames += len(x_ND)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The statistics themselves: several processes add these up, if `centre_D` is the same in all."""
+        return self.mass_K, self.sums_KD, self.squares_KD, self.log_likelihood, self.frames
+
     def maximise(self, previous: DiagonalGMM, *, least_mass: float = 1e-3) -> Parameters:
         """The M-step. A component with less than `least_mass` frames keeps its mean and variance."""
         alive_K = self.mass_K > least_mass

@@ -32,12 +32,15 @@ def is_interactive() -> bool:
 class Console:
     """Lines to the terminal and the log file, and the bars."""
 
-    def __init__(self) -> None:
-        self.interactive = is_interactive()
+    def __init__(self, *, quiet: bool = False) -> None:
+        """`quiet`: of several processes one speaks, and this is another."""
+        self.interactive = is_interactive() and not quiet
         self._total_epochs = self._total_steps = 0
         self._epochs: Any = None
         self._steps: Any = None
         logger.remove()
+        if quiet:
+            return
         logger.add(
             lambda line: tqdm.write(line, file=sys.stdout, end=""),
             format=_TERMINAL_FORMAT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from sjepa.core.progress import silent
 from sjepa.metrics import Metrics
 from sjepa.reporting.console import Console
 from sjepa.reporting.history import History
@@ -58,6 +59,10 @@ class RunReport:
                 if isinstance(value, int | float) and name != "epoch":
                     self._events.add_scalar(f"epochs/{name}", value, result.epoch)
 
+    def resume(self, epoch: int) -> None:
+        """Goes on with the rows of the epochs before `epoch`."""
+        self.history.resume(epoch)
+
     def draw(self) -> None:
         """Draws the history as it stands."""
         draw_history(self.history.rows, self._run_dir.plots)
@@ -67,3 +72,34 @@ class RunReport:
         self._console.close()
         if self._events is not None:
             self._events.close()
+
+
+class Silence:
+    """Tells nobody: of several processes one does."""
+
+    progress = staticmethod(silent)
+
+    def note(self, text: str) -> None:
+        pass
+
+    detail = warn = note
+
+    def epoch_started(self, clock: Clock, steps: int) -> None:
+        pass
+
+    def updated(self, clock: Clock) -> None:
+        pass
+
+    def figures(self, clock: Clock, figures: StepFigures) -> None:
+        pass
+
+    def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None:
+        pass
+
+    def resume(self, epoch: int) -> None:
+        pass
+
+    def draw(self) -> None:
+        pass
+
+    close = draw

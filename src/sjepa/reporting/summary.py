@@ -32,11 +32,12 @@ def describe_model(model: SJEPA) -> str:
     return f"{table}\nencoder {encoder:,} parameters; with predictor and head {whole:,}"
 
 
-def describe_batches(config: Config, train: Loader) -> str:
+def describe_batches(config: Config, train: Loader, *, grad_accum: int, processes: int) -> str:
     """The global batch in clips and in seconds of audio."""
     batches, lengths = train.plan.batches(train.dataset, 0), train.dataset.windows.length_N
-    accumulate, rate = config.train.grad_accum, config.dataset.sample_rate
-    per_step = accumulate / max(1, len(batches))
+    rate = config.dataset.sample_rate
+    per_step = grad_accum * processes / max(1, len(batches))
+    devices = f" × {processes} devices" if processes > 1 else ""
     clips, seconds = len(lengths) * min(1.0, per_step), float(lengths.sum()) / rate * min(1.0, per_step)
     shape = (
         f"{config.train.batch_size} clips"
@@ -44,7 +45,7 @@ def describe_batches(config: Config, train: Loader) -> str:
         else f"at most {config.train.max_batch_seconds:g} s"
     )
     return (
-        f"batch       {shape} × {accumulate} accumulated: about {clips:.0f} clips and {seconds:.0f} s of audio "
+        f"batch       {shape} × {grad_accum} accumulated{devices}: about {clips:.0f} clips and {seconds:.0f} s of audio "
         f"per update, padding {padding_waste(batches, lengths):.0%}"
     )
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM
 
 
@@ -39,8 +40,8 @@ class Targets(Protocol):
         """`posteriors` at `frames.chosen_N`; all frames are remembered for `after_update`."""
         ...
 
-    def after_update(self, encoder: nn.Module, step: int) -> None:
-        """The weights moved (`step` counts from the start of the phase): follow, with what was observed since."""
+    def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
+        """The weights moved (`step` counts from the start of the phase): follow, with what all processes observed since."""
         ...
 
     def discard(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sjepa.core.ranks import Ranks
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.targets.base import FrameChoice, TargetFigures
@@ -38,7 +39,7 @@ class MFCCTargets(nn.Module):
     def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
         return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)
 
-    def after_update(self, encoder: nn.Module, step: int) -> None:
+    def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
         """Nothing moves."""
 
     def discard(self) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
 from sjepa.gmm.online import Candidates, blend, reseed
 from sjepa.gmm.statistics import SufficientStatistics
@@ -29,6 +30,13 @@ class OnlineSettings:
     layer_check_every: int | None
 
 
+class _Seen(NamedTuple):
+    """What was observed since the last update."""
+
+    statistics: SufficientStatistics
+    candidates: Candidates
+
+
 class OnlineTargets(nn.Module):
     """Soft targets that follow the encoder. `encoder` is called with waveforms, their samples and the last layer wanted
     (`up_to`), and moves by `follow(source, decay)`."""
@@ -40,8 +48,7 @@ class OnlineTargets(nn.Module):
         self.gmm, self.encoder, self.settings = gmm, encoder, settings
         self._choice = choice
         self.register_buffer("num_reseeded", torch.zeros((), dtype=torch.int64))
-        self._statistics: SufficientStatistics | None = None
-        self._candidates: Candidates | None = None
+        self._seen: _Seen | None = None
 
     @property
     def layer(self) -> int:
@@ -59,24 +66,22 @@ class OnlineTargets(nn.Module):
         index = torch.cat([frames.chosen_N, frames.other_M])
         features_ND = self._features(clean_BS, num_samples_B)[index].float()
         posteriors = self.gmm.posteriors(features_ND)
-        if self._statistics is None:
-            centre_D, _ = mixture_moments(self.gmm.weights, self.gmm.means, self.gmm.variances)
-            self._statistics = SufficientStatistics(self.gmm.num_components, centre_D)
-        self._statistics.add(features_ND, posteriors)
-        found = Candidates.of(frames.draw, features_ND)
-        self._candidates = found if self._candidates is None else self._candidates.merge(found)
+        seen = self._seen or self._nothing_seen()
+        seen.statistics.add(features_ND, posteriors)
+        self._seen = seen._replace(candidates=seen.candidates.merge(Candidates.of(frames.draw, features_ND)))
         return posteriors.responsibilities_NK[: len(frames.chosen_N)]
 
     @torch.no_grad()
-    def after_update(self, encoder: nn.Module, step: int) -> None:
-        if self._statistics is not None and self._candidates is not None:
-            blend(self.gmm, self._statistics, self.settings.parameter_decay)
-            self.num_reseeded += reseed(self.gmm, self._candidates)
+    def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
+        seen = self._seen or self._nothing_seen()
+        ranks.add_up(*seen.statistics.tensors)
+        blend(self.gmm, seen.statistics, self.settings.parameter_decay)
+        self.num_reseeded += reseed(self.gmm, seen.candidates.pooled(ranks))
         self.discard()
         self.encoder.follow(encoder, self.settings.ema_decay(step))  # type: ignore[operator]
 
     def discard(self) -> None:
-        self._statistics = self._candidates = None
+        self._seen = None
 
     def layer_check_due(self, step: int) -> bool:
         every = self.settings.layer_check_every
@@ -93,6 +98,13 @@ class OnlineTargets(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._choice.load_state_dict(state)
+
+    def _nothing_seen(self) -> _Seen:
+        centre_D, _ = mixture_moments(self.gmm.weights, self.gmm.means, self.gmm.variances)
+        return _Seen(
+            SufficientStatistics(self.gmm.num_components, centre_D),
+            Candidates(centre_D.new_zeros(0), centre_D.new_zeros(0, len(centre_D))),
+        )
 
     def _features(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """The active layer at every frame, [B·T, D]."""

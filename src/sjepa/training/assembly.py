@@ -83,7 +83,7 @@ def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data
     )
 
 
-def train_loader(config: Config, data: Data, *, pin_memory: bool) -> Loader:
+def train_loader(config: Config, data: Data, engine: Engine) -> Loader:
     settings = config.dataset
     augment = settings.augment
     augmentation = None
@@ -93,18 +93,23 @@ def train_loader(config: Config, data: Data, *, pin_memory: bool) -> Loader:
     dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=augmentation)
     budget = config.train.max_batch_seconds
     batch_plan = BatchPlan(config.train.batch_size, None if budget is None else round(budget * settings.sample_rate))
-    return Loader(dataset, batch_plan, num_workers=settings.num_workers, pin_memory=pin_memory)
+    return _loader(config, dataset, batch_plan, engine)
 
 
-def fixed_loader(
-    config: Config, clips: Clips, windows: Windows, *, seed: int, batch_size: int, pin_memory: bool
-) -> Loader:
+def fixed_loader(config: Config, clips: Clips, windows: Windows, engine: Engine) -> Loader:
     """Windows in their own order, never augmented."""
+    plan = BatchPlan(config.train.batch_size, shuffle=False)
+    return _loader(config, WindowDataset(clips, windows, seed=config.seed), plan, engine)
+
+
+def _loader(config: Config, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:
     return Loader(
-        WindowDataset(clips, windows, seed=seed),
-        BatchPlan(batch_size, shuffle=False),
+        dataset,
+        batches,
         num_workers=config.dataset.num_workers,
-        pin_memory=pin_memory,
+        pin_memory=engine.device.type == "cuda",
+        rank=engine.ranks.rank,
+        size=engine.ranks.size,
     )
 
 
@@ -139,10 +144,9 @@ def estimated_bytes(config: Config, engine: Engine, train: Loader, schedule: Sch
     )
 
 
-def evaluation_loader(config: Config, clips: Clips) -> Loader:
+def evaluation_loader(config: Config, clips: Clips, engine: Engine) -> Loader:
     """Every sample of every clip, longer clips in tiles."""
-    windows = tiling(clips, config.dataset)
-    return fixed_loader(config, clips, windows, seed=config.seed, batch_size=config.train.batch_size, pin_memory=False)
+    return fixed_loader(config, clips, tiling(clips, config.dataset), engine)
 
 
 def given_gmm(config: Config, stage: Stage) -> DiagonalGMM | None:
@@ -176,9 +180,14 @@ def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
 def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, report: Report) -> TargetMaker:
     """What makes the targets of each stage."""
     settings, train = config.gmm, data.train.clips
-    frames = TrainingFrames(
-        train, tiling(train, config.dataset), config.seed, config.dataset.num_workers, engine.device
-    )
+    windows, workers = tiling(train, config.dataset), config.dataset.num_workers
+    frames = TrainingFrames(train, windows, config.seed, workers, engine.device, engine.ranks)
+
+    def keep(gmm: DiagonalGMM, stage: Stage) -> None:
+        if engine.ranks.is_main:
+            later = files.gmm.with_stem(f"{files.gmm.stem}_phase{stage.phase}")
+            gmm.save(files.gmm if stage.start_step == 0 else later)
+
     decay = partial(
         switched_decay,
         fast=settings.ema_decay_fast,
@@ -193,9 +202,7 @@ def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, re
         first_layer=settings.ema_layer,
         layer_smoothing=settings.erank_decay,
         refit_on_switch=settings.refit_on_switch,
-        keep=lambda gmm, stage: gmm.save(
-            files.gmm if stage.start_step == 0 else files.gmm.with_stem(f"{files.gmm.stem}_phase{stage.phase}")
-        ),
+        keep=keep,
     )
 
 
@@ -206,6 +213,7 @@ def assemble(
     engine: Engine,
     schedule: Schedule,
     train: Loader,
+    grad_accum: int,
     model: SJEPA,
     stage: Stage,
     given: DiagonalGMM | None,
@@ -214,7 +222,6 @@ def assemble(
     report: Report,
 ) -> Trainer:
     """A trainer at the start of `stage`: with targets fitted (`fresh`), or blank ones whose state is still to be loaded."""
-    pin = engine.device.type == "cuda"
     model = engine.to_device(model)
 
     def new_optimizer(module: nn.Module) -> torch.optim.Optimizer:
@@ -228,7 +235,7 @@ def assemble(
 
     wrapped, wrapped_optimizer = engine.setup(model, new_optimizer(model))
     maker = target_maker(config, data, engine, files, report)
-    windows = training_windows(data.validation, config.dataset)
+    windows, writes = training_windows(data.validation, config.dataset), engine.ranks.is_main
     parts = Parts(
         engine=engine,
         network=model,
@@ -239,16 +246,15 @@ def assemble(
         maker=maker,
         settings=step_settings(config),
         train=train,
-        validation=fixed_loader(
-            config, data.validation, windows, seed=config.seed, batch_size=config.train.batch_size, pin_memory=pin
-        ),
-        checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint),
+        validation=fixed_loader(config, data.validation, windows, engine),
+        checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=Fingerprint(data.train.clips, data.windows),
-        weights=WeightsFolder(files.weights, model, config.model_dump(mode="json", by_alias=True)),
+        weights=WeightsFolder(files.weights, model, config.model_dump(mode="json", by_alias=True), writes),
     )
     run_plan = Plan(
         schedule,
-        config.train.grad_accum,
+        grad_accum,
+        engine.ranks.size,
         config.train.log_every,
         config.checkpoint.ckpt_step,
         config.scheduler.kind,
@@ -258,6 +264,7 @@ def assemble(
     return Trainer(parts, run_plan, Best(config.best.metric), alarm, report, stage=stage)
 
 
-def plan_run(config: Config, train: Loader, *, progress: RunProgress | None = None) -> Schedule:
-    """The stages of the run over this training set; those that were entered already stay where they were."""
-    return plan(config, -(-train.num_batches // config.train.grad_accum), progress=progress)
+def plan_run(config: Config, train: Loader, *, per_update: int, progress: RunProgress | None = None) -> Schedule:
+    """The stages of the run over this training set, with `per_update` micro-batches in an update; those that were entered
+    already stay where they were."""
+    return plan(config, -(-train.num_batches // per_update), progress=progress)

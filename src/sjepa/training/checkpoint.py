@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.weights import read_torch_file
 
-_KIND, _FORMAT = "sjepa checkpoint", 2
+_KIND, _FORMAT = "sjepa checkpoint", 3
 _NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
 
 
@@ -28,12 +29,15 @@ class Stateful(Protocol):
 class Checkpoints:
     """The checkpoints of one run: `epoch_000.pth` after an epoch, `epoch_000_step_0001200.pth` inside one."""
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder, self._keep = folder, keep
+    def __init__(self, folder: Path, *, keep: int, writes: bool = True) -> None:
+        """`writes` False: of several processes one saves, and this is another."""
+        self.folder, self._keep, self._writes = folder, keep, writes
 
     def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
         """Writes the state of every part, then removes the oldest files over the limit."""
         name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
+        if not self._writes:
+            return self.folder / name
         content = {"kind": _KIND, "format": _FORMAT, "version": sjepa.__version__}
         content["parts"] = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[assignment]
         with atomic_path(self.folder / name) as temporary:
@@ -49,26 +53,45 @@ class Checkpoints:
         return [path for match, path in sorted(found, key=lambda item: _order(item[0]))]
 
     @staticmethod
-    def peek(path: Path, part: str) -> dict[str, Any]:
-        """The state of one part. Raises UserError if the file is not a whole checkpoint."""
+    def read(path: Path, names: Iterable[str]) -> dict[str, Any]:
+        """The states of all parts, whose names are given. Raises UserError if the file is not a whole checkpoint with just
+        these."""
         content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
-        try:
-            return dict(content["parts"][part])
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: holds no {part}, which a checkpoint of this version has") from None
+        states = content.get("parts")
+        if not isinstance(states, dict):
+            raise UserError(f"{path}: holds no state")
+        different = set(names) ^ set(states)
+        if different:
+            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(different))})")
+        return states
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
-        """Gives every part its state back, in their order. Raises UserError if the file does not fit."""
-        content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
-        missing = set(parts) ^ set(content.get("parts", ()))
-        if missing:
-            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(missing))})")
+        """Gives every part its state back, in their order. Raises UserError, with nothing changed, if the file does not
+        fit."""
+        states = Checkpoints.read(path, parts)
+        for name, part in parts.items():
+            problem = _mismatch(part.state_dict(), states[name])
+            if problem:
+                raise UserError(f"{path}: its {name} does not fit this run ({problem})")
         for name, part in parts.items():
             try:
-                part.load_state_dict(content["parts"][name])
+                part.load_state_dict(states[name])
             except (KeyError, ValueError, RuntimeError) as error:
                 raise UserError(f"{path}: its {name} does not fit this run ({' '.join(str(error).split())})") from None
+
+
+def _mismatch(own: dict[str, Any], given: dict[str, Any]) -> str:
+    """Which keys only one of two states has, or which tensor has another shape; empty if they fit."""
+    if not isinstance(given, dict):
+        return "not a state"
+    different = sorted(set(own) ^ set(given))
+    if different:
+        return f"{', '.join(different[:3])}{' …' if len(different) > 3 else ''}: only in one of the two"
+    for name, value in own.items():
+        if isinstance(value, torch.Tensor) and getattr(given[name], "shape", None) != value.shape:
+            return f"{name}: not of shape {tuple(value.shape)}"
+    return ""
 
 
 def _order(match: re.Match[str]) -> tuple[int, float]:

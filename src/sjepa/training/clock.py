@@ -9,13 +9,14 @@ from typing import Any
 
 @dataclass
 class Clock:
-    """`step` counts optimiser updates, `epoch` passes over the data, `batch` micro-batches taken from this epoch;
-    `audio_seconds` is how much was trained on in the whole run; `entered` names the stages so far and the step at which
-    each was entered."""
+    """`step` counts optimiser updates, `epoch` passes over the data, `batch` micro-batches taken from this epoch by all
+    processes, `per_update` how many of them make an update; `audio_seconds` is how much was trained on in the whole run;
+    `entered` names the stages so far and the step at which each was entered."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    per_update: int = 1
     audio_seconds: float = 0.0
     entered: dict[str, int] = field(default_factory=dict)
 

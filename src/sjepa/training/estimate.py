@@ -75,30 +75,33 @@ def seconds_per_audio_second(
     stage: Stage,
     settings: StepSettings,
 ) -> float | None:
-    """Seconds that a second of audio takes in training, loading included; None if no batch could be read.
+    """Seconds that a second of audio takes this process in training, loading included; None if no batch could be read.
 
     Runs forward and backward passes for about two seconds after a first one to warm up; nothing is moved.
     """
     sums = MetricSums(stage.num_clusters, engine.device)
     model.train()
     rate: float | None = None
-    started, samples = time.perf_counter(), 0
-    for index, batch in enumerate(batch for batch in batches if batch.num_samples):
-        batch = batch.to(engine.device)
-        frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
-        losses = frame_losses(
-            engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss
-        )
-        engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
-        sums.add(
-            losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
-        )
-        sums.read()  # waits for the device
-        seconds, samples = time.perf_counter() - started, samples + batch.total_samples
-        rate = seconds * SPEECH.sample_rate / samples
-        if index == 0:  # warm-up: counted only if nothing else comes
-            started, samples = time.perf_counter(), 0
-        elif seconds > _PROBE_SECONDS:
+    started, seconds, samples = time.perf_counter(), 0.0, 0
+    for batch in batches:
+        if batch.num_samples:
+            batch = batch.to(engine.device)
+            frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
+            with engine.accumulating(model, more=True):
+                losses = frame_losses(
+                    engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss
+                )
+                engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
+            sums.add(
+                losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
+            )
+            sums.read()  # waits for the device
+            seconds, samples = time.perf_counter() - started, samples + batch.total_samples
+            if rate is None:  # warm-up: counted only if nothing else comes
+                started, rate, seconds, samples = time.perf_counter(), seconds * SPEECH.sample_rate / samples, 0.0, 0
+            else:
+                rate = seconds * SPEECH.sample_rate / samples
+        if engine.ranks.any(seconds > _PROBE_SECONDS):
             break
     optimizer.zero_grad(set_to_none=True)
     return rate

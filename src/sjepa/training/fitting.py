@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
-from sjepa.core.random import key
+from sjepa.core.random import hash_array, key
+from sjepa.core.ranks import Ranks
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch
+from sjepa.dataset.batch import Batch, silence
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.windows import Windows
@@ -33,13 +35,14 @@ Extractor = Callable[[Tensor, Tensor], Tensor]  # [B, S] waveforms and [B] their
 
 @dataclass(frozen=True)
 class TrainingFrames:
-    """The training set, tiled by windows, to draw frames from."""
+    """The training set, tiled by windows, to draw frames from. Each of several processes reads its share of the windows."""
 
     clips: Clips
     windows: Windows
     seed: int
     num_workers: int
     device: torch.device
+    ranks: Ranks
 
     def draw(self, wanted: int, purpose: str, *, fewest_groups: int | None = None) -> tuple[FrameSample, Loader]:
         """About `wanted` frames, uniform over all of them, and a loader of the windows that they are in."""
@@ -49,7 +52,8 @@ class TrainingFrames:
         frames_N = SPEECH.frames(windows.length_N)
         sample = draw_frames(frames_N, ids, wanted, seed=draw_seed, fewest_groups=fewest_groups)
         dataset = WindowDataset(self.clips, windows.subset(sample.window_M), seed=self.seed)
-        return sample, Loader(dataset, BatchPlan(_BATCH_CLIPS, shuffle=False), num_workers=self.num_workers)
+        batches, ranks = BatchPlan(_BATCH_CLIPS, shuffle=False), self.ranks
+        return sample, Loader(dataset, batches, num_workers=self.num_workers, rank=ranks.rank, size=ranks.size)
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,20 @@ class MixtureFitter:
 
         Raises UserError if there are fewer frames than components.
         """
-        device, report = self.frames.device, self.report
+        device, ranks, report = self.frames.device, self.frames.ranks, self.report
         sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
-        batches = report.progress(loader.epoch(0), total=loader.num_batches, label="GMM: reading frames")
-        features_ND = gather_features(_pausing(batches, pause), sample, extract, device)
-        if len(features_ND) < num_components:
+        batches = report.progress(loader.epoch(0), total=loader.num_rounds, label="GMM: reading frames")
+        features_ND, draw_N = gather_features(_pausing(batches, pause), sample, extract, device)
+        total = int(sum(ranks.each(len(features_ND))))
+        if total == 0:
+            raise UserError("dataset.train_path: not one of the clips to draw frames from could be read")
+        if total < num_components:
             raise UserError(
-                f"gmm.fit_frames: {num_components} components cannot be fitted on {len(features_ND)} frames of the "
-                "training set"
+                f"gmm.fit_frames: {num_components} components cannot be fitted on {total} frames of the training set"
             )
+        on = "cpu" if device.type == "mps" else device  # sums in float64, which mps does not have
         fit = fit_gmm(
-            features_ND.cpu() if device.type == "mps" else features_ND,  # sums in float64, which mps does not have
+            features_ND.to(on),
             num_components,
             seed=key(self.frames.seed, "gmm"),
             kmeans_iters=self.kmeans_iters,
@@ -87,9 +94,11 @@ class MixtureFitter:
             log=lambda iteration, value: report.detail(
                 f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
             ),
+            draw_N=draw_N.to(on),
+            ranks=ranks,
         )
         report.note(
-            f"GMM: {num_components} components over {features}, {len(features_ND):,} frames of "
+            f"GMM: {num_components} components over {features}, {total:,} frames of "
             f"{len(sample.window_M):,} windows, log-likelihood {fit.log_likelihoods[0]:.3f} → {fit.log_likelihoods[-1]:.3f}"
         )
         return fit.gmm.to(device)
@@ -108,7 +117,10 @@ class LayerRanks:
         if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
             self._sample, loader = self.frames.draw(RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
             self._batches = list(loader.epoch(0))
-        features_NLD = gather_features(self._batches, self._sample, layers, self.frames.device)
+        own_NLD, _ = gather_features(self._batches, self._sample, layers, self.frames.device)
+        features_NLD = self.frames.ranks.rows(own_NLD)
+        if not len(features_NLD):
+            raise UserError("dataset.train_path: not one of the clips to draw frames from could be read")
         return tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
 
 
@@ -119,18 +131,28 @@ def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Ba
 
 
 @torch.no_grad()
-def gather_features(batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device) -> Tensor:
-    """What `extract` gives for the sampled frames, float32 [N, …]. `batches` cover `sample`'s windows (`Batch.window` is
-    the position in it); windows that could not be read are left out. Raises UserError if none could."""
+def gather_features(
+    batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What `extract` gives for the sampled frames, float32 [N, …], and a draw from U(0, 1) for each that is keyed by window
+    and frame, float64 [N].
+
+    `batches` cover windows of `sample` (`Batch.window` is the position in it); what could not be read is left out.
+    """
     rows: list[Tensor] = []
+    draws: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
     for batch in batches:
         if not batch.num_samples:
             continue
         on_device = batch.to(device)
         features_BT = extract(on_device.clean_BS, to_device(batch.num_samples, device))
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
-            frames = torch.from_numpy(sample.frames_M[window])
-            rows.append(features_BT[row, frames[frames < SPEECH.frames(samples)].to(device)].float())
-    if not rows:
-        raise UserError("dataset.train_path: not one of the clips to draw frames from could be read")
-    return torch.cat(rows)
+            frames = sample.frames_M[window]
+            frames = frames[frames < SPEECH.frames(samples)]
+            rows.append(features_BT[row, torch.from_numpy(frames).to(device)].float())
+            draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
+    if not rows:  # nothing to read here: the shape alone
+        quiet = silence(SPEECH.samples(2)).to(device)
+        nothing = extract(quiet.clean_BS, to_device(quiet.num_samples, device))[0, :0]
+        return nothing.float(), torch.zeros(0, dtype=torch.float64)
+    return torch.cat(rows), torch.from_numpy(np.concatenate(draws))

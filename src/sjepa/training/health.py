@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sjepa.core.errors import UserError
 from sjepa.dataset.batch import Failure
@@ -17,6 +17,15 @@ _NAMED = 10
 
 class RunStopped(UserError):
     """The run cannot go on in a useful way; its state was saved."""
+
+
+class News(NamedTuple):
+    """What one process has to tell the others after an update: a signal to stop, clips that could not be read, the clips of
+    an update that was not finite."""
+
+    stop_signal: int | None
+    failures: tuple[Failure, ...]
+    clips: tuple[str, ...]
 
 
 @dataclass

@@ -21,9 +21,12 @@ class WeightsFolder:
     folder: Path
     network: SJEPA
     config: dict[str, Any]
+    writes: bool = True  # False: of several processes one saves, and this is another
 
     def save(self, targets: Targets, clock: Clock, stage: Stage, metrics: Metrics, *, is_best: bool) -> None:
         """Writes last.pt, and best.pt if it is that."""
+        if not self.writes:
+            return
         weights = Weights(
             self.network,
             targets.gmm,
@@ -45,5 +48,5 @@ class WeightsFolder:
         """Puts the best weights of a phase that is over aside. A best.pt of another phase, which a run that goes on from an
         older checkpoint may find, stays where it is."""
         best = self.folder / "best.pt"
-        if best.exists() and read_stage(best)["phase"] == phase:
+        if self.writes and best.exists() and read_stage(best)["phase"] == phase:
             best.replace(self.folder / f"best_phase{phase}.pt")

@@ -25,10 +25,16 @@ class Plan:
 
     schedule: Schedule
     grad_accum: int
+    processes: int
     log_every: int
     save_every_steps: int
     lr_kind: Literal["cosine", "constant"]
     lr_min_ratio: float
+
+    @property
+    def batches_per_update(self) -> int:
+        """Micro-batches of all processes that make one update."""
+        return self.grad_accum * self.processes
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key, uniform_tensor
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch
+from sjepa.dataset.batch import Batch, silence
 from sjepa.metrics import MetricSums
 from sjepa.modules.masking import num_masked, span_mask
 from sjepa.objective import kl_divergence
@@ -34,12 +34,19 @@ class StepSettings:
 
 
 class Update(NamedTuple):
-    """What one update did. `finite` is False if loss or gradient were not, and then nothing moved."""
+    """What one update did. `finite` is False if loss or gradient were not, and then nothing moved. `samples` are those of
+    all processes, `clips` the names of this one's; `news`: some process has something to tell the others."""
 
     finite: bool
     gradient_norm: float
     samples: int
     clips: tuple[str, ...]
+    news: bool = False
+
+    @property
+    def made(self) -> bool:
+        """Whether the weights moved."""
+        return self.finite and self.samples > 0
 
 
 class FrameLosses(NamedTuple):
@@ -120,15 +127,20 @@ def optimiser_update(
     stage: Stage,
     settings: StepSettings,
     sums: MetricSums,
+    news: bool = False,
 ) -> Update:
     """Forward and backward over all micro-batches, then one update of the weights unless something is not finite.
 
-    The loss is one mean over all frames of the window, whatever micro-batch they are in. Dropout, LayerDrop and masks are
-    keyed by the step, so that a step gives the same result whenever it is made. [KL Loss]
+    `window` holds this process's micro-batches; all processes have as many, some of them without clips. The loss is one mean
+    over all frames of all of them, wherever they are. Dropout, LayerDrop and masks are keyed by the step (dropout also by
+    the micro-batch's number among all), so that a step gives the same result whenever it is made. [KL Loss]
     """
-    if not window:
-        return Update(True, 0.0, 0, ())
-    count = sum(loss_frames(batch, settings.mask_ratio, visible=stage.visible_loss) for batch in window)
+    ranks = engine.ranks
+    if ranks.size == 1 and not any(batch.num_samples for batch in window):
+        return Update(True, 0.0, 0, (), news)
+    frames_in_loss = sum(loss_frames(batch, settings.mask_ratio, visible=stage.visible_loss) for batch in window)
+    count = torch.tensor(float(frames_in_loss), device=engine.device)
+    ranks.add_up(count)
     draws = generator(settings.seed, "layer_drop", step).random(settings.num_layers)
     dropped = [layer for layer, draw in enumerate(draws) if draw < settings.layer_drop]
     mask_key = key(settings.seed, "mask", step)
@@ -137,28 +149,38 @@ def optimiser_update(
     update_sums = MetricSums(stage.num_clusters, engine.device)  # counted only if the update is made
     draw_key = key(settings.seed, "reseed", step)
     for index, batch in enumerate(window):
-        torch.manual_seed(key(settings.seed, "dropout", step, index))
+        if not batch.num_samples and ranks.size == 1:
+            continue
+        torch.manual_seed(key(settings.seed, "dropout", step, index * ranks.size + ranks.rank))
+        real, batch = bool(batch.num_samples), batch if batch.num_samples else silence(SPEECH.samples(2))
         batch = batch.to(engine.device)
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
-        posteriors = _observed(targets, batch, frames, draw_key)
-        losses = frame_losses(engine, model, posteriors, batch, frames, visible=stage.visible_loss, dropped=dropped)
-        loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count
-        engine.backward(loss)
+        posteriors = _observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
+        with engine.accumulating(model, more=index + 1 < len(window)):
+            losses = frame_losses(engine, model, posteriors, batch, frames, visible=stage.visible_loss, dropped=dropped)
+            loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count.clamp(min=1) * real
+            engine.backward(loss)
         total += loss.detach()
-        update_sums.add(
-            losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
-        )
+        if real:
+            update_sums.add(
+                losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
+            )
     norm = engine.clip_gradients(model, optimizer, settings.grad_clip_norm)
-    norm_value, total_value = torch.stack([norm.float(), total.float()]).tolist()  # the one wait for the device
+    samples = sum(batch.total_samples for batch in window)
+    shared = to_device([samples, news], engine.device).to(update_sums.tensors[0])
+    figures = torch.cat([shared, total.to(shared)[None]])
+    ranks.add_up(figures, *update_sums.tensors)
+    figures = torch.cat([figures, norm.to(figures)[None]])
+    all_samples, all_news, total_value, norm_value = figures.tolist()  # the one wait for the device
     finite = norm_value - norm_value == 0 and total_value - total_value == 0
-    if finite or engine.scales_loss:
+    if all_samples and (finite or engine.scales_loss):
         optimizer.step()
     if finite:
         sums.merge(update_sums)
     else:
         targets.discard()
     clips = tuple(name for batch in window for name in batch.names)
-    return Update(finite, norm_value, sum(batch.total_samples for batch in window), clips)
+    return Update(finite, norm_value, int(all_samples), clips, bool(all_news))
 
 
 def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from sjepa.training.best import Best
 from sjepa.training.checkpoint import Stateful
 from sjepa.training.clock import Clock, Interval
 from sjepa.training.collapse import FEWEST_FRAMES, CollapseAlarm, collapse_signs
-from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
+from sjepa.training.health import News, NonFiniteUpdates, RunStopped, UnreadableClips
 from sjepa.training.lr_schedule import learning_rate
 from sjepa.training.optimizer import set_learning_rate
 from sjepa.training.parts import Interrupted, Parts, Plan
@@ -22,6 +22,11 @@ from sjepa.training.report import EpochResult, Report, StepFigures
 from sjepa.training.step import Update, optimiser_update
 from sjepa.training.transition import renew_head
 from sjepa.training.validation import Validation, validate
+
+STATE = (
+    "data", "model", "optimizer", "targets", "clock", "best", "alarm",
+    "epoch_sums", "recent_sums", "non_finite", "unreadable", "epoch",
+)  # fmt: skip
 
 
 class Trainer:
@@ -32,9 +37,9 @@ class Trainer:
     ) -> None:
         """`stage` is the one that `parts` were made for."""
         self.parts, self.plan, self.best, self.report = parts, plan, best, report
-        self.clock = Clock(entered={stage.name: stage.start_step})
-        self.stop_signal: int | None = None
-        self._stage, self._alarm = stage, alarm
+        self.clock = Clock(entered={stage.name: stage.start_step}, per_update=plan.batches_per_update)
+        self.stop_signal: int | None = None  # this process was asked to stop
+        self._stage, self._alarm, self._ranks = stage, alarm, parts.engine.ranks
         self._epoch_sums = MetricSums(stage.num_clusters, parts.engine.device)
         self._recent_sums = MetricSums(stage.num_clusters, parts.engine.device)
         self._non_finite = NonFiniteUpdates()
@@ -48,22 +53,13 @@ class Trainer:
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """Everything that a run needs to go on, by name."""
+        """Everything that a run needs to go on, by the names in `STATE`."""
         parts = self.parts
-        return {
-            "data": parts.fingerprint,
-            "model": parts.network,
-            "optimizer": parts.optimizer,
-            "targets": parts.targets,
-            "clock": self.clock,
-            "best": self.best,
-            "alarm": self._alarm,
-            "epoch_sums": self._epoch_sums,
-            "recent_sums": self._recent_sums,
-            "non_finite": self._non_finite,
-            "unreadable": self._unreadable,
-            "epoch": self._epoch,
-        }
+        values = (
+            parts.fingerprint, parts.network, parts.optimizer, parts.targets, self.clock, self.best, self._alarm,
+            self._epoch_sums, self._recent_sums, self._non_finite, self._unreadable, self._epoch,
+        )  # fmt: skip
+        return dict(zip(STATE, values, strict=True))
 
     def run(self) -> None:
         """Trains to the end of the schedule. Raises Interrupted or RunStopped with the state saved."""
@@ -141,9 +137,17 @@ class Trainer:
         self._recent = Interval()
 
     def _stop_if_asked(self) -> None:
-        """Before work that takes long and changes nothing until it is done."""
-        if self.stop_signal is not None:
-            raise Interrupted(self.stop_signal)
+        """Inside work that takes long and changes nothing until it is done."""
+        if self._ranks.any(self.stop_signal is not None):
+            raise Interrupted(max(number or 0 for number in self._ranks.each(self.stop_signal)))
+
+    def _save_if_stopped(self) -> None:
+        """Inside work that comes again if the epoch's end does."""
+        try:
+            self._stop_if_asked()
+        except Interrupted:
+            self._save(inside_epoch=True)
+            raise
 
     def _start_epoch(self) -> None:
         self.parts.model.train()
@@ -156,15 +160,15 @@ class Trainer:
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The micro-batches of one update each, from the clock's position on; the epoch's last may be fewer."""
-        schedule, accumulate = self.plan.schedule, self.plan.grad_accum
-        first_step = self.clock.step - self.clock.batch // accumulate
+        schedule, per_update = self.plan.schedule, self.plan.batches_per_update
+        first_step = self.clock.step - self.clock.batch // per_update
         augment = [
-            schedule.at(first_step + number // accumulate).augment for number in range(self.parts.train.num_batches)
+            schedule.at(first_step + number // per_update).augment for number in range(self.parts.train.num_batches)
         ]
         batches = self.parts.train.epoch(self.clock.epoch, first_batch=self.clock.batch, augment=augment)
         while True:
             asked = time.perf_counter()
-            window = [batch for _, batch in zip(range(accumulate), batches, strict=False)]
+            window = [batch for _, batch in zip(range(self.plan.grad_accum), batches, strict=False)]
             waited = time.perf_counter() - asked
             self._epoch.waited += waited
             self._recent.waited += waited
@@ -182,16 +186,18 @@ class Trainer:
             self.parts.model,
             self.parts.optimizer,
             self.parts.targets,
-            [batch for batch in window if batch.num_samples],
+            window,
             step=self.clock.step,
             stage=self._stage,
             settings=self.parts.settings,
             sums=self._recent_sums,
+            news=self.stop_signal is not None or any(batch.failures for batch in window),
         )
         self._epoch.gradient_norm += update.gradient_norm if update.finite else 0.0
         self._epoch.updates += update.finite
         audio_seconds = update.samples / self.parts.network.encoder.geometry.sample_rate
-        self.clock.tick(batches=len(window), audio_seconds=audio_seconds)
+        left = self.parts.train.num_batches - self.clock.batch
+        self.clock.tick(batches=min(self.plan.batches_per_update, left), audio_seconds=audio_seconds)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
         self._recent.updates += 1
@@ -199,39 +205,43 @@ class Trainer:
 
     def _move_targets(self, update: Update) -> None:
         """Lets targets that follow the encoder follow it. The clock has already ticked."""
-        if update.finite and update.samples:
+        if update.made:
             step = self.clock.step - 1 - self._stage.phase_start_step
-            self.parts.targets.after_update(self.parts.network.encoder, step)
+            self.parts.targets.after_update(self.parts.network.encoder, step, self._ranks)
 
     def _follow_up(self, update: Update, rate: float, window: list[Batch]) -> None:
         clock = self.clock
         self.report.updated(clock)
-        self._watch(update, window)
+        stop_signal = self._watch(update, window)
         if clock.step % self.plan.log_every == 0 or clock.step == self.plan.schedule.total_steps:
             self._log(update, rate)
-        if self.stop_signal is not None:
+        if stop_signal is not None:
             self._save(inside_epoch=True)
-            raise Interrupted(self.stop_signal)
+            raise Interrupted(stop_signal)
         if self.plan.save_every_steps and clock.step % self.plan.save_every_steps == 0:
             self._save(inside_epoch=True)
 
-    def _watch(self, update: Update, window: list[Batch]) -> None:
-        """Names what went wrong; stops the run, state saved, when it goes on doing so."""
-        failures = [failure for batch in window for failure in batch.failures]
-        for failure in failures:
+    def _watch(self, update: Update, window: list[Batch]) -> int | None:
+        """Names what went wrong in any process; stops the run, state saved, when it goes on doing so. Returns the signal to
+        stop if some process got one."""
+        failures = tuple(failure for batch in window for failure in batch.failures)
+        own = News(self.stop_signal, failures, () if update.finite else update.clips)
+        talk = update.news or not update.finite or self._ranks.size == 1  # else a signal of just now waits for the next
+        told = self._ranks.each(own) if talk else []
+        for failure in [failure for news in told for failure in news.failures]:
             self.report.warn(f"skipped {failure.name}: {failure.reason}")
-        self._unreadable.saw(failures)
+            self._unreadable.saw([failure])
         self._non_finite.saw(update.finite)
         if not update.finite:
-            self.report.warn(
-                f"step {self.clock.step}: loss or gradient not finite, left out: {', '.join(update.clips)}"
-            )
+            clips = ", ".join(name for news in told for name in news.clips)
+            self.report.warn(f"step {self.clock.step}: loss or gradient not finite, left out: {clips}")
         try:
             self._non_finite.check()
             self._unreadable.check()
         except Exception:
             self._save(inside_epoch=True)
             raise
+        return max((news.stop_signal for news in told if news.stop_signal is not None), default=None)
 
     def _log(self, update: Update, rate: float) -> None:
         metrics, recent = self._recent_sums.read(), self._recent
@@ -275,8 +285,7 @@ class Trainer:
             clock.next_epoch()
         self._save(inside_epoch=not whole)  # max_steps may end inside an epoch, which more steps would go on with
         self._alarm.check(signs, epoch, self.report)
-        if self.stop_signal is not None:
-            raise Interrupted(self.stop_signal)
+        self._stop_if_asked()
 
     def _validate(self) -> Validation:
         parts = self.parts
@@ -285,10 +294,11 @@ class Trainer:
             parts.model,
             parts.network.encoder,
             parts.targets,
-            self.report.progress(parts.validation.epoch(0), total=parts.validation.num_batches, label="validation"),
+            self.report.progress(parts.validation.epoch(0), total=parts.validation.num_rounds, label="validation"),
             visible=self._stage.visible_loss,
             settings=parts.settings,
             warn=self.report.warn,
+            pause=self._save_if_stopped,
         )
 
     def _keep_weights(self, validation: Validation, *, collapsed: bool = False) -> bool:

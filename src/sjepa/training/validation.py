@@ -1,4 +1,4 @@
-"""Figures on held-out clips, the same crops and masks every time. T frames, D width."""
+"""Figures on held-out clips, the same crops and masks every time. N frames, L layers, D width."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch
+from sjepa.dataset.batch import Batch, Failure
 from sjepa.features.effective_rank import RANK_FRAMES, effective_rank, spread
 from sjepa.metrics import Metrics, MetricSums
 from sjepa.modules.encoder import Encoder
@@ -39,41 +40,47 @@ def validate(
     visible: bool,
     settings: StepSettings,
     warn: Callable[[str], None],
+    pause: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone. With `visible` the
-    loss is over the frames that were not masked too.
+    loss is over the frames that were not masked too. Several processes give as many batches each, some without clips, and
+    get the figures over all of them. `pause` is called before every batch and may raise.
 
     `encoder` is `model`'s own, called without masks for the figures per layer. Clips that cannot be read are named through
     `warn`. Raises UserError if none can.
     """
-    was_training = model.training
+    was_training, ranks = model.training, engine.ranks
     model.eval()
     sums = MetricSums(targets.gmm.num_components, engine.device)
     mask_key = key(settings.seed, "validation mask")
-    layers: list[list[torch.Tensor]] = [[] for _ in range(encoder.num_layers)]
+    layers: list[Tensor] = []
+    failures: list[Failure] = []
     missing = RANK_FRAMES
     for batch in batches:
-        for failure in batch.failures:
-            warn(f"skipped {failure.name}: {failure.reason}")
-        if not batch.num_samples:
-            continue
+        pause()
+        failures += batch.failures
         batch = batch.to(engine.device)
-        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
-        losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
-        sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
+        if batch.num_samples:
+            frames = choose_frames(batch, mask_key=mask_key, settings=settings)
+            losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
+            sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
         if missing > 0:
-            missing -= _keep_layers(engine, encoder, batch, layers, missing)
+            layers.append(ranks.rows(_layers(engine, encoder, batch, missing), most=missing))
+            missing -= len(layers[-1])
     model.train(was_training)
-    if not layers[0]:
+    ranks.add_up(*sums.tensors)
+    for failure in [failure for found in ranks.each(failures) for failure in found]:
+        warn(f"skipped {failure.name}: {failure.reason}")
+    if missing == RANK_FRAMES:
         raise UserError("dataset.test_path: not one of the clips to measure on could be read")
-    features = [torch.cat(kept) for kept in layers]
+    features = torch.cat(layers).unbind(1)
     return Validation(sums.read(), tuple(map(effective_rank, features)), tuple(map(spread, features)))
 
 
-def _keep_layers(engine: Engine, encoder: Encoder, batch: Batch, layers: list[list[torch.Tensor]], most: int) -> int:
-    """Adds every layer's features at up to `most` real frames of a batch to `layers`; how many there were."""
+def _layers(engine: Engine, encoder: Encoder, batch: Batch, most: int) -> Tensor:
+    """Every layer's features at the first real frames of a batch, at most `most`, [N, L, D]."""
+    if not batch.num_samples:
+        return torch.zeros(0, encoder.num_layers, encoder.shape.width, device=engine.device)
     with engine.autocast():
         output = encoder(batch.clean_BS, to_device(batch.num_samples, engine.device))
-    for kept, features_BTD in zip(layers, output.layers, strict=True):
-        kept.append(features_BTD[output.real_BT][:most].float())
-    return len(layers[0][-1])
+    return torch.stack([features_BTD[output.real_BT][:most].float() for features_BTD in output.layers], dim=1)

@@ -1,0 +1,60 @@
+"""Signals that end a run in good order, and what a cluster is told then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from sjepa.training.trainer import Trainer
+
+_SECONDS_FOR_SCONTROL = 60
+
+
+def _slurm_job() -> str | None:
+    """The SLURM job that this process is part of; a task of an array is a job of its own."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+@contextmanager
+def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM, SIGINT and under SLURM SIGUSR1 finish the update, save and stop; a second SIGINT stops at once."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if _slurm_job() and hasattr(signal, "SIGUSR1"):
+        numbers.append(signal.SIGUSR1)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stop_signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def told_to_stop(number: int, *, warn: Callable[[str], None]) -> int:
+    """Says how the run goes on, and puts the job back into SLURM's queue if SIGUSR1 asked for that. The exit code."""
+    job, name = _slurm_job(), signal.Signals(number).name
+    if name != "SIGUSR1" or job is None:
+        warn(f"stopped by {name}; the same command with checkpoint.resume=true goes on")
+        return 128 + number
+    try:
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS_FOR_SCONTROL, check=False
+        )
+        problem = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        warn(f"stopped by {name}, saved, but job {job} could not be requeued ({problem}); submit it again")
+        return 128 + number
+    warn(f"stopped by {name}, saved, and job {job} is back in the queue; it goes on if checkpoint.resume is true")
+    return 0

@@ -1,0 +1,213 @@
+"""One run in several processes, as a user starts it: by itself, by torchrun, by SLURM."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sjepa.core.distributed import Engine, Processes
+from sjepa.core.errors import UserError
+from sjepa.weights import load_weights
+from tests.training.test_run import RUN
+from tests.training.test_two_phases import TWO_PHASES
+
+BIN = Path(sys.executable).parent
+# 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for one process alone
+SHARED = ["train.batch_size=2", "train.epochs=8", "train.phase2_start_epoch=4", "train.masked_only_step=32", "model.overrides.layer_drop=0.2"]  # fmt: skip
+
+
+def arguments(corpus, *overrides):
+    paths = [f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}"]
+    return [str(BIN / "trainsjepa"), *RUN, *TWO_PHASES, *SHARED, *paths, "device=cpu", *overrides]
+
+
+def start(command, cwd, **environment):
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def finished(process, code=0):
+    """Standard output of a process that must end with that exit code."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, output + errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("alone")
+    finished(start(arguments(corpus, "train.grad_accum=2"), root))
+    return root / "runs/r/train"
+
+
+@pytest.fixture(scope="module")
+def together(corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("together")
+    output = finished(start(arguments(corpus, "train.grad_accum=1", "train.devices=2"), root))
+    return root / "runs/r/train", output
+
+
+def flat(module):
+    return torch.cat([value.flatten().double() for value in module.state_dict().values() if value.is_floating_point()])
+
+
+def assert_near(a, b, tolerance):
+    assert (flat(a) - flat(b)).norm() <= tolerance * flat(b).norm()
+
+
+def assert_same_training(a, b, tolerance=1e-5):
+    """The same but for rounding: sums over processes are made in another order."""
+    for name in ("best_phase1.pt", "last.pt"):
+        first, second = load_weights(a / "weights" / name), load_weights(b / "weights" / name)
+        assert_near(first.model, second.model, tolerance)
+        assert_near(first.gmm, second.gmm, tolerance)
+    assert_near(first.target_encoder, second.target_encoder, tolerance)
+    with (a / "history.csv").open() as one, (b / "history.csv").open() as other:
+        for row, expected in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
+            for name in ("epoch", "phase", "lr", "active_layer", "reseeded"):
+                assert row.get(name) == expected.get(name)
+            for name in (
+                "train_loss",
+                "val_loss",
+                "train_kl",
+                "val_kl",
+                "train_entropy_bits",
+                "clusters_used",
+                "audio_hours",
+            ):
+                assert float(row[name]) == pytest.approx(float(expected[name]), rel=tolerance), (row["epoch"], name)
+            for name in ("erank_0", "erank_1", "spread_1"):
+                assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), (row["epoch"], name)
+
+
+def test_two_processes_train_what_one_trains(alone, together):
+    """20 updates in each phase and across both switches, with layer drop, dropout, crops and augmentation."""
+    assert_same_training(together[0], alone)
+
+
+def test_one_of_them_speaks_and_writes(together):
+    folder, output = together
+    assert [path.name for path in folder.parent.iterdir() if path.name != "cache"] == ["train"]
+    assert len(list((folder / "logs").iterdir())) == 1
+    assert output.count("epoch 0 done") == 1
+    assert "2 clips × 1 accumulated × 2 devices: about 4 clips" in output
+    assert "2 × cpu, fp32" in output
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_two_began_goes_on_in_any_number(corpus, alone, tmp_path, devices):
+    process = start(arguments(corpus, "train.grad_accum=1", "train.devices=2", "train.log_every=1"), tmp_path)
+    for line in process.stdout:
+        if "epoch 4 step" in line:  # in phase 2
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(process.pid if devices == 1 else int(children[0]), signal.SIGTERM)
+            break
+    assert "checkpoint.resume=true goes on" in finished(process, 143)
+    again = arguments(corpus, "train.grad_accum=1", f"train.devices={devices}", "checkpoint.resume=true")
+    output = finished(start(again, tmp_path))
+    assert "going on from epoch_004" in output
+    assert f"2 clips × {2 // devices} accumulated" in output
+    assert_same_training(tmp_path / "runs/r/train", alone)
+
+
+def test_a_number_that_cannot_share_the_batch_is_refused(corpus, together, tmp_path):
+    root = together[0].parents[2]
+    process = start(arguments(corpus, "train.grad_accum=1", "train.devices=3", "checkpoint.resume=true"), root)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.strip() == (
+        "trainsjepa: train.devices: 3 processes cannot share the 2 micro-batches that make one update of the run to go on with"
+    )
+
+
+def test_a_mistake_is_told_once(corpus, tmp_path):
+    process = start(arguments(corpus, "train.devices=2", "dataset.train_path=nowhere.zip"), tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.strip() == "trainsjepa: nowhere.zip: no such file or folder"
+
+
+def test_torchrun_starts_the_processes(corpus, tmp_path):
+    short = arguments(corpus, "train.epochs=1", "train.phase2_start_epoch=-1", "train.masked_only_step=null")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    output = finished(start([*launch, *short], tmp_path))
+    assert output.count("epoch 0 done") == 1
+    assert "× 2 devices" in output
+    refused = start([*launch, *short, "train.devices=3"], tmp_path)
+    _, errors = refused.communicate(timeout=120)
+    assert "train.devices: 3 on train.num_nodes: 1, but torchrun started 2 on each of 1" in errors
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_slurm_starts_the_processes_and_gets_the_job_back(corpus, tmp_path):
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    job = {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0",
+           "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+           "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}  # fmt: skip
+    tasks = [
+        start(
+            arguments(corpus, "train.grad_accum=1", "train.log_every=1"),
+            tmp_path,
+            **job,
+            SLURM_PROCID=str(task),
+            SLURM_LOCALID=str(task),
+        )
+        for task in range(2)
+    ]
+    for line in tasks[0].stdout:
+        if "epoch 1 step" in line:
+            tasks[1].send_signal(signal.SIGUSR1)
+            break
+    assert "job 1234 is back in the queue" in finished(tasks[0])
+    assert finished(tasks[1]) == ""
+    assert (tmp_path / "asked").read_text() == "requeue 1234\n"
+    assert list((tmp_path / "runs/r/train/checkpoints").glob("epoch_001_step_*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, Processes(1, 1)),
+        (
+            {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0"},
+            Processes(1, 1),
+        ),  # a batch script without srun
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, Processes(1, 1)),
+        (
+            {"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"},
+            Processes(4, 2),
+        ),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}, Processes(3, 2)),
+    ],
+)
+def test_the_launcher_decides_how_many_there_are(monkeypatch, variables, found):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Engine(device="cpu", precision="fp32", launch=False).processes == found
+    if found.total > 1:
+        assert Engine(device="cpu", precision="fp32", processes=found, launch=False).processes == found
+        with pytest.raises(UserError, match=r"train.devices: 7 .* started"):
+            Engine(device="cpu", precision="fp32", processes=Processes(7), launch=False)
+
+
+def test_slurm_tasks_must_be_counted_per_node(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    with pytest.raises(UserError, match="--ntasks-per-node"):
+        Engine(device="cpu", precision="fp32", launch=False)
