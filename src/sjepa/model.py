@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sjepa.core.sharding import in_one_piece
 from sjepa.modules.cluster_head import ClusterHead
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.predictor import Predictor
@@ -56,6 +57,14 @@ class SJEPA(nn.Module):
         self.encoder = Encoder(shape.encoder)
         self.predictor = Predictor(shape.predictor, max_frames=shape.max_frames)
         self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
+
+    def shards(self) -> list[nn.Module]:
+        """What is gathered one at a time where the weights lie in pieces."""
+        return [*self.encoder.encoder.layers, self.encoder, self.predictor, self.head]
+
+    def in_one_piece(self) -> SJEPA:
+        """This network, or a copy of it if its weights lie in pieces: all processes must call it."""
+        return in_one_piece(self, lambda: SJEPA(self.shape))
 
     def renew_head(self, num_clusters: int) -> None:
         """A cluster head with fresh weights for another number of components, on the same device."""

@@ -93,6 +93,19 @@ def test_two_processes_train_what_one_trains(alone, together):
     assert_same_training(together[0], alone)
 
 
+def test_weights_in_pieces_train_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path):
+    """Stopped in the first phase, on with weights in pieces to the second, and on to the end in one process."""
+    options = ["train.grad_accum=1", "train.strategy=fsdp", "train.log_every=1"]
+    for devices, until in ((2, "epoch 1 step"), (2, "epoch 5 step"), (1, None)):
+        process = start(arguments(corpus, *options, f"train.devices={devices}", "checkpoint.resume=true"), tmp_path)
+        for line in process.stdout if until else ():
+            if until in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        finished(process, 143 if until else 0)
+    assert_same_training(tmp_path / "runs/r/train", alone)
+
+
 def test_one_of_them_speaks_and_writes(together):
     folder, output = together
     assert [path.name for path in folder.parent.iterdir() if path.name != "cache"] == ["train"]

@@ -89,19 +89,19 @@ def test_only_the_head_is_new_after_the_switch_and_all_other_moments_are_kept(co
     seen = {}
     original = transition.renew_head
 
-    def watch(network, optimizer, build, **settings):
+    def watch(engine, network, moments, build, **settings):
         weights = {name: value.detach().clone() for name, value in network.named_parameters()}
-        moments = {name: optimizer.state[value]["exp_avg"].clone() for name, value in network.named_parameters()}
-        renewed = original(network, optimizer, build, **settings)
+        before = {name: value["exp_avg"].clone() for name, value in moments.items()}
+        network, model, optimizer = original(engine, network, moments, build, **settings)
         for name, value in network.named_parameters():
             if name.startswith("head."):
-                assert value not in renewed.state
+                assert value not in optimizer.state
                 seen.setdefault("head", []).append(value.shape)
                 continue
             assert torch.equal(value, weights[name])
-            assert torch.equal(renewed.state[value]["exp_avg"], moments[name])
+            assert torch.equal(optimizer.state[value]["exp_avg"], before[name])
             seen["kept"] = seen.get("kept", 0) + 1
-        return renewed
+        return network, model, optimizer
 
     monkeypatch.setattr("sjepa.training.trainer.renew_head", watch)
     assert run(corpus, tmp_path, *TWO_PHASES) == 0

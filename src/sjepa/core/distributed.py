@@ -6,11 +6,11 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -20,11 +20,13 @@ from lightning_fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from sjepa.core.errors import UserError
 from sjepa.core.ranks import ALONE, Ranks
+from sjepa.core.sharding import whole
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,6 +34,15 @@ _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
 
 
 _PATIENCE = timedelta(hours=2)  # that processes wait for each other: the main one may scan a large corpus first
+
+
+class Network(Protocol):
+    """What can be set up for training."""
+
+    def shards(self) -> Iterable[nn.Module]:
+        """The parts that are gathered one at a time where the weights lie in pieces; what contains others comes after
+        them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,20 @@ class Processes:
 class Engine:
     """Where a run computes, in how many processes, and in which arithmetic."""
 
-    def __init__(self, *, device: str, precision: str, processes: Processes = Processes(), launch: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        precision: str,
+        processes: Processes = Processes(),
+        sharded: bool = False,
+        launch: bool = True,
+    ) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
 
         More than one process: those that torchrun or SLURM started find each other; else this one starts the others on
-        its machine by the command that it was started with. `launch` False only plans. Raises UserError if the machine
+        its machine by the command that it was started with. `sharded`: each keeps a piece of weights, gradients and
+        moments (FSDP) and not all of them (DDP). `launch` False only plans. Raises UserError if the machine
         has no such devices or arithmetic, or if another number of processes was started.
         """
         kind = _device_kind(device)
@@ -66,7 +86,7 @@ class Engine:
             accelerator=kind,
             devices=self.processes.devices if parallel else 1,
             num_nodes=self.processes.nodes if parallel else 1,
-            strategy=DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False) if parallel else "auto",
+            strategy=_strategy(self.processes, sharded=sharded) if parallel else "auto",
             precision=_FABRIC_PRECISION[self.precision],  # type: ignore[arg-type]
             plugins=[launcher],
         )
@@ -94,11 +114,12 @@ class Engine:
         machines = f" on {nodes} machines" if nodes > 1 else ""
         return f"{many}{name}, {self.precision}{threads}{machines}"
 
-    def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        """Model and optimiser on the device, their calls in the chosen arithmetic. What wrapped the model before must not
-        be referred to any more."""
+    def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[Any, Any]:
+        """Model and optimiser on the device, their calls in the chosen arithmetic; the network's own tensors lie in pieces
+        afterwards if the engine shards. What wrapped it before must not be referred to any more."""
         gc.collect()  # an old wrapper would go on gathering the gradients of its parameters
-        return self._fabric.setup(model, optimizer)  # type: ignore[no-any-return]
+        model = self._fabric.setup_module(network)
+        return model, self._fabric.setup_optimizers(build(network))
 
     def to_device(self, module: Module) -> Module:
         return module.to(self.device)
@@ -120,7 +141,19 @@ class Engine:
     def clip_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
         """Scales the gradient down to `max_norm`; its norm before that, which may be inf or NaN."""
         norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
-        return torch.as_tensor(norm)
+        return torch.as_tensor(whole(norm))
+
+
+def _strategy(processes: Processes, *, sharded: bool) -> Strategy:
+    if not sharded:
+        return DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False)
+
+    def shard(network: Any, mesh: Any) -> Any:
+        for part in [*network.shards(), network]:
+            fully_shard(part, mesh=mesh["data_parallel"])
+        return network
+
+    return ModelParallelStrategy(shard, data_parallel_size=processes.total, tensor_parallel_size=1, timeout=_PATIENCE)
 
 
 def _launcher(wanted: Processes, environment: Mapping[str, str]) -> tuple[ClusterEnvironment, Processes]:

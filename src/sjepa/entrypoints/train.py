@@ -87,7 +87,13 @@ class Prepared:
 def train(config: Config, *, dry_run: bool = False) -> int:
     """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
     processes = Processes(config.train.devices, config.train.num_nodes)
-    engine = Engine(device=config.device, precision=config.train.precision, processes=processes, launch=not dry_run)
+    engine = Engine(
+        device=config.device,
+        precision=config.train.precision,
+        processes=processes,
+        sharded=config.train.strategy == "fsdp",
+        launch=not dry_run,
+    )
     ranks = engine.ranks
     console = Console(quiet=not ranks.is_main)
     notes: list[str] = []

@@ -7,15 +7,17 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from sjepa.core.sharding import in_one_piece, whole
 from sjepa.modules.encoder import Encoder, EncoderOutput
 
 
 class EMAEncoder(nn.Module):
-    """Starts as a copy; hears everything, unmasked and without dropout; has no gradient."""
+    """Starts as a copy, in one piece; hears everything, unmasked and without dropout; has no gradient."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.average = copy.deepcopy(encoder).requires_grad_(False).eval()
+        source = in_one_piece(encoder, lambda: Encoder(encoder.shape, geometry=encoder.geometry))
+        self.average = copy.deepcopy(source).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMAEncoder:
         """Stays in evaluation mode."""
@@ -30,7 +32,7 @@ class EMAEncoder(nn.Module):
     def follow(self, encoder: Encoder, decay: float) -> None:
         """average ← decay · average + (1 − decay) · encoder, over all parameters at once; buffers are copied."""
         own: list[Tensor] = list(self.average.parameters())
-        new: list[Tensor] = list(encoder.parameters())
+        new: list[Tensor] = whole(list(encoder.parameters()))
         torch._foreach_lerp_(own, new, 1.0 - decay)
         for target, source in zip(self.average.buffers(), encoder.buffers(), strict=True):
             target.copy_(source)

@@ -72,7 +72,7 @@ class TransformerStack(nn.Module):
         x_BTD = self.dropout(self.layer_norm(x_BTD + self.pos_conv_embed(x_BTD)))
         outputs: list[Tensor] = []
         for index, layer in enumerate(self.layers[: up_to + 1]):
-            x_BTD = _keep_in_graph(x_BTD, layer) if index in dropped else layer(x_BTD, real_BT)
+            x_BTD = layer(x_BTD, real_BT, passed_by=index in dropped)
             outputs.append(x_BTD)
         return outputs
 
@@ -119,8 +119,3 @@ class Encoder(nn.Module):
         last = self.num_layers - 1 if up_to is None else up_to
         outputs = self.encoder(x_BTD, real_BT, last, dropped)
         return EncoderOutput(outputs[-1], real_BT, tuple(outputs))
-
-
-def _keep_in_graph(x: Tensor, module: nn.Module) -> Tensor:
-    """`x`, with a zero gradient for every parameter of `module`: data parallelism waits for all of them."""
-    return x + 0.0 * sum(parameter.sum() for parameter in module.parameters())

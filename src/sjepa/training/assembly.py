@@ -233,23 +233,24 @@ def assemble(
             scales_loss=engine.scales_loss,
         )
 
-    wrapped, wrapped_optimizer = engine.setup(model, new_optimizer(model))
     maker = target_maker(config, data, engine, files, report)
     windows, writes = training_windows(data.validation, config.dataset), engine.ranks.is_main
+    targets = maker.fitted(stage, model.encoder, given=given) if fresh else maker.blank(stage, model.encoder)
+    wrapped, optimizer = engine.setup(model, new_optimizer)
     parts = Parts(
         engine=engine,
         network=model,
         model=wrapped,
-        optimizer=wrapped_optimizer,
+        optimizer=optimizer,
         build_optimizer=new_optimizer,
-        targets=maker.fitted(stage, model.encoder, given=given) if fresh else maker.blank(stage, model.encoder),
+        targets=targets,
         maker=maker,
         settings=step_settings(config),
         train=train,
         validation=fixed_loader(config, data.validation, windows, engine),
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=Fingerprint(data.train.clips, data.windows),
-        weights=WeightsFolder(files.weights, model, config.model_dump(mode="json", by_alias=True), writes),
+        weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
     )
     run_plan = Plan(
         schedule,

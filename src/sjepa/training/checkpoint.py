@@ -12,6 +12,7 @@ import torch
 import sjepa
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
+from sjepa.core.sharding import load_state, whole
 from sjepa.weights import read_torch_file
 
 _KIND, _FORMAT = "sjepa checkpoint", 3
@@ -36,10 +37,10 @@ class Checkpoints:
     def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
         """Writes the state of every part, then removes the oldest files over the limit."""
         name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
+        states = whole({name: part.state_dict() for name, part in parts.items()})
         if not self._writes:
             return self.folder / name
-        content = {"kind": _KIND, "format": _FORMAT, "version": sjepa.__version__}
-        content["parts"] = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[assignment]
+        content = {"kind": _KIND, "format": _FORMAT, "version": sjepa.__version__, "parts": states}
         with atomic_path(self.folder / name) as temporary:
             torch.save(content, temporary)
         others = [path for path in self.paths() if path.name != name]
@@ -76,7 +77,7 @@ class Checkpoints:
                 raise UserError(f"{path}: its {name} does not fit this run ({problem})")
         for name, part in parts.items():
             try:
-                part.load_state_dict(states[name])
+                load_state(part, states[name])
             except (KeyError, ValueError, RuntimeError) as error:
                 raise UserError(f"{path}: its {name} does not fit this run ({' '.join(str(error).split())})") from None
 

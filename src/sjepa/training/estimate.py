@@ -14,7 +14,7 @@ from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
-from sjepa.dataset.batch import Batch
+from sjepa.dataset.batch import Batch, silence
 from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.masking import num_masked
@@ -84,14 +84,13 @@ def seconds_per_audio_second(
     rate: float | None = None
     started, seconds, samples = time.perf_counter(), 0.0, 0
     for batch in batches:
-        if batch.num_samples:
-            batch = batch.to(engine.device)
+        if batch.num_samples or engine.ranks.size > 1:
+            batch = (batch if batch.num_samples else silence(SPEECH.samples(2))).to(engine.device)
             frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
-            with engine.accumulating(model, more=True):
-                losses = frame_losses(
-                    engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss
-                )
-                engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
+            losses = frame_losses(
+                engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss
+            )
+            engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
             sums.add(
                 losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
             )

@@ -19,16 +19,18 @@ class WeightsFolder:
     """`last.pt`, `best.pt` of the current phase, `best_phase1.pt` once that is over."""
 
     folder: Path
-    network: SJEPA
     config: dict[str, Any]
     writes: bool = True  # False: of several processes one saves, and this is another
 
-    def save(self, targets: Targets, clock: Clock, stage: Stage, metrics: Metrics, *, is_best: bool) -> None:
+    def save(
+        self, network: SJEPA, targets: Targets, clock: Clock, stage: Stage, metrics: Metrics, *, is_best: bool
+    ) -> None:
         """Writes last.pt, and best.pt if it is that."""
+        network = network.in_one_piece()
         if not self.writes:
             return
         weights = Weights(
-            self.network,
+            network,
             targets.gmm,
             self.config,
             asdict(stage),

@@ -20,7 +20,7 @@ from sjepa.training.optimizer import set_learning_rate
 from sjepa.training.parts import Interrupted, Parts, Plan
 from sjepa.training.report import EpochResult, Report, StepFigures
 from sjepa.training.step import Update, optimiser_update
-from sjepa.training.transition import renew_head
+from sjepa.training.transition import moments_by_name, renew_head
 from sjepa.training.validation import Validation, validate
 
 STATE = (
@@ -123,14 +123,12 @@ class Trainer:
 
     def _renew_head(self, num_clusters: int) -> None:
         """The components mean something else now: a new head, and figures that start anew."""
-        parts, engine = self.parts, self.parts.engine
-        seed = parts.settings.seed
-        renewed = renew_head(
-            parts.network, parts.optimizer, parts.build_optimizer, num_clusters=num_clusters, seed=seed
-        )
-        model, optimizer = engine.setup(parts.network, renewed)
+        network, moments = self.parts.network.in_one_piece(), moments_by_name(self.parts.network, self.parts.optimizer)
+        self.parts = parts = replace(self.parts, network=network, model=None, optimizer=None)
+        engine, seed, build = parts.engine, parts.settings.seed, parts.build_optimizer
+        network, model, optimizer = renew_head(engine, network, moments, build, num_clusters=num_clusters, seed=seed)
         model.train()
-        self.parts = replace(parts, model=model, optimizer=optimizer)
+        self.parts = replace(parts, network=network, model=model, optimizer=optimizer)
         self.best.restart()
         self._epoch_sums = MetricSums(num_clusters, engine.device)
         self._recent_sums = MetricSums(num_clusters, engine.device)
@@ -305,7 +303,7 @@ class Trainer:
         """Writes the weights; whether they are the best so far, which those of a collapse never are."""
         is_best = not collapsed and self.best.offer(validation.metrics, self.clock.epoch)
         parts = self.parts
-        parts.weights.save(parts.targets, self.clock, self._stage, validation.metrics, is_best=is_best)
+        parts.weights.save(parts.network, parts.targets, self.clock, self._stage, validation.metrics, is_best=is_best)
         return is_best
 
     def _collapse(self, validation: Validation) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.random import key
+from sjepa.core.sharding import split_like, whole
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
@@ -98,16 +99,29 @@ def encoder_features(width: int) -> str:
 
 
 def renew_head(
-    network: SJEPA, optimizer: Any, build: Callable[[nn.Module], Any], *, num_clusters: int, seed: int
-) -> Any:
-    """Gives the network a fresh head of `num_clusters`, and returns an optimiser in which everything else keeps its
-    moments: they are carried over by the names of the parameters, since the head's are new objects."""
-    state = optimizer.state
-    moments = {name: state[parameter] for name, parameter in network.named_parameters() if parameter in state}
+    engine: Engine,
+    network: SJEPA,
+    moments: dict[str, Any],
+    build: Callable[[nn.Module], Any],
+    *,
+    num_clusters: int,
+    seed: int,
+) -> tuple[SJEPA, Any, Any]:
+    """Gives a network in one piece a fresh head of `num_clusters`, and sets it up with an optimiser in which everything else
+    has the `moments` that it had: they are carried over by the names of the parameters, since these are new objects.
+
+    Returns the network, and model and optimiser as the engine made them.
+    """
     torch.manual_seed(key(seed, "head", num_clusters))
     network.renew_head(num_clusters)
-    renewed = build(network)
+    model, optimizer = engine.setup(network, build)
     for name, parameter in network.named_parameters():
         if name in moments and not name.startswith("head."):
-            renewed.state[parameter] = moments[name]
-    return renewed
+            optimizer.state[parameter] = {kind: split_like(value, parameter) for kind, value in moments[name].items()}
+    return network, model, optimizer
+
+
+def moments_by_name(network: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """What the optimiser keeps of every parameter, in one piece."""
+    state = optimizer.state
+    return {name: whole(dict(state[own])) for name, own in network.named_parameters() if own in state}

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch, Failure
+from sjepa.dataset.batch import Batch, Failure, silence
 from sjepa.features.effective_rank import RANK_FRAMES, effective_rank, spread
 from sjepa.metrics import Metrics, MetricSums
 from sjepa.modules.encoder import Encoder
@@ -59,13 +60,16 @@ def validate(
     for batch in batches:
         pause()
         failures += batch.failures
-        batch = batch.to(engine.device)
-        if batch.num_samples:
-            frames = choose_frames(batch, mask_key=mask_key, settings=settings)
-            losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
+        real = bool(batch.num_samples)
+        if not real and ranks.size == 1:
+            continue
+        batch = (batch if real else silence(SPEECH.samples(2))).to(engine.device)  # all processes keep in step
+        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
+        losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
+        if real:
             sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
         if missing > 0:
-            layers.append(ranks.rows(_layers(engine, encoder, batch, missing), most=missing))
+            layers.append(ranks.rows(_layers(engine, encoder, batch, missing if real else 0), most=missing))
             missing -= len(layers[-1])
     model.train(was_training)
     ranks.add_up(*sums.tensors)
@@ -79,8 +83,6 @@ def validate(
 
 def _layers(engine: Engine, encoder: Encoder, batch: Batch, most: int) -> Tensor:
     """Every layer's features at the first real frames of a batch, at most `most`, [N, L, D]."""
-    if not batch.num_samples:
-        return torch.zeros(0, encoder.num_layers, encoder.shape.width, device=engine.device)
     with engine.autocast():
         output = encoder(batch.clean_BS, to_device(batch.num_samples, engine.device))
     return torch.stack([features_BTD[output.real_BT][:most].float() for features_BTD in output.layers], dim=1)
