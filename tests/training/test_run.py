@@ -14,6 +14,7 @@ from sjepa.core.errors import UserError
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.train import train
 from sjepa.training import trainer as trainer_module
+from sjepa.training import validation
 from sjepa.training.resume import differences
 from sjepa.training.trainer import Trainer
 from tests.conftest import tone
@@ -120,6 +121,28 @@ def test_a_stopped_run_goes_on_to_the_same_end(corpus, finished, tmp_path, stop_
     assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
     assert [path.name for path in (tmp_path / "r").glob("train*")] == ["train"]
     assert_same_run(finished, tmp_path / "r" / "train")
+
+
+def test_a_stop_during_validation_waits_for_nothing(corpus, tmp_path, monkeypatch):
+    running, started, original = [], Trainer.run, validation.choose_frames
+
+    def remember(self):
+        running.append(self)
+        started(self)
+
+    def signalled(*arguments, **more):
+        running[0].stop_signal = 15
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(Trainer, "run", remember)
+    monkeypatch.setattr(validation, "choose_frames", signalled)
+    assert run(corpus, tmp_path, "train.batch_size=1", "train.grad_accum=8") == 128 + 15
+    assert not (tmp_path / "r/train/history.csv").exists()
+    monkeypatch.undo()
+    assert run(corpus, tmp_path, "train.batch_size=1", "train.grad_accum=8", "checkpoint.resume=true") == 0
+    whole = tmp_path / "whole"
+    assert run(corpus, whole, "train.batch_size=1", "train.grad_accum=8") == 0
+    assert_same_run(whole / "r/train", tmp_path / "r/train")
 
 
 def test_more_epochs_continue_a_finished_run_and_other_changes_are_refused(corpus, tmp_path):

@@ -146,7 +146,7 @@ class Engine:
 
 def _strategy(processes: Processes, *, sharded: bool) -> Strategy:
     if not sharded:
-        return DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False)
+        return DDPStrategy(timeout=_PATIENCE)
 
     def shard(network: Any, mesh: Any) -> Any:
         for part in [*network.shards(), network]:
