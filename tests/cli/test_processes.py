@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,66 @@ def test_slurm_tasks_must_be_counted_per_node(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     with pytest.raises(UserError, match="--ntasks-per-node"):
         Engine(device="cpu", precision="fp32", launch=False)
+
+
+def children(process_id):
+    return [int(word) for word in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+def second_process(process):
+    """The one that the first started to share its run (it also starts processes that read audio)."""
+    return next(
+        child for child in children(process.pid) if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes()
+    )
+
+
+def started_and_training(corpus, root, *overrides):
+    long = ["train.devices=2", "train.grad_accum=1", "train.epochs=400", "train.log_every=1", *overrides]
+    process = start(arguments(corpus, *long), root)
+    next(line for line in process.stdout if "epoch 1 step" in line)
+    return process
+
+
+def test_what_one_process_alone_knows_is_told(corpus, tmp_path):
+    process = started_and_training(corpus, tmp_path, "dataset.num_workers=1")
+    os.kill(children(second_process(process))[0], signal.SIGKILL)  # the reader of the second process
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "process 1 of 2: dataset.num_workers: a process that reads audio was killed" in errors
+    assert "Traceback" not in errors
+
+
+def test_nobody_is_left_behind(corpus, tmp_path):
+    process = started_and_training(corpus, tmp_path)
+    second = second_process(process)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{second}/cmdline").exists() and Path(f"/proc/{second}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_what_fails_in_the_main_process_is_told_once(corpus, together):
+    folder, _ = together
+    table = (folder / "history.csv").read_text()
+    (folder / "history.csv").write_text(table.replace("0,1,", "x,1,", 1))
+    again = arguments(corpus, "train.grad_accum=1", "train.devices=2", "train.epochs=9", "checkpoint.resume=true")
+    process = start(again, folder.parents[2])
+    _, errors = process.communicate(timeout=120)
+    (folder / "history.csv").write_text(table)
+    assert process.returncode == 2
+    assert len(errors.strip().splitlines()) == 1
+    assert "history.csv: damaged" in errors
+
+
+def test_machines_need_a_launcher(monkeypatch):
+    with pytest.raises(UserError, match="torchrun or SLURM"):
+        Engine(device="cpu", precision="fp32", processes=Processes(1, 2), launch=False)
+
+
+def test_half_precision_does_not_go_with_pieces(corpus, tmp_path):
+    process = start(arguments(corpus, "train.precision=fp16", "train.strategy=fsdp"), tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in errors

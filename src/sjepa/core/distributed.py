@@ -6,6 +6,8 @@ import contextlib
 import gc
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +35,7 @@ Module = TypeVar("Module", bound=nn.Module)
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
+_SECONDS_BETWEEN_LOOKS = 0.5
 _PATIENCE = timedelta(hours=2)  # that processes wait for each other: the main one may scan a large corpus first
 
 
@@ -80,6 +83,8 @@ class Engine:
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)
+        if sharded and self.precision == "fp16":
+            raise UserError("train.precision: fp16 does not go with train.strategy: fsdp; use bf16 or fp32")
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
         parallel = launch and self.processes.total > 1
         self._fabric = Fabric(
@@ -92,7 +97,10 @@ class Engine:
         )
         self.ranks = ALONE
         if parallel:
+            parent = os.getppid()
             self._fabric.launch()
+            if isinstance(launcher, LightningEnvironment) and self._fabric.local_rank > 0:
+                threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
             self.ranks = Ranks(self._fabric.global_rank, self._fabric.world_size, self._fabric.device)
         self.device: torch.device = self._fabric.device
 
@@ -117,7 +125,7 @@ class Engine:
     def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[Any, Any]:
         """Model and optimiser on the device, their calls in the chosen arithmetic; the network's own tensors lie in pieces
         afterwards if the engine shards. What wrapped it before must not be referred to any more."""
-        gc.collect()  # an old wrapper would go on gathering the gradients of its parameters
+        gc.collect()  # what wrapped it before has buffers as large as the weights
         model = self._fabric.setup_module(network)
         return model, self._fabric.setup_optimizers(build(network))
 
@@ -169,7 +177,19 @@ def _launcher(wanted: Processes, environment: Mapping[str, str]) -> tuple[Cluste
             )
         nodes = int(environment.get("SLURM_NNODES", "1"))
         return SLURMEnvironment(auto_requeue=False), _agreed("SLURM", Processes(tasks // nodes, nodes), wanted)
+    if wanted.nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= set(environment):
+        raise UserError(
+            f"train.num_nodes: {wanted.nodes} machines are started by torchrun or SLURM (or by hand on each of them, with "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK set)"
+        )
     return LightningEnvironment(), wanted
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
 
 
 def _agreed(launcher: str, started: Processes, wanted: Processes) -> Processes:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class SharedError(UserError):
+    """One that every process of a run has at the same point; the main one tells it."""
+
+
 class ToldByMain(Exception):
     """This is one of several processes; the main one stopped and has said why."""
 

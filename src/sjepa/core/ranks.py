@@ -100,5 +100,10 @@ class Ranks:
         self.main_s(True)
         return done
 
+    def of_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives in the main process, which alone does it. If it fails there, the others end with ToldByMain."""
+        done = self.main_first(lambda: work() if self.is_main else None)
+        return self.main_s(done)  # type: ignore[return-value]
+
 
 ALONE = Ranks()

@@ -11,20 +11,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def whole(value: Any) -> Any:
-    """A tensor, or nested containers of them, with every tensor in pieces put together: all processes must call it."""
+def whole(value: Any, keep: Callable[[Tensor], Any] = lambda tensor: tensor) -> Any:
+    """A tensor, or nested containers of them, with every tensor in pieces put together, one at a time: what `keep` makes of
+    it stays. All processes must call it."""
     if isinstance(value, DTensor):
-        return value.full_tensor()
+        return keep(value.full_tensor())
     if isinstance(value, dict):
-        return {name: whole(item) for name, item in value.items()}
+        return {name: whole(item, keep) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in value)
+        return type(value)(whole(item, keep) for item in value)
     return value
 
 
 def split_like(value: Tensor, own: Any) -> Tensor:
     """This process's piece of a whole tensor, split as `own` is; the whole if that is whole."""
-    if not isinstance(own, DTensor) or isinstance(value, DTensor) or value.shape != own.shape:
+    if not isinstance(own, DTensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
@@ -40,7 +41,13 @@ def in_one_piece(module: Module, rebuild: Callable[[], Module]) -> Module:
 
 def load_state(part: Any, state: dict[str, Any]) -> None:
     """`part.load_state_dict` of a state of whole tensors, whichever way the part is split."""
+    if hasattr(part, "param_groups"):  # an optimiser: it numbers its parameters
+        parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+        moments = {
+            number: {name: split_like(value, parameters[number]) for name, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        part.load_state_dict({**state, "state": moments})
+        return
     own = part.state_dict()
     part.load_state_dict({name: split_like(value, own.get(name)) for name, value in state.items()})
-    for parameter, moments in getattr(part, "state", {}).items():  # an optimiser's
-        moments.update({name: split_like(value, parameter) for name, value in moments.items()})

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.audio import Waveform
 
 
@@ -48,6 +49,14 @@ class Batch:
     def total_samples(self) -> int:
         return sum(self.num_samples)
 
+    def or_silence(self) -> Batch:
+        """The batch; or, if it has no clips, two frames of silence: of several processes one that has nothing left makes as
+        many passes as the others."""
+        if self.num_samples:
+            return self
+        waveform = torch.zeros(1, SPEECH.samples(2))
+        return Batch(waveform, waveform, (SPEECH.samples(2),), torch.zeros(1, dtype=torch.int64), (0,), ())
+
     def pin_memory(self) -> Batch:
         clean = self.clean_BS.pin_memory()
         heard = clean if self.heard_BS is self.clean_BS else self.heard_BS.pin_memory()
@@ -58,12 +67,6 @@ class Batch:
         clean = self.clean_BS.to(device, non_blocking=True)
         heard = clean if same else self.heard_BS.to(device, non_blocking=True)
         return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.to(device, non_blocking=True))
-
-
-def silence(samples: int) -> Batch:
-    """A clip of nothing, for a process without a batch that must keep in step with the others."""
-    waveform = torch.zeros(1, samples)
-    return Batch(waveform, waveform, (samples,), torch.zeros(1, dtype=torch.int64), (0,), ())
 
 
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -84,6 +85,18 @@ def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser
 
 
 def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
+    """Does the work and ends as `_exit_code` says."""
+    code = _exit_code(parser, work, arguments)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # threads that talk to processes which are gone may abort while the interpreter shuts down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None) -> int:
     """0 done, 2 the user's to mend (one line each), 1 a fault of ours, 128 + n stopped by signal n after saving."""
     options = parser.parse_intermixed_args(arguments)
     try:

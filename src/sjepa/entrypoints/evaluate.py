@@ -22,7 +22,9 @@ def evaluate_weights(config: Config) -> int:
     if config.init_weights is None:
         raise UserError("init_weights: name the weights to evaluate (best.pt of a run)")
     console = Console()
-    engine = Engine(device=config.device, precision=config.train.precision)
+    engine = Engine(device=config.device, precision=config.train.precision, launch=False)
+    if engine.processes.total > 1:
+        raise UserError("evalsjepa works in one process: start it without torchrun or srun, or with one task")
     weights = load_weights(config.init_weights)
     trained = parse_config(weights.config, where=config.init_weights)
     settings = config.dataset.model_copy(update={"max_seconds": trained.dataset.max_seconds})

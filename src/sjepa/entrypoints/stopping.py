@@ -1,18 +1,24 @@
-"""Signals that end a run in good order, and what a cluster is told then."""
+"""How a run ends early: by signals, in good order, and what a cluster is told then; or because one process fails."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from sjepa.core.errors import SharedError, UserError
+from sjepa.core.ranks import Ranks
 from sjepa.training.trainer import Trainer
 
 _SECONDS_FOR_SCONTROL = 60
+_SECONDS_TO_BE_ENDED = 2.0
+_LOST = re.compile(r"[Cc]onnection (closed|reset)|NCCL|Socket|[Tt]imed out")
 
 
 def _slurm_job() -> str | None:
@@ -58,3 +64,17 @@ def told_to_stop(number: int, *, warn: Callable[[str], None]) -> int:
         return 128 + number
     warn(f"stopped by {name}, saved, and job {job} is back in the queue; it goes on if checkpoint.resume is true")
     return 0
+
+
+def end_of_one(error: Exception, ranks: Ranks) -> int:
+    """One of several processes ends by an error: each says what it alone knows. The exit code."""
+    if isinstance(error, SharedError):
+        return 0  # the main process says it
+    if isinstance(error, UserError):
+        raise UserError(f"process {ranks.rank} of {ranks.size}: {error}") from error
+    if not isinstance(error, RuntimeError | ConnectionError) or not _LOST.search(str(error)):
+        raise error
+    time.sleep(_SECONDS_TO_BE_ENDED)  # by the process that started this one, which is gone or has the reason
+    raise UserError(
+        f"process {ranks.rank} of {ranks.size}: another process ended; what it said is the reason"
+    ) from error

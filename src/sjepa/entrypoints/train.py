@@ -6,20 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sjepa.config.load import dump_config, load_config
-from sjepa.config.schedule import RunProgress, Schedule, Stage
+from sjepa.config.load import dump_config
+from sjepa.config.schedule import Schedule, Stage
 from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine, Processes
-from sjepa.core.errors import UserError
+from sjepa.core.errors import SharedError, UserError
 from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import Loader
-from sjepa.entrypoints.stopping import stopping_on_signals, told_to_stop
+from sjepa.entrypoints.resumed import Resumed, checkpoint_folder, run_to_resume
+from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.evaluation.evaluate import evaluate, write_results
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.report import RunReport, Silence
-from sjepa.reporting.run_dir import RunDir, existing_runs, new_run
+from sjepa.reporting.run_dir import RunDir, new_run
 from sjepa.reporting.summary import describe_batches, describe_data, describe_model, describe_plan
 from sjepa.reporting.tensorboard import event_writer
 from sjepa.training.assembly import (
@@ -36,37 +37,12 @@ from sjepa.training.assembly import (
     train_loader,
 )
 from sjepa.training.checkpoint import Checkpoints
+from sjepa.training.data import Fingerprint
 from sjepa.training.estimate import seconds_per_audio_second
 from sjepa.training.network import build_model, new_model
 from sjepa.training.parts import Interrupted
-from sjepa.training.resume import refuse_differences
-from sjepa.training.trainer import STATE, Trainer
+from sjepa.training.trainer import Trainer
 from sjepa.weights import load_weights
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A run to go on with: its folder, the checkpoint, how far that came, and how many micro-batches make an update."""
-
-    run_dir: RunDir
-    checkpoint: Path
-    progress: RunProgress
-    batches_per_update: int
-
-    def grad_accum(self, processes: int) -> int:
-        """Micro-batches that each process takes for the same global batch. Raises UserError if it cannot be shared out."""
-        share, rest = divmod(self.batches_per_update, processes)
-        if rest:
-            raise UserError(
-                f"train.devices: {processes} processes cannot share the {self.batches_per_update} micro-batches that make "
-                "one update of the run to go on with"
-            )
-        return share
-
-    def stage(self, schedule: Schedule) -> Stage:
-        """The stage that the checkpoint was made in; the next one may start with the very next update."""
-        last = list(self.progress.entered)[-1]
-        return next(stage for stage in schedule.stages if stage.name == last)  # plans keep what was entered
 
 
 @dataclass(frozen=True)
@@ -97,27 +73,35 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     ranks = engine.ranks
     console = Console(quiet=not ranks.is_main)
     notes: list[str] = []
-    resume = config.checkpoint.resume and not dry_run
-    run = ranks.main_first(lambda: _prepare(config, engine, console, resume=resume, note=notes.append))
+    resumed = None
+    if config.checkpoint.resume and not dry_run:
+        resumed = ranks.of_main(lambda: run_to_resume(config, console))
+    run = ranks.main_first(lambda: _prepare(config, engine, console, resumed, note=notes.append))
     if dry_run:
         _describe(config, console, run, notes)
         return 0
-    run_dir = ranks.main_s(ranks.main_first(lambda: _run_folder(config, run, console) if ranks.is_main else None))
-    assert run_dir is not None  # the main process has one
     try:
+        _refuse_other_data(run)
+        run_dir = ranks.of_main(lambda: _run_folder(config, run, console))
         _describe(config, console, run, notes)
         return _run(config, run, run_dir, console)
-    except UserError:
-        if ranks.is_main:
+    except Exception as error:
+        if ranks.size == 1 or (ranks.is_main and isinstance(error, UserError)):
             raise
-        return 0  # the main process has said it
+        return end_of_one(error, ranks)
+
+
+def _refuse_other_data(run: Prepared) -> None:
+    """Processes that see other files would wait for each other for ever."""
+    own = (Fingerprint(run.data.train.clips, run.data.windows).state_dict(), run.loader.num_batches)
+    if len({repr(seen) for seen in run.engine.ranks.each(own)}) > 1:
+        raise SharedError("dataset.train_path: the processes see different clips; give all machines the same files")
 
 
 def _run(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> int:
     """From the first update to the figures of the test set."""
     is_main = run.engine.ranks.is_main
-    events = event_writer(run_dir.root) if config.logging.tensorboard and is_main else None
-    report = RunReport(console, run_dir, events=events) if is_main else Silence()
+    report = run.engine.ranks.main_first(lambda: _report(config, run, run_dir, console))
     trainer = _trainer(config, run, run_dir, report)
     _estimate_time(trainer, run, console)
     console.run_started(run.schedule.epochs, run.schedule.total_steps)
@@ -143,8 +127,18 @@ def _run(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> in
     return 0
 
 
+def _report(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> RunReport | Silence:
+    """Who listens to this process."""
+    if not run.engine.ranks.is_main:
+        return Silence()
+    report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
+    if run.resumed:
+        report.history.resume(run.resumed.epoch)
+    return report
+
+
 def _prepare(
-    config: Config, engine: Engine, console: Console, *, resume: bool, note: Callable[[str], None]
+    config: Config, engine: Engine, console: Console, resumed: Resumed | None, *, note: Callable[[str], None]
 ) -> Prepared:
     """Reads and checks everything that a run needs. Raises UserError, with nothing written, if something does not fit."""
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
@@ -152,7 +146,6 @@ def _prepare(
     loader = train_loader(config, data, engine)
     if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
-    resumed = _run_to_resume(config, console) if resume else None
     processes = engine.processes.total
     grad_accum = resumed.grad_accum(processes) if resumed else config.train.grad_accum
     schedule = plan_run(
@@ -199,12 +192,11 @@ def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport |
         stage=run.stage,
         given=run.given,
         fresh=run.resumed is None,
-        files=RunFiles(run_dir.weights, _checkpoint_folder(config, run_dir), run_dir.gmm),
+        files=RunFiles(run_dir.weights, checkpoint_folder(config, run_dir), run_dir.gmm),
         report=report,
     )
     if run.resumed:
         Checkpoints.load(run.resumed.checkpoint, trainer.state)
-        report.resume(trainer.clock.epoch)
         report.note(
             f"going on from {run.resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}"
         )
@@ -228,30 +220,6 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
     console.plain(describe_plan(run.schedule))
     for warning in run.schedule.warnings():
         console.warn(warning)
-
-
-def _run_to_resume(config: Config, console: Console) -> Resumed | None:
-    """The highest-numbered run with a checkpoint that can be read, and that checkpoint."""
-    for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
-        checkpoints = Checkpoints(_checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
-        for path in reversed(checkpoints.paths()):
-            try:
-                clock = Checkpoints.read(path, STATE)["clock"]
-            except UserError as error:
-                console.warn(f"passed over: {error}")
-                continue
-            used = load_config(run_dir.config).model_dump(mode="json", by_alias=True)
-            refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
-            return Resumed(run_dir, path, RunProgress(clock["step"], clock["entered"]), clock["per_update"])
-    console.note("checkpoint.resume: no checkpoint to go on from; this is a new run")
-    return None
-
-
-def _checkpoint_folder(config: Config, run_dir: RunDir) -> Path:
-    """`checkpoint.dir` may serve many runs: each has a folder of its own there."""
-    if config.checkpoint.dir is None:
-        return run_dir.checkpoints
-    return Path(config.checkpoint.dir) / config.run_name / run_dir.root.name
 
 
 def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:

@@ -62,7 +62,7 @@ def fit_gmm(
         ranks.add_up(*statistics.tensors)
         return statistics
 
-    _kmeans(gmm, pool_PD, collect, passes=kmeans_iters, seed=seed)
+    _kmeans(gmm, pool_PD, collect, passes=kmeans_iters, seed=seed, ranks=ranks)
     log_likelihoods = []
     for iteration in range(em_iters + 1):
         statistics = collect(gmm.posteriors)
@@ -82,10 +82,18 @@ def _pool(sample_ND: Tensor, draw_N: Tensor, wanted: int, ranks: Ranks) -> Tenso
 
 
 def _kmeans(
-    gmm: DiagonalGMM, pool_PD: Tensor, collect: Callable[[Assign], SufficientStatistics], *, passes: int, seed: int
+    gmm: DiagonalGMM,
+    pool_PD: Tensor,
+    collect: Callable[[Assign], SufficientStatistics],
+    *,
+    passes: int,
+    seed: int,
+    ranks: Ranks,
 ) -> None:
     """Gives the mixture the clusters' means, variances and proportions after `passes` passes over the sample."""
-    gmm.means.copy_(_spread_seeds(pool_PD, gmm.num_components, seed))
+    means_KD = _spread_seeds(pool_PD, gmm.num_components, seed) if ranks.is_main else torch.zeros_like(gmm.means)
+    ranks.add_up(means_KD)  # the main process's choice: the last bits may differ between machines
+    gmm.means.copy_(means_KD)
     draw = generator(seed, "kmeans")
     for _ in range(passes):
         statistics = collect(lambda chunk: _nearest(chunk, gmm.means))

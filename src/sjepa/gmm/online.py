@@ -50,7 +50,7 @@ class Candidates(NamedTuple):
 def blend(gmm: DiagonalGMM, statistics: SufficientStatistics, decay: float) -> None:
     """Moves the mixture by the statistics of one optimiser step; no frames, no movement."""
     new = statistics.maximise(gmm)
-    rate = torch.where(statistics.frames > 0, 1 - decay, 0.0)
+    rate = (1 - decay) * (statistics.frames > 0).to(statistics.frames)
     share_K = statistics.mass_K / statistics.frames.clamp(min=1.0)
     old_K, means_KD, variances_KD = (value.to(share_K) for value in (gmm.weights, gmm.means, gmm.variances))
     weights_K = (1 - rate) * old_K + rate * share_K

@@ -59,10 +59,6 @@ class RunReport:
                 if isinstance(value, int | float) and name != "epoch":
                     self._events.add_scalar(f"epochs/{name}", value, result.epoch)
 
-    def resume(self, epoch: int) -> None:
-        """Goes on with the rows of the epochs before `epoch`."""
-        self.history.resume(epoch)
-
     def draw(self) -> None:
         """Draws the history as it stands."""
         draw_history(self.history.rows, self._run_dir.plots)
@@ -94,9 +90,6 @@ class Silence:
         pass
 
     def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None:
-        pass
-
-    def resume(self, epoch: int) -> None:
         pass
 
     def draw(self) -> None:

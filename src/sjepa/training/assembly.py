@@ -141,6 +141,7 @@ def estimated_bytes(config: Config, engine: Engine, train: Loader, schedule: Sch
         visible=any(stage.visible_loss for stage in schedule.stages),
         averaged=any(stage.targets == "online" for stage in schedule.stages),
         autocast=engine.autocast_dtype,
+        pieces=engine.processes.total if config.train.strategy == "fsdp" else 1,
     )
 
 
@@ -197,7 +198,7 @@ def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, re
     return TargetMaker(
         engine=engine,
         fitter=MixtureFitter(frames, settings.fit_frames, settings.kmeans_iters, settings.em_iters, report),
-        ranks=LayerRanks(frames),
+        layer_ranks=LayerRanks(frames),
         online=OnlineSettings(settings.param_decay, decay, settings.layer_check_every if settings.auto_layer else None),
         first_layer=settings.ema_layer,
         layer_smoothing=settings.erank_decay,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 import sjepa
 from sjepa.core.errors import UserError
@@ -37,7 +38,8 @@ class Checkpoints:
     def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
         """Writes the state of every part, then removes the oldest files over the limit."""
         name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
-        states = whole({name: part.state_dict() for name, part in parts.items()})
+        keep = Tensor.cpu if self._writes else _nothing
+        states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
         if not self._writes:
             return self.folder / name
         content = {"kind": _KIND, "format": _FORMAT, "version": sjepa.__version__, "parts": states}
@@ -80,6 +82,10 @@ class Checkpoints:
                 load_state(part, states[name])
             except (KeyError, ValueError, RuntimeError) as error:
                 raise UserError(f"{path}: its {name} does not fit this run ({' '.join(str(error).split())})") from None
+
+
+def _nothing(tensor: Tensor) -> None:
+    """What a process that does not write keeps of a tensor."""
 
 
 def _mismatch(own: dict[str, Any], given: dict[str, Any]) -> str:

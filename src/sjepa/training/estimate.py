@@ -14,7 +14,7 @@ from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
-from sjepa.dataset.batch import Batch, silence
+from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.masking import num_masked
@@ -34,9 +34,11 @@ def training_bytes(
     visible: bool,
     averaged: bool,
     autocast: torch.dtype | None,
+    pieces: int = 1,
 ) -> int:
     """Bytes that weights, optimiser and the tensors kept for the backward pass take for a micro-batch of `clips` clips of
-    `samples` samples; with `averaged` also a copy of the encoder. Counted on a model without data; workspaces and the
+    `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser lie in
+    `pieces`, one of which is counted. Counted on a model without data; workspaces and the
     allocator's rounding come on top."""
     frames = SPEECH.frames(samples)
     masked = clips * num_masked(frames, settings.mask_ratio)
@@ -62,7 +64,7 @@ def training_bytes(
             torch.empty(clips * frames - masked if visible else 0, dtype=torch.int64),
         )
     activations = sum(tensor.nelement() * tensor.element_size() for tensor in kept.values())
-    return activations + _COPIES_OF_WEIGHTS * _bytes(ghost) + averaged * _bytes(ghost.encoder)
+    return activations + _COPIES_OF_WEIGHTS * _bytes(ghost) // pieces + averaged * _bytes(ghost.encoder)
 
 
 def seconds_per_audio_second(
@@ -85,7 +87,7 @@ def seconds_per_audio_second(
     started, seconds, samples = time.perf_counter(), 0.0, 0
     for batch in batches:
         if batch.num_samples or engine.ranks.size > 1:
-            batch = (batch if batch.num_samples else silence(SPEECH.samples(2))).to(engine.device)
+            batch = batch.or_silence().to(engine.device)
             frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
             losses = frame_losses(
                 engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss

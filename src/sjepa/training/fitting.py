@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sjepa.core.errors import UserError
+from sjepa.core.errors import SharedError
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import hash_array, key
 from sjepa.core.ranks import Ranks
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch, silence
+from sjepa.dataset.batch import Batch, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.windows import Windows
@@ -70,7 +70,7 @@ class MixtureFitter:
         """A mixture over what `extract` gives for the sampled frames; `features` names that in the mixture. `pause` is
         called between batches.
 
-        Raises UserError if there are fewer frames than components.
+        Raises SharedError if there are fewer frames than components.
         """
         device, ranks, report = self.frames.device, self.frames.ranks, self.report
         sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
@@ -78,9 +78,9 @@ class MixtureFitter:
         features_ND, draw_N = gather_features(_pausing(batches, pause), sample, extract, device)
         total = int(sum(ranks.each(len(features_ND))))
         if total == 0:
-            raise UserError("dataset.train_path: not one of the clips to draw frames from could be read")
+            raise SharedError("dataset.train_path: not one of the clips to draw frames from could be read")
         if total < num_components:
-            raise UserError(
+            raise SharedError(
                 f"gmm.fit_frames: {num_components} components cannot be fitted on {total} frames of the training set"
             )
         on = "cpu" if device.type == "mps" else device  # sums in float64, which mps does not have
@@ -120,8 +120,9 @@ class LayerRanks:
         own_NLD, _ = gather_features(self._batches, self._sample, layers, self.frames.device)
         features_NLD = self.frames.ranks.rows(own_NLD)
         if not len(features_NLD):
-            raise UserError("dataset.train_path: not one of the clips to draw frames from could be read")
-        return tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
+            raise SharedError("dataset.train_path: not one of the clips to draw frames from could be read")
+        found = tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
+        return self.frames.ranks.main_s(found)  # the last bits may differ between machines
 
 
 def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
@@ -152,7 +153,7 @@ def gather_features(
             rows.append(features_BT[row, torch.from_numpy(frames).to(device)].float())
             draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
     if not rows:  # nothing to read here: the shape alone
-        quiet = silence(SPEECH.samples(2)).to(device)
+        quiet = collate([]).or_silence().to(device)
         nothing = extract(quiet.clean_BS, to_device(quiet.num_samples, device))[0, :0]
         return nothing.float(), torch.zeros(0, dtype=torch.float64)
     return torch.cat(rows), torch.from_numpy(np.concatenate(draws))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sjepa.core.errors import UserError
+from sjepa.core.errors import SharedError
 from sjepa.dataset.batch import Failure
 
 _MOST_IN_A_ROW = 10
@@ -15,7 +15,7 @@ _MOST_FAILED_SHARE = 0.01
 _NAMED = 10
 
 
-class RunStopped(UserError):
+class RunStopped(SharedError):
     """The run cannot go on in a useful way; its state was saved."""
 
 

@@ -14,7 +14,7 @@ from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key, uniform_tensor
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch, silence
+from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.modules.masking import num_masked, span_mask
 from sjepa.objective import kl_divergence
@@ -136,39 +136,21 @@ def optimiser_update(
     the micro-batch's number among all), so that a step gives the same result whenever it is made. [KL Loss]
     """
     ranks = engine.ranks
-    if ranks.size == 1 and not any(batch.num_samples for batch in window):
-        return Update(True, 0.0, 0, (), news)
     frames_in_loss = sum(loss_frames(batch, settings.mask_ratio, visible=stage.visible_loss) for batch in window)
-    count = torch.tensor(float(frames_in_loss), device=engine.device)
-    ranks.add_up(count)
-    draws = generator(settings.seed, "layer_drop", step).random(settings.num_layers)
-    dropped = [layer for layer, draw in enumerate(draws) if draw < settings.layer_drop]
-    mask_key = key(settings.seed, "mask", step)
+    if ranks.size == 1 and not frames_in_loss:
+        return Update(True, 0.0, 0, (), news)
+    count: int | Tensor = frames_in_loss
+    if ranks.size > 1:
+        count = to_device([frames_in_loss], engine.device)[0]
+        ranks.add_up(count)
+        if engine.scales_loss and not int(count):  # the scaler takes no gradients without an update
+            return Update(True, 0.0, 0, (), ranks.any(news))
+        count = count.clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=engine.device)
-    update_sums = MetricSums(stage.num_clusters, engine.device)  # counted only if the update is made
-    draw_key = key(settings.seed, "reseed", step)
-    for index, batch in enumerate(window):
-        if not batch.num_samples and ranks.size == 1:
-            continue
-        torch.manual_seed(key(settings.seed, "dropout", step, index * ranks.size + ranks.rank))
-        real, batch = bool(batch.num_samples), batch if batch.num_samples else silence(SPEECH.samples(2))
-        batch = batch.to(engine.device)
-        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
-        posteriors = _observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
-        with engine.accumulating(model, more=index + 1 < len(window)):
-            losses = frame_losses(engine, model, posteriors, batch, frames, visible=stage.visible_loss, dropped=dropped)
-            loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count.clamp(min=1) * real
-            engine.backward(loss)
-        total += loss.detach()
-        if real:
-            update_sums.add(
-                losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
-            )
+    total, update_sums = _gradients(engine, model, targets, window, count, step=step, stage=stage, settings=settings)
     norm = engine.clip_gradients(model, optimizer, settings.grad_clip_norm)
-    samples = sum(batch.total_samples for batch in window)
-    shared = to_device([samples, news], engine.device).to(update_sums.tensors[0])
-    figures = torch.cat([shared, total.to(shared)[None]])
+    samples = to_device([sum(batch.total_samples for batch in window), news], engine.device)
+    figures = torch.cat([samples.to(update_sums.tensors[0]), total.to(update_sums.tensors[0])[None]])
     ranks.add_up(figures, *update_sums.tensors)
     figures = torch.cat([figures, norm.to(figures)[None]])
     all_samples, all_news, total_value, norm_value = figures.tolist()  # the one wait for the device
@@ -181,6 +163,43 @@ def optimiser_update(
         targets.discard()
     clips = tuple(name for batch in window for name in batch.names)
     return Update(finite, norm_value, int(all_samples), clips, bool(all_news))
+
+
+def _gradients(
+    engine: Engine,
+    model: Any,
+    targets: Targets,
+    window: Sequence[Batch],
+    count: int | Tensor,
+    *,
+    step: int,
+    stage: Stage,
+    settings: StepSettings,
+) -> tuple[Tensor, MetricSums]:
+    """Adds up the gradients of all micro-batches' KL over `count`. That loss, and the sums of the metrics."""
+    ranks = engine.ranks
+    draws = generator(settings.seed, "layer_drop", step).random(settings.num_layers)
+    dropped = [layer for layer, draw in enumerate(draws) if draw < settings.layer_drop]
+    mask_key, draw_key = key(settings.seed, "mask", step), key(settings.seed, "reseed", step)
+    total, sums = torch.zeros((), device=engine.device), MetricSums(stage.num_clusters, engine.device)
+    for index, given in enumerate(window):
+        if not given.num_samples and ranks.size == 1:
+            continue
+        torch.manual_seed(key(settings.seed, "dropout", step, index * ranks.size + ranks.rank))
+        batch, real = given.or_silence().to(engine.device), bool(given.num_samples)
+        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
+        posteriors = _observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
+        with engine.accumulating(model, more=index + 1 < len(window)):
+            losses = frame_losses(engine, model, posteriors, batch, frames, visible=stage.visible_loss, dropped=dropped)
+            loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count * real
+            engine.backward(loss)
+        total += loss.detach()
+        if real:
+            logits_NK, masked_kl_N, visible_kl_N = (
+                tensor.detach() for tensor in (losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
+            )
+            sums.add(losses.targets_NK, logits_NK, masked_kl_N, visible_kl_N)
+    return total, sums
 
 
 def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:

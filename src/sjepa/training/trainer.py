@@ -97,28 +97,25 @@ class Trainer:
 
     def _change_phase(self, stage: Stage) -> None:
         """From the targets of one phase to those of the next. What the old one reached is safe before."""
-        clock, parts = self.clock, self.parts
-        if clock.batch > 0:  # inside an epoch: no validation or checkpoint came just before
+        if self.clock.batch > 0:  # inside an epoch: no validation or checkpoint came just before
             self._keep_weights(self._validate())
-            parts.model.train()
+            self.parts.model.train()
             self._save(inside_epoch=True)
-        self.report.note(f"step {clock.step}: fitting the targets of {stage.name}")
-        targets = parts.maker.fitted(stage, parts.network.encoder, pause=self._stop_if_asked)
-        parts.weights.close_phase(self._stage.phase)
-        self.parts = replace(parts, targets=targets)
+        self.report.note(f"step {self.clock.step}: fitting the targets of {stage.name}")
+        targets = self.parts.maker.fitted(stage, self.parts.network.encoder, pause=self._stop_if_asked)
+        self.parts.weights.close_phase(self._stage.phase)
+        self.parts = replace(self.parts, targets=targets)
         self._renew_head(stage.num_clusters)
 
     def _choose_layer_if_due(self) -> None:
         """The layer that targets come from, before an update that will use it."""
-        parts, stage = self.parts, self._stage
-        if not parts.targets.layer_check_due(self.clock.step - stage.phase_start_step):
+        targets, maker, stage = self.parts.targets, self.parts.maker, self._stage
+        if not targets.layer_check_due(self.clock.step - stage.phase_start_step) or not maker.choose_layer(targets):
             return
-        if not parts.maker.choose_layer(parts.targets):
-            return
-        self.report.note(f"step {self.clock.step}: targets come from layer {parts.targets.layer} now")
+        self.report.note(f"step {self.clock.step}: targets come from layer {targets.layer} now")
         self.best.restart()  # other targets: their KL does not compare
-        if parts.maker.refit_on_switch:
-            parts.maker.refit(parts.targets, stage)
+        if maker.refit_on_switch:
+            maker.refit(targets, stage)
             self._renew_head(stage.num_clusters)
 
     def _renew_head(self, num_clusters: int) -> None:

@@ -35,7 +35,7 @@ class TargetMaker:
 
     engine: Engine
     fitter: MixtureFitter
-    ranks: LayerRanks
+    layer_ranks: LayerRanks
     online: OnlineSettings
     first_layer: int
     layer_smoothing: float
@@ -79,7 +79,7 @@ class TargetMaker:
             with self.engine.autocast():
                 return torch.stack(targets.encoder(waveform_BS, num_samples_B).layers, dim=2)
 
-        return targets.choose_layer(self.ranks(layers))
+        return targets.choose_layer(self.layer_ranks(layers))
 
     def _extractor(self, targets: Targets) -> Extractor:
         """The features that the mixture is over, [B, T, D]."""
@@ -122,6 +122,6 @@ def renew_head(
 
 
 def moments_by_name(network: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """What the optimiser keeps of every parameter, in one piece."""
+    """What the optimiser keeps of every parameter; what lay in pieces is whole and on the host."""
     state = optimizer.state
-    return {name: whole(dict(state[own])) for name, own in network.named_parameters() if own in state}
+    return {name: whole(dict(state[own]), Tensor.cpu) for name, own in network.named_parameters() if own in state}

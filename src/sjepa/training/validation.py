@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from sjepa.core.distributed import Engine
-from sjepa.core.errors import UserError
-from sjepa.core.frames import SPEECH
+from sjepa.core.errors import SharedError
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
-from sjepa.dataset.batch import Batch, Failure, silence
+from sjepa.dataset.batch import Batch, Failure
 from sjepa.features.effective_rank import RANK_FRAMES, effective_rank, spread
 from sjepa.metrics import Metrics, MetricSums
 from sjepa.modules.encoder import Encoder
@@ -63,7 +62,7 @@ def validate(
         real = bool(batch.num_samples)
         if not real and ranks.size == 1:
             continue
-        batch = (batch if real else silence(SPEECH.samples(2))).to(engine.device)  # all processes keep in step
+        batch = batch.or_silence().to(engine.device)
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
         losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
         if real:
@@ -76,9 +75,10 @@ def validate(
     for failure in [failure for found in ranks.each(failures) for failure in found]:
         warn(f"skipped {failure.name}: {failure.reason}")
     if missing == RANK_FRAMES:
-        raise UserError("dataset.test_path: not one of the clips to measure on could be read")
+        raise SharedError("dataset.test_path: not one of the clips to measure on could be read")
     features = torch.cat(layers).unbind(1)
-    return Validation(sums.read(), tuple(map(effective_rank, features)), tuple(map(spread, features)))
+    figures = tuple(map(effective_rank, features)), tuple(map(spread, features))
+    return Validation(sums.read(), *ranks.main_s(figures))  # the last bits may differ between machines
 
 
 def _layers(engine: Engine, encoder: Encoder, batch: Batch, most: int) -> Tensor:
