@@ -222,14 +222,15 @@ def test_real_speech_goes_through_both_phases(speech, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_learns_phones_in_both_phases(tmp_path):
-    """A third of the demo: phones of single frames by a linear probe, against the same probe on the untrained encoder.
+    """A third of the demo: phones of single frames by a linear probe, against the same probe on the untrained encoder (27 %).
 
-    Seen once: 27 % untrained, 43 % after phase 1, 45 % after both. A third of that distance is asked for.
+    That little training does not do the same for every seed: 36, 50 and 46 % were seen after phase 1 for seeds 0 to 2. For
+    seed 2 three runs that differed in threads and epochs gave 46 to 49 % after either phase; a quarter of that is asked for.
     """
     write_corpus(tmp_path / "data/demo", speakers=16, clips=32)
     rows, folder = trained(
-        "demo.yaml", "demo", tmp_path, "train.epochs=4", "train.phase2_start_epoch=2", "train.masked_only_epoch=-1"
-    )
+        "demo.yaml", "demo", tmp_path, "seed=2", "train.epochs=4", "train.phase2_start_epoch=2", "train.masked_only_epoch=-1"
+    )  # fmt: skip
     assert_healthy_in_both_phases(rows)
     corpus = Corpus(tmp_path / "data/demo")
     encoders = [load_encoder(folder / "weights" / name) for name in ("best_phase1.pt", "last.pt")]

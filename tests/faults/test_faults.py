@@ -75,7 +75,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_never_was(corpus, tmp_path):
         output = root / "output"
         seen = output.stat().st_size if output.exists() else 0
         process = begin(corpus, root, *options, "checkpoint.resume=true")
-        time.sleep(rng.uniform(0.2, 3.0))
+        time.sleep(rng.uniform(0.2, 2.5))
         process.kill()
         process.join()
         said = output.read_text()[seen:] if output.exists() else ""
