@@ -168,23 +168,22 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def slurm_tasks():
+    """What SLURM tells each of two tasks of one job on one machine."""
+    job = {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0",
+           "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # fmt: skip
+    return [job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(2)]
+
+
 def test_slurm_starts_the_processes_and_gets_the_job_back(corpus, tmp_path):
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin/scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     scontrol.chmod(0o755)
-    job = {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0",
-           "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-           "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}  # fmt: skip
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     tasks = [
-        start(
-            arguments(corpus, "train.grad_accum=1", "train.log_every=1"),
-            tmp_path,
-            **job,
-            SLURM_PROCID=str(task),
-            SLURM_LOCALID=str(task),
-        )
-        for task in range(2)
+        start(arguments(corpus, "train.grad_accum=1", "train.log_every=1"), tmp_path, PATH=path, **variables)
+        for variables in slurm_tasks()
     ]
     for line in tasks[0].stdout:
         if "epoch 1 step" in line:
@@ -260,7 +259,8 @@ def test_nobody_is_left_behind(corpus, tmp_path):
     process = started_and_training(corpus, tmp_path)
     second = second_process(process)
     process.kill()
-    process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
+    assert errors == ""  # it ends because the first one is gone, not by a connection that broke
     deadline = time.monotonic() + 20
     while Path(f"/proc/{second}/cmdline").exists() and Path(f"/proc/{second}/cmdline").read_bytes():
         assert time.monotonic() < deadline
@@ -285,8 +285,26 @@ def test_machines_need_a_launcher(monkeypatch):
         Engine(device="cpu", precision="fp32", processes=Processes(1, 2), launch=False)
 
 
-def test_half_precision_does_not_go_with_pieces(corpus, tmp_path):
-    process = start(arguments(corpus, "train.precision=fp16", "train.strategy=fsdp"), tmp_path)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "Traceback" not in errors
+def test_half_precision_does_not_go_with_pieces():
+    with pytest.raises(UserError, match=r"fp16 does not go with train\.strategy: fsdp"):
+        Engine(device="cpu", precision="fp16", sharded=True, launch=False)
+
+
+def test_processes_that_see_other_clips_are_refused(corpus, tmp_path):
+    tasks = [
+        start(
+            arguments(
+                corpus, "train.grad_accum=1", f"dataset.max_train_samples={clips}", "train.masked_only_step=null"
+            ),
+            tmp_path,
+            **variables,
+        )
+        for clips, variables in zip((18, 12), slurm_tasks(), strict=True)
+    ]
+    told = [task.communicate(timeout=120)[1].strip() for task in tasks]
+    assert told == [
+        "trainsjepa: dataset.train_path: the processes see different clips; give all machines the same files",
+        "",
+    ]
+    assert [task.returncode for task in tasks] == [2, 0]
+    assert not list((tmp_path / "runs/r").glob("train*"))

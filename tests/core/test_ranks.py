@@ -29,7 +29,7 @@ def exchange(ranks):
     return {
         "sums": sums.tolist(), "counts": counts.tolist(), "rows": ranks.rows(rows).tolist(), "most": ranks.rows(rows, most=2).tolist(),
         "none": ranks.rows(rows[:0]).shape, "stack": ranks.stack(torch.tensor([rank, torch.inf])).tolist(), "each": ranks.each(f"r{rank}"),
-        "main": ranks.main_s(f"r{rank}"), "any": ranks.any(rank == 1), "nobody": ranks.any(False), "told": told, "is_main": ranks.is_main,
+        "main": ranks.from_main(f"r{rank}"), "any": ranks.any(rank == 1), "nobody": ranks.any(False), "told": told, "is_main": ranks.is_main,
     }  # fmt: skip
 
 
@@ -53,6 +53,11 @@ def test_one_process_alone_keeps_what_it_has():
     assert tensor.tolist() == [0, 1, 2]
     assert ranks.rows(tensor, most=2).tolist() == [0, 1]
     assert ranks.stack(tensor).tolist() == [[0, 1, 2]]
-    assert (ranks.each("a"), ranks.main_s("a"), ranks.any(True), ranks.main_first(lambda: 7)) == (["a"], "a", True, 7)
+    assert (ranks.each("a"), ranks.from_main("a"), ranks.any(True), ranks.main_first(lambda: 7)) == (
+        ["a"],
+        "a",
+        True,
+        7,
+    )
     with pytest.raises(UserError):
         ranks.main_first(lambda: (_ for _ in ()).throw(UserError("x")))

@@ -212,4 +212,5 @@ def test_a_clip_of_not_a_number_is_dropped_and_counted(corpus, tmp_path):
     victim.unlink()
     ended(begin(corpus, tmp_path, f"dataset.train_path={tmp_path / 'clips'}", "dataset.validate=header"), 0)
     output = (tmp_path / "output").read_text()
-    assert re.search(rf"{victim.stem}.wav: .*not finite", output) or "1 dropped" in output
+    assert re.search(rf"skipped .*{victim.stem}.wav: samples that are not finite numbers", output)
+    assert [row["unreadable_clips"] for row in history(tmp_path / "r/train")] == ["1", "1"]

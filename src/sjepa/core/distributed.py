@@ -8,11 +8,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -33,19 +33,8 @@ from sjepa.core.sharding import whole
 Module = TypeVar("Module", bound=nn.Module)
 
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-
 _SECONDS_BETWEEN_LOOKS = 0.5
 _PATIENCE = timedelta(hours=2)  # that processes wait for each other: the main one may scan a large corpus first
-
-
-class Network(Protocol):
-    """What can be set up for training."""
-
-    def shards(self) -> Iterable[nn.Module]:
-        """The parts that are gathered one at a time where the weights lie in pieces; what contains others comes after
-        them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,12 +68,12 @@ class Engine:
         moments (FSDP) and not all of them (DDP). `launch` False only plans. Raises UserError if the machine
         has no such devices or arithmetic, or if another number of processes was started.
         """
+        if sharded and precision == "fp16":
+            raise UserError("train.precision: fp16 does not go with train.strategy: fsdp; use bf16 or fp32")
         kind = _device_kind(device)
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)
-        if sharded and self.precision == "fp16":
-            raise UserError("train.precision: fp16 does not go with train.strategy: fsdp; use bf16 or fp32")
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
         parallel = launch and self.processes.total > 1
         self._fabric = Fabric(
@@ -123,8 +112,9 @@ class Engine:
         return f"{many}{name}, {self.precision}{threads}{machines}"
 
     def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[Any, Any]:
-        """Model and optimiser on the device, their calls in the chosen arithmetic; the network's own tensors lie in pieces
-        afterwards if the engine shards. What wrapped it before must not be referred to any more."""
+        """Model and optimiser on the device, their calls in the chosen arithmetic. If the engine shards, the network's own
+        tensors lie in pieces afterwards; its `shards()` names the parts that are gathered one at a time, what contains
+        others after them. What wrapped it before must not be referred to any more."""
         gc.collect()  # what wrapped it before has buffers as large as the weights
         model = self._fabric.setup_module(network)
         return model, self._fabric.setup_optimizers(build(network))

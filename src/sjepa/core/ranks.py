@@ -77,7 +77,7 @@ class Ranks:
         dist.all_gather_object(found, item)
         return found
 
-    def main_s(self, item: T) -> T:
+    def from_main(self, item: T) -> T:
         """What the main process has."""
         if self.size == 1:
             return item
@@ -89,21 +89,21 @@ class Ranks:
         """What `work` gives, after the main process has done it: the others find what that left on disk. If it fails there,
         they end with ToldByMain."""
         if not self.is_main:
-            if not self.main_s(True):
+            if not self.from_main(True):
                 raise ToldByMain
             return work()
         try:
             done = work()
         except BaseException:
-            self.main_s(False)
+            self.from_main(False)
             raise
-        self.main_s(True)
+        self.from_main(True)
         return done
 
-    def of_main(self, work: Callable[[], T]) -> T:
+    def only_main(self, work: Callable[[], T]) -> T:
         """What `work` gives in the main process, which alone does it. If it fails there, the others end with ToldByMain."""
         done = self.main_first(lambda: work() if self.is_main else None)
-        return self.main_s(done)  # type: ignore[return-value]
+        return self.from_main(done)  # type: ignore[return-value]
 
 
 ALONE = Ranks()

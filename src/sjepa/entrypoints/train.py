@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from sjepa.config.load import dump_config
-from sjepa.config.schedule import Schedule, Stage
 from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import SharedError, UserError
 from sjepa.core.files import remove_leftovers, write_text
-from sjepa.dataset.loader import Loader
 from sjepa.entrypoints.resumed import Resumed, checkpoint_folder, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.evaluation.evaluate import evaluate, write_results
-from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.model import SJEPA
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.report import RunReport, Silence
 from sjepa.reporting.run_dir import RunDir, new_run
 from sjepa.reporting.summary import describe_batches, describe_data, describe_model, describe_plan
 from sjepa.reporting.tensorboard import event_writer
 from sjepa.training.assembly import (
-    Data,
+    Prepared,
     RunFiles,
     assemble,
     check_fits,
@@ -45,21 +40,6 @@ from sjepa.training.trainer import Trainer
 from sjepa.weights import load_weights
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run that was checked in every part and has written nothing yet."""
-
-    engine: Engine
-    data: Data
-    loader: Loader
-    schedule: Schedule
-    grad_accum: int
-    stage: Stage
-    model: SJEPA
-    given: DiagonalGMM | None
-    resumed: Resumed | None
-
-
 def train(config: Config, *, dry_run: bool = False) -> int:
     """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
     processes = Processes(config.train.devices, config.train.num_nodes)
@@ -73,18 +53,17 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     ranks = engine.ranks
     console = Console(quiet=not ranks.is_main)
     notes: list[str] = []
-    resumed = None
-    if config.checkpoint.resume and not dry_run:
-        resumed = ranks.of_main(lambda: run_to_resume(config, console))
-    run = ranks.main_first(lambda: _prepare(config, engine, console, resumed, note=notes.append))
-    if dry_run:
-        _describe(config, console, run, notes)
-        return 0
+    resume = config.checkpoint.resume and not dry_run
     try:
+        resumed = ranks.only_main(lambda: run_to_resume(config, console)) if resume else None
+        run = ranks.main_first(lambda: _prepare(config, engine, console, resumed, note=notes.append))
+        if dry_run:
+            _describe(config, console, run, notes)
+            return 0
         _refuse_other_data(run)
-        run_dir = ranks.of_main(lambda: _run_folder(config, run, console))
+        run_dir = ranks.only_main(lambda: _run_folder(config, resumed, console))
         _describe(config, console, run, notes)
-        return _run(config, run, run_dir, console)
+        return _run(config, run, resumed, run_dir, console)
     except Exception as error:
         if ranks.size == 1 or (ranks.is_main and isinstance(error, UserError)):
             raise
@@ -98,11 +77,15 @@ def _refuse_other_data(run: Prepared) -> None:
         raise SharedError("dataset.train_path: the processes see different clips; give all machines the same files")
 
 
-def _run(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> int:
+def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir, console: Console) -> int:
     """From the first update to the figures of the test set."""
     is_main = run.engine.ranks.is_main
-    report = run.engine.ranks.main_first(lambda: _report(config, run, run_dir, console))
-    trainer = _trainer(config, run, run_dir, report)
+    report = run.engine.ranks.main_first(lambda: _report(config, run, resumed, run_dir, console))
+    files = RunFiles(run_dir.weights, checkpoint_folder(config, run_dir), run_dir.gmm)
+    trainer = assemble(config, run, files, report)
+    if resumed:
+        Checkpoints.load(resumed.checkpoint, trainer.state)
+        report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
     _estimate_time(trainer, run, console)
     console.run_started(run.schedule.epochs, run.schedule.total_steps)
     try:
@@ -127,13 +110,15 @@ def _run(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> in
     return 0
 
 
-def _report(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> RunReport | Silence:
+def _report(
+    config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir, console: Console
+) -> RunReport | Silence:
     """Who listens to this process."""
     if not run.engine.ranks.is_main:
         return Silence()
     report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
-    if run.resumed:
-        report.history.resume(run.resumed.epoch)
+    if resumed:
+        report.history.resume(resumed.epoch)
     return report
 
 
@@ -162,45 +147,21 @@ def _prepare(
         stage=stage,
         model=new_model(config, stage) if resumed else build_model(config, stage, note=note),
         given=None if resumed else given_gmm(config, stage),
-        resumed=resumed,
+        fresh=resumed is None,
     )
 
 
-def _run_folder(config: Config, run: Prepared, console: Console) -> RunDir:
+def _run_folder(config: Config, resumed: Resumed | None, console: Console) -> RunDir:
     """The folder to write to: a new one with the configuration in it, or that of the run to go on with."""
-    if run.resumed is None:
+    if resumed is None:
         run_dir = new_run(Path(config.runs_root), config.run_name, "train")
         write_text(run_dir.config, dump_config(config))
     else:
-        run_dir = run.resumed.run_dir
+        run_dir = resumed.run_dir
         remove_leftovers(run_dir.root)
     console.log_to(run_dir.logs, "train")
     console.note(f"run folder {run_dir.root}")
     return run_dir
-
-
-def _trainer(config: Config, run: Prepared, run_dir: RunDir, report: RunReport | Silence) -> Trainer:
-    """The trainer, where the checkpoint left it if there is one."""
-    trainer = assemble(
-        config,
-        run.data,
-        engine=run.engine,
-        schedule=run.schedule,
-        train=run.loader,
-        grad_accum=run.grad_accum,
-        model=run.model,
-        stage=run.stage,
-        given=run.given,
-        fresh=run.resumed is None,
-        files=RunFiles(run_dir.weights, checkpoint_folder(config, run_dir), run_dir.gmm),
-        report=report,
-    )
-    if run.resumed:
-        Checkpoints.load(run.resumed.checkpoint, trainer.state)
-        report.note(
-            f"going on from {run.resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}"
-        )
-    return trainer
 
 
 def _describe(config: Config, console: Console, run: Prepared, notes: list[str]) -> None:
@@ -213,7 +174,7 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
     console.plain(describe_model(run.model))
     processes = run.engine.processes.total
     console.plain(describe_batches(config, run.loader, grad_accum=run.grad_accum, processes=processes))
-    memory = estimated_bytes(config, run.engine, run.loader, run.schedule, run.model)
+    memory = estimated_bytes(config, run)
     console.note(
         f"device      {run.engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
     )
@@ -244,7 +205,7 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
 def _final_evaluation(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> None:
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
-    if not run.engine.ranks.main_s(path.exists()):
+    if not run.engine.ranks.from_main(path.exists()):
         console.warn("no epoch had usable validation figures, so there is no best.pt; the last weights are evaluated")
         path = run_dir.weights / "last.pt"
     results = evaluate(

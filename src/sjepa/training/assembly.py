@@ -62,6 +62,22 @@ class RunFiles:
     gmm: Path
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked in every part and has written nothing yet. Not `fresh`: its state is still to be loaded.
+    `given` is a mixture for the first stage that need not be fitted."""
+
+    engine: Engine
+    data: Data
+    loader: Loader
+    schedule: Schedule
+    grad_accum: int
+    stage: Stage
+    model: SJEPA
+    given: DiagonalGMM | None
+    fresh: bool
+
+
 def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data:
     """Scans what the configuration names. Raises UserError if a set has no usable clip."""
     settings, seed = config.dataset, config.seed
@@ -125,23 +141,24 @@ def step_settings(config: Config) -> StepSettings:
     )
 
 
-def estimated_bytes(config: Config, engine: Engine, train: Loader, schedule: Schedule, model: SJEPA) -> int:
+def estimated_bytes(config: Config, run: Prepared) -> int:
     """Memory of training on the largest micro-batch of an epoch, with the largest head of the schedule."""
-    lengths = train.dataset.windows.length_N
-    batches = train.plan.batches(train.dataset, 0)
+    loader, stages = run.loader, run.schedule.stages
+    lengths = loader.dataset.windows.length_N
+    batches = loader.plan.batches(loader.dataset, 0)
     clips, samples = max(
         ((len(batch), int(lengths[batch].max())) for batch in batches), key=lambda size: size[0] * size[1]
     )
-    largest = replace(model.shape, num_clusters=max(stage.num_clusters for stage in schedule.stages))
+    largest = replace(run.model.shape, num_clusters=max(stage.num_clusters for stage in stages))
     return training_bytes(
         largest,
         clips=clips,
         samples=samples,
         settings=step_settings(config),
-        visible=any(stage.visible_loss for stage in schedule.stages),
-        averaged=any(stage.targets == "online" for stage in schedule.stages),
-        autocast=engine.autocast_dtype,
-        pieces=engine.processes.total if config.train.strategy == "fsdp" else 1,
+        visible=any(stage.visible_loss for stage in stages),
+        averaged=any(stage.targets == "online" for stage in stages),
+        autocast=run.engine.autocast_dtype,
+        pieces=run.engine.processes.total if config.train.strategy == "fsdp" else 1,
     )
 
 
@@ -207,23 +224,10 @@ def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, re
     )
 
 
-def assemble(
-    config: Config,
-    data: Data,
-    *,
-    engine: Engine,
-    schedule: Schedule,
-    train: Loader,
-    grad_accum: int,
-    model: SJEPA,
-    stage: Stage,
-    given: DiagonalGMM | None,
-    fresh: bool,
-    files: RunFiles,
-    report: Report,
-) -> Trainer:
-    """A trainer at the start of `stage`: with targets fitted (`fresh`), or blank ones whose state is still to be loaded."""
-    model = engine.to_device(model)
+def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> Trainer:
+    """A trainer at the start of the run's stage: with targets fitted, or blank ones whose state is still to be loaded."""
+    engine, data, stage = run.engine, run.data, run.stage
+    model = engine.to_device(run.model)
 
     def new_optimizer(module: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(
@@ -236,7 +240,7 @@ def assemble(
 
     maker = target_maker(config, data, engine, files, report)
     windows, writes = training_windows(data.validation, config.dataset), engine.ranks.is_main
-    targets = maker.fitted(stage, model.encoder, given=given) if fresh else maker.blank(stage, model.encoder)
+    targets = maker.fitted(stage, model.encoder, given=run.given) if run.fresh else maker.blank(stage, model.encoder)
     wrapped, optimizer = engine.setup(model, new_optimizer)
     parts = Parts(
         engine=engine,
@@ -247,15 +251,15 @@ def assemble(
         targets=targets,
         maker=maker,
         settings=step_settings(config),
-        train=train,
+        train=run.loader,
         validation=fixed_loader(config, data.validation, windows, engine),
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=Fingerprint(data.train.clips, data.windows),
         weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
     )
     run_plan = Plan(
-        schedule,
-        grad_accum,
+        run.schedule,
+        run.grad_accum,
         engine.ranks.size,
         config.train.log_every,
         config.checkpoint.ckpt_step,

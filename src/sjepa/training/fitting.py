@@ -122,7 +122,7 @@ class LayerRanks:
         if not len(features_NLD):
             raise SharedError("dataset.train_path: not one of the clips to draw frames from could be read")
         found = tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
-        return self.frames.ranks.main_s(found)  # the last bits may differ between machines
+        return self.frames.ranks.from_main(found)  # the last bits may differ between machines
 
 
 def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:

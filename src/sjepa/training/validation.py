@@ -78,7 +78,7 @@ def validate(
         raise SharedError("dataset.test_path: not one of the clips to measure on could be read")
     features = torch.cat(layers).unbind(1)
     figures = tuple(map(effective_rank, features)), tuple(map(spread, features))
-    return Validation(sums.read(), *ranks.main_s(figures))  # the last bits may differ between machines
+    return Validation(sums.read(), *ranks.from_main(figures))  # the last bits may differ between machines
 
 
 def _layers(engine: Engine, encoder: Encoder, batch: Batch, most: int) -> Tensor:
