@@ -24,7 +24,7 @@ def evaluate_weights(config: Config) -> int:
     console = Console()
     engine = Engine(device=config.device, precision=config.train.precision, launch=False)
     if engine.processes.total > 1:
-        raise UserError("evalsjepa works in one process: start it without torchrun or srun, or with one task")
+        raise UserError("one process is enough here: start it without torchrun or srun, or with one task")
     weights = load_weights(config.init_weights)
     trained = parse_config(weights.config, where=config.init_weights)
     settings = config.dataset.model_copy(update={"max_seconds": trained.dataset.max_seconds})
