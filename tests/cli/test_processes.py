@@ -96,16 +96,18 @@ def test_two_processes_train_what_one_trains(alone, together):
     assert_same_training(together[0], alone)
 
 
-def test_weights_in_pieces_train_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path):
-    """Stopped in the first phase, on with weights in pieces to the second, and on to the end in one process."""
-    options = ["train.grad_accum=1", "train.strategy=fsdp", "train.log_every=1"]
-    for devices, until in ((2, "epoch 1 step"), (2, "epoch 5 step"), (1, None)):
-        process = start(arguments(corpus, *options, f"train.devices={devices}", "checkpoint.resume=true"), tmp_path)
+@pytest.mark.parametrize("strategies", [("fsdp", "deepspeed"), ("deepspeed", "fsdp")])
+def test_state_in_pieces_trains_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path, strategies):
+    """Stopped in the first phase, on in other pieces to the second, and on to the end in one process."""
+    for strategy, until in zip((*strategies, "auto"), ("epoch 1 step", "epoch 5 step", None), strict=True):
+        options = [f"train.strategy={strategy}", f"train.devices={2 if until else 1}", "checkpoint.resume=true"]
+        process = start(arguments(corpus, "train.grad_accum=1", "train.log_every=1", *options), tmp_path)
         for line in process.stdout if until else ():
             if until in line:
                 process.send_signal(signal.SIGTERM)
                 break
-        finished(process, 143 if until else 0)
+        _, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (143 if until else 0, "")
     assert_same_training(tmp_path / "runs/r/train", alone)
 
 
@@ -285,9 +287,10 @@ def test_machines_need_a_launcher(monkeypatch):
         Engine(device="cpu", precision="fp32", processes=Processes(1, 2), launch=False)
 
 
-def test_half_precision_does_not_go_with_pieces():
-    with pytest.raises(UserError, match=r"fp16 does not go with train\.strategy: fsdp"):
-        Engine(device="cpu", precision="fp16", sharded=True, launch=False)
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_half_precision_does_not_go_with_pieces(strategy):
+    with pytest.raises(UserError, match=rf"fp16 does not go with train\.strategy: {strategy}"):
+        Engine(device="cpu", precision="fp16", strategy=strategy, launch=False)
 
 
 def test_processes_that_see_other_clips_are_refused(corpus, tmp_path):
@@ -308,3 +311,10 @@ def test_processes_that_see_other_clips_are_refused(corpus, tmp_path):
     ]
     assert [task.returncode for task in tasks] == [2, 0]
     assert not list((tmp_path / "runs/r").glob("train*"))
+
+
+def test_deepspeed_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"pip install 'sjepa\[deepspeed\]'"):
+        Engine(device="cpu", precision="fp32", strategy="deepspeed", processes=Processes(2), launch=False)
+    Engine(device="cpu", precision="fp32", strategy="deepspeed", launch=False)  # one process needs no such thing

@@ -174,11 +174,10 @@ class Train(Section):
         description="Processes on each machine, one per GPU; 1 under torchrun or SLURM takes what they started.",
     )
     num_nodes: int = Field(1, ge=1, description="Machines; likewise.")
-    strategy: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], _later("deepspeed is", "auto", "ddp", "fsdp")] = (
-        Field(
-            "auto",
-            description="How several devices share the work: ddp (auto) keeps all weights on each, fsdp a piece of them.",
-        )
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
+        "auto",
+        description="What each of several devices keeps: ddp (auto) everything, fsdp a piece of weights, gradients and "
+        "moments, deepspeed a piece of the moments.",
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,7 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Stra
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from sjepa.core import zero
 from sjepa.core.errors import UserError
 from sjepa.core.ranks import ALONE, Ranks
 from sjepa.core.sharding import whole
@@ -58,29 +60,32 @@ class Engine:
         device: str,
         precision: str,
         processes: Processes = Processes(),
-        sharded: bool = False,
+        strategy: str = "ddp",
         launch: bool = True,
     ) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
 
         More than one process: those that torchrun or SLURM started find each other; else this one starts the others on
-        its machine by the command that it was started with. `sharded`: each keeps a piece of weights, gradients and
-        moments (FSDP) and not all of them (DDP). `launch` False only plans. Raises UserError if the machine
-        has no such devices or arithmetic, or if another number of processes was started.
+        its machine by the command that it was started with. `strategy`: each keeps all weights, gradients and moments
+        (ddp, auto), a piece of all these (fsdp), or a piece of the moments (deepspeed). `launch` False only plans.
+        Raises UserError if the machine has no such devices or arithmetic, or if another number of processes was started.
         """
-        if sharded and precision == "fp16":
-            raise UserError("train.precision: fp16 does not go with train.strategy: fsdp; use bf16 or fp32")
+        if strategy in ("fsdp", "deepspeed") and precision == "fp16":
+            raise UserError(f"train.precision: fp16 does not go with train.strategy: {strategy}; use bf16 or fp32")
         kind = _device_kind(device)
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)
-        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours, nor are
+        warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")  # remarks on each other's interfaces
         parallel = launch and self.processes.total > 1
+        if strategy == "deepspeed" and self.processes.total > 1:
+            zero.deepspeed(kind)  # before the other processes are started
         self._fabric = Fabric(
             accelerator=kind,
             devices=self.processes.devices if parallel else 1,
             num_nodes=self.processes.nodes if parallel else 1,
-            strategy=_strategy(self.processes, sharded=sharded) if parallel else "auto",
+            strategy=_strategy(self.processes, sharded=strategy == "fsdp") if parallel else "auto",
             precision=_FABRIC_PRECISION[self.precision],  # type: ignore[arg-type]
             plugins=[launcher],
         )
@@ -92,6 +97,7 @@ class Engine:
                 threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
             self.ranks = Ranks(self._fabric.global_rank, self._fabric.world_size, self._fabric.device)
         self.device: torch.device = self._fabric.device
+        self._zero = zero.Zero(self.device, self.autocast_dtype) if parallel and strategy == "deepspeed" else None
 
     @property
     def scales_loss(self) -> bool:
@@ -111,10 +117,12 @@ class Engine:
         machines = f" on {nodes} machines" if nodes > 1 else ""
         return f"{many}{name}, {self.precision}{threads}{machines}"
 
-    def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[Any, Any]:
+    def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.AdamW]) -> tuple[Any, Any]:
         """Model and optimiser on the device, their calls in the chosen arithmetic. If the engine shards, the network's own
         tensors lie in pieces afterwards; its `shards()` names the parts that are gathered one at a time, what contains
         others after them. What wrapped it before must not be referred to any more."""
+        if self._zero is not None:
+            return self._zero.setup(network, build)
         gc.collect()  # what wrapped it before has buffers as large as the weights
         model = self._fabric.setup_module(network)
         return model, self._fabric.setup_optimizers(build(network))
@@ -128,17 +136,22 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients are those of the sum of all processes' losses."""
-        self._fabric.backward(loss * self.ranks.size)  # the engine takes their mean
+        backward = self._fabric.backward if self._zero is None else self._zero.backward
+        backward(loss * self.ranks.size)  # both take their mean
 
     def accumulating(self, model: Any, *, more: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward; with `more` to come, gradients stay in their process for now."""
+        if self._zero is not None:
+            return self._zero.accumulating(model, more=more)
         if self.ranks.size == 1:
             return contextlib.nullcontext()
         return self._fabric.no_backward_sync(model, enabled=more)
 
-    def clip_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    def clip_gradients(self, model: nn.Module, optimizer: Any, max_norm: float) -> Tensor:
         """Scales the gradient down to `max_norm`; its norm before that, which may be inf or NaN."""
-        norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
+        if self._zero is not None:
+            return optimizer.clip(max_norm)
+        norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         return torch.as_tensor(whole(norm))
 
 

@@ -47,7 +47,7 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         device=config.device,
         precision=config.train.precision,
         processes=processes,
-        sharded=config.train.strategy == "fsdp",
+        strategy=config.train.strategy,
         launch=not dry_run,
     )
     ranks = engine.ranks

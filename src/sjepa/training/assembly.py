@@ -31,7 +31,7 @@ from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.collapse import CollapseAlarm
 from sjepa.training.data import ClipSet, Fingerprint, load_clips, tiling, training_windows, validation_part
-from sjepa.training.estimate import training_bytes
+from sjepa.training.estimate import training_bytes, weight_copies
 from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames
 from sjepa.training.keeper import WeightsFolder
 from sjepa.training.optimizer import build_optimizer
@@ -158,7 +158,7 @@ def estimated_bytes(config: Config, run: Prepared) -> int:
         visible=any(stage.visible_loss for stage in stages),
         averaged=any(stage.targets == "online" for stage in stages),
         autocast=run.engine.autocast_dtype,
-        pieces=run.engine.processes.total if config.train.strategy == "fsdp" else 1,
+        copies=weight_copies(config.train.strategy, run.engine.processes.total),
     )
 
 
@@ -229,7 +229,7 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
     engine, data, stage = run.engine, run.data, run.stage
     model = engine.to_device(run.model)
 
-    def new_optimizer(module: nn.Module) -> torch.optim.Optimizer:
+    def new_optimizer(module: nn.Module) -> torch.optim.AdamW:
         return build_optimizer(
             module,
             lr=config.optimizer.lr,

@@ -22,7 +22,6 @@ from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
 
 _PROBE_SECONDS = 2.0
-_COPIES_OF_WEIGHTS = 4  # weights, gradients, two moments
 
 
 def training_bytes(
@@ -34,12 +33,11 @@ def training_bytes(
     visible: bool,
     averaged: bool,
     autocast: torch.dtype | None,
-    pieces: int = 1,
+    copies: float = 4.0,
 ) -> int:
     """Bytes that weights, optimiser and the tensors kept for the backward pass take for a micro-batch of `clips` clips of
-    `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser lie in
-    `pieces`, one of which is counted. Counted on a model without data; workspaces and the
-    allocator's rounding come on top."""
+    `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser take `copies` times the weights.
+    Counted on a model without data; workspaces and the allocator's rounding come on top."""
     frames = SPEECH.frames(samples)
     masked = clips * num_masked(frames, settings.mask_ratio)
     kept: dict[int, Tensor] = {}
@@ -64,7 +62,16 @@ def training_bytes(
             torch.empty(clips * frames - masked if visible else 0, dtype=torch.int64),
         )
     activations = sum(tensor.nelement() * tensor.element_size() for tensor in kept.values())
-    return activations + _COPIES_OF_WEIGHTS * _bytes(ghost) // pieces + averaged * _bytes(ghost.encoder)
+    return activations + round(copies * _bytes(ghost)) + averaged * _bytes(ghost.encoder)
+
+
+def weight_copies(strategy: str, processes: int) -> float:
+    """How many times the weights one process holds as weights, gradients and two moments."""
+    if strategy == "fsdp":
+        return 4 / processes
+    if strategy == "deepspeed" and processes > 1:
+        return 2 + 3 / processes  # weights and gradients; a piece of the moments and of the weights that these move
+    return 4.0
 
 
 def seconds_per_audio_second(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.random import key
-from sjepa.core.sharding import split_like, whole
+from sjepa.core.sharding import load_state, whole
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
@@ -115,13 +115,23 @@ def renew_head(
     torch.manual_seed(key(seed, "head", num_clusters))
     network.renew_head(num_clusters)
     model, optimizer = engine.setup(network, build)
-    for name, parameter in network.named_parameters():
-        if name in moments and not name.startswith("head."):
-            optimizer.state[parameter] = {kind: split_like(value, parameter) for kind, value in moments[name].items()}
+    kept = {
+        number: moments[name]
+        for number, name in _numbers(network, optimizer).items()
+        if name in moments and not name.startswith("head.")
+    }
+    load_state(optimizer, {**optimizer.state_dict(), "state": kept})
     return network, model, optimizer
 
 
 def moments_by_name(network: nn.Module, optimizer: Any) -> dict[str, Any]:
     """What the optimiser keeps of every parameter; what lay in pieces is whole and on the host."""
-    state = optimizer.state
-    return {name: whole(dict(state[own]), Tensor.cpu) for name, own in network.named_parameters() if own in state}
+    names, state = _numbers(network, optimizer), optimizer.state_dict()["state"]
+    return {names[number]: whole(moments, Tensor.cpu) for number, moments in state.items()}
+
+
+def _numbers(network: nn.Module, optimizer: Any) -> dict[int, str]:
+    """The names of the parameters by the numbers that the optimiser's state has for them."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    ordered = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return {number: names[parameter] for number, parameter in enumerate(ordered)}
