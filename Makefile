@@ -54,18 +54,22 @@ $(STAMPS): | $(PY)
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
+# Test files in parallel, each process with one thread: many tests start processes of their own
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
+
 demo: install
 	$(PY) -m sjepa.dataset.demo data/demo --speakers 16 --clips 32
 	$(BIN)/trainsjepa -c cpu/configs/demo.yaml
 
 test: $(STAMPS)/dev
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: $(STAMPS)/dev
 	$(PY) -m benchmarks.startup

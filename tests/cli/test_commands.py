@@ -80,7 +80,7 @@ def test_importing_the_package_is_instant():
     )
 
 
-@pytest.mark.parametrize("name", ["buildh5ds", "exportw", "runinfer"])
+@pytest.mark.parametrize("name", ["exportw", "runinfer"])
 def test_what_is_still_to_come_says_so(name, tmp_path):
     done = command(name, cwd=tmp_path)
     assert done.returncode == 2

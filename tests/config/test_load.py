@@ -70,7 +70,7 @@ def test_messages_name_key_value_and_what_would_be_right(override, message):
 
 @pytest.mark.parametrize(
     "override",
-    ["dataset.use_hdf5=true", "train.compile=true"],
+    ["train.compile=true"],
 )  # fmt: skip
 def test_what_is_still_to_come_is_refused(override):
     (problem,) = problems(override)

@@ -89,7 +89,7 @@ class Augment(Section):
 
 
 class Dataset(Section):
-    use_hdf5: Annotated[bool, _later("HDF5 is", False)] = Field(False, description="Read train_h5 and test_h5 instead.")
+    use_hdf5: bool = Field(False, description="Read train_h5 and test_h5 instead of train_path and test_path.")
     scan: bool | Literal["full", "header"] = Field(
         True,
         alias="validate",
@@ -101,7 +101,7 @@ class Dataset(Section):
         description="Folder, .zip, .tar, .tar.gz, manifest (.jsonl, .tsv), glob of these, or a list of any of them.",
     )
     test_path: Paths = Field("data/test.zip", description="The same for the test set; validation is a part of it.")
-    train_h5: str = Field("data/train.h5", description="HDF5 file of the training set.")
+    train_h5: str = Field("data/train.h5", description="HDF5 file of the training set, which buildh5ds makes.")
     test_h5: str = Field("data/test.h5", description="HDF5 file of the test set.")
     max_train_samples: int | None = Field(
         None, ge=1, description="Use this many training clips (drawn by seed); null: all."
@@ -125,6 +125,15 @@ class Dataset(Section):
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}")
         return self
+
+
+class Hdf5(Section):
+    sample_type: Literal["int16", "float32"] = Field(
+        "int16", description="What buildh5ds stores: 16-bit samples, or float32 (twice the size, no full scale)."
+    )
+    copies: int = Field(
+        1, ge=1, le=100, description="Augmented copies of each training clip, if dataset.augment.enabled asks for them."
+    )
 
 
 class Model(Section):
@@ -269,6 +278,7 @@ class Config(Section):
     onnx_path: str = Field("runs/sjepa_base/export/encoder.onnx", description="ONNX file that exportw writes.")
     audio: str = Field("data/sample.wav", description="Clip that runinfer reads by default.")
     dataset: Dataset = Dataset()
+    hdf5: Hdf5 = Hdf5()
     model: Model = Model()
     masking: Masking = Masking()
     train: Train = Train()

@@ -28,10 +28,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        publish(temporary, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     except RuntimeError as error:
@@ -41,6 +38,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Gives a whole file its final name, on disk for good."""
+    with temporary.open("rb+") as written:
+        os.fsync(written.fileno())
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
 
 
 def write_text(target: Path, text: str) -> None:

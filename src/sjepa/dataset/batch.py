@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from sjepa.core.frames import SPEECH
@@ -72,15 +73,10 @@ class Batch:
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
     """A batch of the windows that could be read; the failures ride along. All failed: a batch of no clips."""
     samples = [sample for sample, _ in items if sample is not None]
-    longest = max((len(sample.clean) for sample in samples), default=0)
-    clean = torch.zeros(len(samples), longest)
-    for row, sample in enumerate(samples):
-        clean[row, : len(sample.clean)] = torch.from_numpy(sample.clean)
+    clean = _padded([sample.clean for sample in samples])
     heard = clean
     if any(sample.heard is not sample.clean for sample in samples):
-        heard = clean.clone()
-        for row, sample in enumerate(samples):
-            heard[row, : len(sample.heard)] = torch.from_numpy(sample.heard)
+        heard = _padded([sample.heard for sample in samples])
     return Batch(
         clean,
         heard,
@@ -90,3 +86,12 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
         tuple(sample.name for sample in samples),
         tuple(failure for _, failures in items for failure in failures),
     )
+
+
+def _padded(waveforms: list[Waveform]) -> torch.Tensor:
+    longest = max(map(len, waveforms), default=0)
+    padded = np.empty((len(waveforms), longest), np.float32)
+    for row, waveform in enumerate(waveforms):
+        padded[row, : len(waveform)] = waveform
+        padded[row, len(waveform) :] = 0
+    return torch.from_numpy(padded)

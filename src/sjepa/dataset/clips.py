@@ -12,7 +12,9 @@ from sjepa.core.files import printable
 from sjepa.dataset.audio import AudioInfo, DecodeError, Waveform, decode_window, resampled_length
 from sjepa.dataset.containers import Containers
 from sjepa.dataset.gzip_access import BLOCK_BYTES
-from sjepa.dataset.manifest import ClipTable
+from sjepa.dataset.hdf5 import read_stored
+from sjepa.dataset.sources import Source
+from sjepa.dataset.table import ClipTable
 
 
 class Clips:
@@ -54,6 +56,20 @@ class Clips:
             for name, reason in table.dropped
         ]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the sources."""
+        return [text for table in self._tables for text in table.remarks]
+
+    @property
+    def sources(self) -> list[Source]:
+        return [table.source for table in self._tables]
+
+    @property
+    def listed(self) -> int:
+        """Clips of the whole listing, which the ids count."""
+        return int(self._first_id[-1])
+
     def subset(self, positions: NDArray[Any]) -> Clips:
         """The clips at these positions (or under this mask), in the order given."""
         return Clips(self._tables, sample_rate=self.sample_rate, _keep=self.id_N[positions])
@@ -75,10 +91,18 @@ class Clips:
         table, row = self._row(position)
         return {name: column[row] for name, column in table.labels.items()}
 
-    def read(self, position: int, *, start: int = 0, length: int | None = None) -> Waveform:
-        """`length` samples from `start` on (to the end if None), mono float32 at `sample_rate`. Raises DecodeError."""
+    def copies(self, position: int) -> int:
+        """How many augmented copies of a clip are stored beside it."""
+        table, row = self._row(position)
+        return 0 if table.stored is None else int((table.stored.copy_offset_CN[:, row] >= 0).sum())
+
+    def read(self, position: int, *, start: int = 0, length: int | None = None, copy: int | None = None) -> Waveform:
+        """`length` samples from `start` on (to the end if None), mono float32 at `sample_rate`; of the clip or of a stored
+        copy. Raises DecodeError."""
         table, row = self._row(position)
         length = int(self.length_N[position]) - start if length is None else length
+        if table.stored is not None:
+            return read_stored(self._containers, table, row, start, length, copy=copy)
         info = AudioInfo(int(table.samples[row]), int(table.rate[row]), int(table.channels[row]))
         with self._containers.open(
             table.source.path,

@@ -38,7 +38,7 @@ class Containers:
                 return _open_file((path if kind == "folder" else path.parent) / name)
             if kind == "targz":
                 return io.BytesIO(self._handle(path, kind, index).read_range(offset, size))
-            if offset >= 0:
+            if offset >= 0:  # stored as it is
                 return _slice(self._handle(path, "raw", None), offset, size)
             return io.BytesIO(self._handle(path, kind, None).read(name))
         except FileNotFoundError:

@@ -59,9 +59,15 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             tile = int(self.windows.start_N[request.window])
             rng = generator(self.seed, "augment", request.epoch, clip_id, tile)
             try:
-                heard = self.augmentation(clean, position, self.clips, rng)
+                copies = self.clips.copies(position)
+                if not copies:
+                    heard = self.augmentation(clean, position, self.clips, rng)
+                elif rng.random() < self.augmentation.p_noise + self.augmentation.p_mix:
+                    heard = self.clips.read(position, start=start, length=length, copy=int(rng.integers(copies)))
             except PartnerError as error:
                 failures.append(Failure(error.name, error.reason, is_own=False))
+            except DecodeError as error:  # of a copy
+                failures.append(Failure(name, str(error), is_own=False))
         return Sample(clean, heard, clip_id, request.window, name), failures
 
 
@@ -102,7 +108,9 @@ class Loader:
         pin_memory: bool = False,
         rank: int = 0,
         size: int = 1,
+        start_method: str | None = None,
     ) -> None:
+        """`start_method`: how worker processes start; None: as the system prefers."""
         self.dataset, self.plan = dataset, plan
         self._rank, self._size = rank, size
         self.num_batches = len(plan.batches(dataset, 0))  # of all processes
@@ -115,7 +123,8 @@ class Loader:
             collate_fn=collate,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
+            multiprocessing_context=start_method if num_workers else None,
         )
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
@@ -143,7 +152,7 @@ class _Requests:
         return len(self._requests)
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
     """Signals sent to the whole group are the main process's to handle: it needs the workers to finish its update. A
     SIGTERM gives them a while to be told to end; they must not outlive it, since an exiting parent waits for them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

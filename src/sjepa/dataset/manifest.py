@@ -11,20 +11,19 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sjepa.core.files import atomic_path, is_writable_folder
 from sjepa.core.progress import Progress, silent
 from sjepa.dataset.audio import AudioInfo, DecodeError, decode, probe
 from sjepa.dataset.containers import Containers
+from sjepa.dataset.hdf5 import read_table
 from sjepa.dataset.sources import AudioRef, Listing, Source, fingerprint, list_source
-
-ScanDepth = bool | Literal["full", "header"]
+from sjepa.dataset.table import ClipTable, ScanDepth
 
 _FORMAT = 1
 _TAIL_SECONDS = 0.5
@@ -32,27 +31,6 @@ _CHUNK_CLIPS = 64
 _PARALLEL_FROM_CLIPS = 512  # fewer are scanned faster than processes start
 _COLUMNS = ("offset", "size", "first", "samples", "rate", "channels")
 _CHECKS = {"header": 0, "ends": 1, "full": 2}  # a cache of a deeper check serves a shallower request
-
-
-@dataclass
-class ClipTable:
-    """The clips of one source, one column per property. `samples` and `rate` are the file's own; `first` is the
-    sample at which a segment begins; `offset`/`size` are byte positions in a directly readable container, else −1."""
-
-    source: Source
-    names: list[str]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    first: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    rate: NDArray[np.int64]
-    channels: NDArray[np.int64]
-    labels: dict[str, list[Any]] = field(default_factory=dict)
-    dropped: list[tuple[str, str]] = field(default_factory=list)
-    gzip_index: Path | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def scan(
@@ -64,6 +42,8 @@ def scan(
     without comparing it with its source. Files that fail are dropped with the reason. `fallback_folder` takes the
     cache when the data's own folder cannot be written. Raises UserError if the source cannot be listed.
     """
+    if source.kind == "h5":
+        return read_table(source, depth)
     check = {False: "header", True: "ends", "header": "header", "full": "full"}[depth]
     for place in _cache_paths(source, fallback_folder):
         table = _load_cache(place, source, check, trust=depth is False)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sjepa.core.errors import UserError
 from sjepa.dataset.gzip_access import GzipIndex
 
-Kind = Literal["folder", "zip", "tar", "targz", "jsonl", "tsv"]
+Kind = Literal["folder", "zip", "tar", "targz", "h5", "jsonl", "tsv"]
 
 AUDIO_SUFFIXES = frozenset(
     [
@@ -47,13 +47,15 @@ AUDIO_SUFFIXES = frozenset(
     ]
 )
 _ARCHIVES: dict[str, Kind] = {".tar.gz": "targz", ".tgz": "targz", ".tar": "tar", ".zip": "zip"}
-_LONGEST_SECONDS = 1e8  # three years
+_DECODED: dict[str, Kind] = {".h5": "h5", ".hdf5": "h5"}
 _MANIFESTS: dict[str, Kind] = {".jsonl": "jsonl", ".tsv": "tsv"}
+_SUFFIXES = _ARCHIVES | _DECODED | _MANIFESTS
+_LONGEST_SECONDS = 1e8  # three years
 
 
 @dataclass(frozen=True)
 class Source:
-    """One folder, archive or manifest on disk."""
+    """One folder, archive, HDF5 file or manifest on disk."""
 
     path: Path
     kind: Kind
@@ -62,7 +64,7 @@ class Source:
     def stem(self) -> str:
         """The name without the endings that say the kind: `train` for train.tar.gz."""
         name = self.path.name
-        for suffix in (*_ARCHIVES, *_MANIFESTS):
+        for suffix in _SUFFIXES:
             if self.kind != "folder" and name.lower().endswith(suffix):
                 return name[: -len(suffix)]
         return name
@@ -153,7 +155,8 @@ def _expand(spec: str) -> list[Path]:
         if matches:
             return matches
         raise UserError(f"{spec}: no folder, archive or manifest matches")
-    raise UserError(f"{spec}: no such file or folder")
+    hint = "; buildh5ds makes it" if _suffix_kind(path) == "h5" else ""
+    raise UserError(f"{spec}: no such file or folder{hint}")
 
 
 def _kind(path: Path) -> Kind:
@@ -161,14 +164,14 @@ def _kind(path: Path) -> Kind:
         return "folder"
     kind = _suffix_kind(path)
     if kind is None:
-        endings = ", ".join((*_ARCHIVES, *_MANIFESTS))
+        endings = ", ".join(_SUFFIXES)
         raise UserError(f"{path}: neither a folder nor a file ending in {endings}")
     return kind
 
 
 def _suffix_kind(path: Path) -> Kind | None:
     name = path.name.lower()
-    return next((kind for suffix, kind in {**_ARCHIVES, **_MANIFESTS}.items() if name.endswith(suffix)), None)
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def _is_audio(name: str) -> bool:

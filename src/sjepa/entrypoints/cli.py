@@ -49,7 +49,16 @@ def evalsjepa() -> int:
 
 def buildh5ds() -> int:
     """Decodes every clip once into HDF5."""
-    return _run(_parser("buildh5ds", "Build a ready-to-train HDF5 file.", "cpu/configs/hdf5.yaml"), _unavailable)
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.config.load import load_config
+
+        config = load_config(options.config, options.overrides)
+        from sjepa.entrypoints.build_h5 import build_files
+
+        return build_files(config)
+
+    return _run(_parser("buildh5ds", "Decode every clip once into HDF5.", "cpu/configs/hdf5.yaml"), work)
 
 
 def exportw() -> int:

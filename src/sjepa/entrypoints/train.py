@@ -169,6 +169,8 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
     for note in notes:
         console.note(note)
     console.plain(describe_data(run.data))
+    for remark in [*run.data.train.remarks, *run.data.test.remarks]:
+        console.warn(remark)
     for name, reason in [*run.data.train.dropped, *run.data.test.dropped]:
         console.detail(f"dropped {name}: {reason}")
     console.plain(describe_model(run.model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -80,36 +79,61 @@ class Prepared:
 
 def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data:
     """Scans what the configuration names. Raises UserError if a set has no usable clip."""
-    settings, seed = config.dataset, config.seed
-
-    def load(paths: Any, name: str, most: int | None = None) -> ClipSet:
-        return load_clips(
-            paths, settings, name=name, most=most, seed=seed, cache_folder=cache_folder, progress=progress
-        )
-
-    train = load(settings.train_path, "dataset.train_path", settings.max_train_samples)
-    test = load(settings.test_path, "dataset.test_path", settings.max_test_samples)
-    noise_path = settings.augment.noise_path if settings.augment.enabled else None
+    settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
+    load = partial(load_set, config, cache_folder=cache_folder, progress=progress)
+    train = load(f"train_{suffix}", most=settings.max_train_samples)
+    test = load(f"test_{suffix}", most=settings.max_test_samples)
     return Data(
         train,
         test,
-        validation_part(test.clips, settings.val_prob, seed),
-        None if noise_path is None else load(noise_path, "dataset.augment.noise_path"),
+        validation_part(test.clips, settings.val_prob, config.seed),
+        noise_set(config, cache_folder=cache_folder, progress=progress),
         training_windows(train.clips, settings),
     )
 
 
+def load_set(config: Config, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None) -> ClipSet:
+    """The clips that `dataset.<name>` names, at most `most` of them."""
+    return load_clips(
+        getattr(config.dataset, name),
+        config.dataset,
+        name=f"dataset.{name}",
+        most=most,
+        seed=config.seed,
+        cache_folder=cache_folder,
+        progress=progress,
+    )
+
+
+def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
+    """The recordings that augmentation takes noise from, if it is on and has its own."""
+    augment = config.dataset.augment
+    if not augment.enabled or augment.noise_path is None:
+        return None
+    return load_clips(
+        augment.noise_path,
+        config.dataset,
+        name="dataset.augment.noise_path",
+        most=None,
+        seed=config.seed,
+        cache_folder=cache_folder,
+        progress=progress,
+    )
+
+
 def train_loader(config: Config, data: Data, engine: Engine) -> Loader:
-    settings = config.dataset
-    augment = settings.augment
-    augmentation = None
-    if augment.enabled:
-        noise = None if data.noise is None else data.noise.clips
-        augmentation = Augmentation(augment.p_noise, augment.p_mix, augment.snr_noise, augment.ratio_mix, noise)
-    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=augmentation)
-    budget = config.train.max_batch_seconds
-    batch_plan = BatchPlan(config.train.batch_size, None if budget is None else round(budget * settings.sample_rate))
+    made = augmentation(config, data.noise) if config.dataset.augment.enabled else None
+    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=made)
+    budget, rate = config.train.max_batch_seconds, config.dataset.sample_rate
+    batch_plan = BatchPlan(config.train.batch_size, None if budget is None else round(budget * rate))
     return _loader(config, dataset, batch_plan, engine)
+
+
+def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
+    augment = config.dataset.augment
+    return Augmentation(
+        augment.p_noise, augment.p_mix, augment.snr_noise, augment.ratio_mix, None if noise is None else noise.clips
+    )
 
 
 def fixed_loader(config: Config, clips: Clips, windows: Windows, engine: Engine) -> Loader:

@@ -28,6 +28,11 @@ class ClipSet:
     clips: Clips
     dropped: list[tuple[str, str]]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of the sources."""
+        return self.clips.remarks
+
     def describe(self) -> str:
         """Clips, hours, and why others were left out, in one line."""
         text = f"{len(self.clips):,} clips, {self.clips.hours:.2f} h"
@@ -79,7 +84,7 @@ def load_clips(
     clips = Clips(tables, sample_rate=settings.sample_rate)
     dropped = list(clips.dropped)
     long_enough = clips.length_N >= round(settings.min_seconds * settings.sample_rate)
-    short = np.flatnonzero(~long_enough)
+    short = np.flatnonzero(~long_enough & (clips.length_N > 0))  # 0: not stored in an HDF5 file
     dropped += [(clips.name(int(index)), f"shorter than {settings.min_seconds:g} s") for index in short]
     clips = clips.subset(long_enough)
     if not len(clips):

@@ -1,0 +1,127 @@
+"""buildh5ds."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from sjepa.config.schema import Config
+from sjepa.core.errors import UserError
+from sjepa.dataset.hdf5_build import (
+    BuildPlan,
+    Built,
+    Stopped,
+    build,
+    check_room,
+    is_current,
+    progress_of,
+    size_text,
+)
+from sjepa.reporting.console import Console, duration
+from sjepa.training.assembly import augmentation, load_set, noise_set
+
+_SHOWN_PROBLEMS = 5
+
+
+def build_files(config: Config) -> int:
+    """Writes dataset.train_h5 and dataset.test_h5; both are checked before either is begun. Returns the exit code."""
+    console = Console()
+    plans = {target: plan for target, plan in _plans(config, console).items() if not _is_there(plan, target, console)}
+    check_room(plans)
+    with _told_to_stop() as received:
+        for target, plan in plans.items():
+            done = progress_of(plan, target)
+            if done:
+                console.note(f"{target}: going on after {done:,} of {len(plan.clips):,} clips")
+            started = time.monotonic()
+            try:
+                built = build(
+                    plan,
+                    target,
+                    num_workers=config.dataset.num_workers,
+                    progress=console.progress,
+                    stop=lambda: bool(received),
+                )
+            except Stopped as stop:
+                console.warn(
+                    f"{target}: stopped by {signal.Signals(received[0]).name} with {stop.clips:,} of "
+                    f"{len(plan.clips):,} clips stored; the same command goes on"
+                )
+                return 128 + received[0]
+            _tell(built, plan, time.monotonic() - started, console)
+    return 0
+
+
+def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
+    """What is to be built, by file, printed with its size."""
+    settings = config.dataset
+    cache_folder = Path(config.runs_root) / config.run_name / "cache"
+    targets = {"train_path": Path(settings.train_h5), "test_path": Path(settings.test_h5)}
+    if len({target.resolve() for target in targets.values()}) < 2:
+        raise UserError(f"dataset.train_h5 and dataset.test_h5: both are {settings.train_h5}")
+    plans = {}
+    for name, target in targets.items():
+        most = settings.max_train_samples if name == "train_path" else settings.max_test_samples
+        clip_set = load_set(config, name, cache_folder=cache_folder, progress=console.progress, most=most)
+        if any(source.path.resolve() == target.resolve() for source in clip_set.clips.sources):
+            raise UserError(f"dataset.{name}: {target} would be built from itself")
+        plan = BuildPlan(clip_set.clips, clip_set.dropped, config.hdf5.sample_type, seed=config.seed)
+        augment = settings.augment
+        if name == "train_path" and augment.enabled and augment.p_noise + augment.p_mix > 0:
+            noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
+            made, share = augmentation(config, noise), augment.p_noise + augment.p_mix
+            # every copy is augmented; how often training takes one is decided there
+            made = replace(made, p_noise=made.p_noise / share, p_mix=made.p_mix / share)
+            tile = round(settings.max_seconds * settings.sample_rate)
+            plan = replace(plan, copies=config.hdf5.copies, augmentation=made, tile_samples=tile)
+        copies = (
+            "" if not plan.copies else f" and {plan.copies} augmented cop{'y' if plan.copies == 1 else 'ies'} of each"
+        )
+        console.plain(f"{target}  {clip_set.describe()}{copies}: {size_text(plan.bytes)} ({plan.sample_type})")
+        for dropped, reason in clip_set.dropped:
+            console.detail(f"dropped {dropped}: {reason}")
+        plans[target] = plan
+    return plans
+
+
+def _is_there(plan: BuildPlan, target: Path, console: Console) -> bool:
+    if not is_current(plan, target):
+        return False
+    console.note(f"{target}: up to date")
+    return True
+
+
+def _tell(built: Built, plan: BuildPlan, seconds: float, console: Console) -> None:
+    for failure in built.problems[:_SHOWN_PROBLEMS]:
+        console.warn(f"left out {failure.name}: {failure.reason}")
+    if len(built.problems) > _SHOWN_PROBLEMS:
+        console.warn(f"left out {len(built.problems) - _SHOWN_PROBLEMS} more")
+    if built.clipped:
+        console.warn(f"{built.clipped:,} samples beyond full scale were cut off; hdf5.sample_type=float32 keeps them")
+    if built.partners:
+        name, reason, _ = built.partners[0]
+        console.warn(f"{len(built.partners)} copies are not augmented: their partner cannot be read ({name}: {reason})")
+    size = f"{size_text(built.bytes)} ({built.bytes / max(1, plan.samples):.3f} bytes a sample)"
+    console.note(f"{built.target}: {built.clips:,} clips, {size} in {duration(seconds)}")
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; a second SIGINT stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,116 @@
+"""buildh5ds as a user runs it, and training from what it makes."""
+
+import signal
+import subprocess
+
+import pytest
+import torch
+
+from sjepa.config.load import load_config
+from sjepa.core.errors import UserError
+from sjepa.dataset import hdf5_build
+from sjepa.dataset.clips import Clips
+from sjepa.entrypoints import build_h5
+from sjepa.weights import load_weights
+from tests.cli.test_commands import BIN
+from tests.training.test_run import history, run
+
+
+def settings(corpus, root, *overrides):
+    return [
+        f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}", "dataset.augment.enabled=false",
+        f"dataset.train_h5={root / 'h5/train.h5'}", f"dataset.test_h5={root / 'h5/test.h5'}", f"runs_root={root}",
+        "dataset.num_workers=0", *overrides,
+    ]  # fmt: skip
+
+
+def build(corpus, root, *overrides):
+    return build_h5.build_files(load_config(None, settings(corpus, root, *overrides)))
+
+
+def test_a_run_from_the_files_is_the_run_from_the_archives(corpus, tmp_path, capsys):
+    """The recordings have 16 bits, so nothing is rounded: augmentation, crops, mixture and weights are the same bits."""
+    assert build(corpus, tmp_path) == 0
+    told = capsys.readouterr().out
+    assert f"{tmp_path / 'h5/train.h5'}  18 clips, 0.01 h:" in told
+    files = [f"dataset.{name}_h5={tmp_path / f'h5/{name}.h5'}" for name in ("train", "test")]
+    assert run(corpus, tmp_path / "archive", "train.epochs=2") == 0
+    nowhere = ["dataset.train_path=nowhere.zip", "dataset.test_path=nowhere.zip"]
+    assert run(corpus, tmp_path / "h5run", "train.epochs=2", "dataset.use_hdf5=true", *files, *nowhere) == 0
+    first, second = (
+        load_weights(tmp_path / kind / "r/train/weights/last.pt").model.state_dict() for kind in ("archive", "h5run")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    one, other = (history(tmp_path / kind / "r/train") for kind in ("archive", "h5run"))
+    assert [row["train_loss"] for row in one] == [row["train_loss"] for row in other]
+
+
+def test_what_is_there_is_not_built_again_unless_the_source_changed(corpus, tmp_path, capsys, monkeypatch):
+    assert build(corpus, tmp_path) == 0
+    before = (tmp_path / "h5/train.h5").stat().st_mtime_ns
+    capsys.readouterr()
+    assert build(corpus, tmp_path) == 0
+    assert capsys.readouterr().out.count("up to date") == 2
+    assert build(corpus, tmp_path, "dataset.max_train_samples=5") == 0
+    told = capsys.readouterr().out
+    assert "train.h5: 5 clips" in told
+    assert "test.h5: up to date" in told
+    assert (tmp_path / "h5/train.h5").stat().st_mtime_ns != before
+
+
+def test_copies_are_made_when_augmentation_is_on(corpus, tmp_path, capsys):
+    assert build(corpus, tmp_path, "dataset.augment.enabled=true", "hdf5.copies=2") == 0
+    assert "18 clips, 0.01 h and 2 augmented copies of each" in capsys.readouterr().out
+    files = [f"dataset.{name}_h5={tmp_path / f'h5/{name}.h5'}" for name in ("train", "test")]
+    assert run(corpus, tmp_path / "r", "train.epochs=1", "dataset.use_hdf5=true", *files) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset.test_h5={root}/h5/train.h5"], "dataset.train_h5 and dataset.test_h5: both are"),
+        (["dataset.train_path=nowhere"], "nowhere: no such file or folder"),
+        (["dataset.train_h5=/dev/null/a.h5"], "/dev/null/a.h5: its folder cannot be made"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(corpus, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        build(corpus, tmp_path, *(text.format(root=tmp_path) for text in overrides))
+    assert not list(tmp_path.glob("h5/*"))
+
+
+def test_too_little_room_is_told_with_both_figures(corpus, tmp_path, monkeypatch):
+    """Of both files together, where they lie on one disk."""
+    free = type("Usage", (), {"free": 1_200_000})
+    monkeypatch.setattr(hdf5_build.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match=r"train\.h5 and .*test\.h5: 1\.6 MB are needed and 1\.2 MB are free"):
+        build(corpus, tmp_path)
+
+
+def test_an_unbuilt_file_says_what_to_do(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"none\.h5: no such file or folder; buildh5ds makes it"):
+        run(corpus, tmp_path, "dataset.use_hdf5=true", f"dataset.train_h5={tmp_path / 'none.h5'}")
+
+
+def test_an_interrupted_build_says_how_it_goes_on(corpus, tmp_path, monkeypatch, capsys):
+    original, reads = Clips.read, iter(range(1000))
+
+    def interrupted(self, position, **window):
+        if next(reads) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, position, **window)
+
+    monkeypatch.setattr(Clips, "read", interrupted)
+    assert build(corpus, tmp_path) == 143
+    assert "stopped by SIGTERM with" in capsys.readouterr().out
+    assert build(corpus, tmp_path) == 0
+    assert "going on after" in capsys.readouterr().out
+
+
+def test_the_command(corpus, tmp_path):
+    done = subprocess.run(
+        [BIN / "buildh5ds", *settings(corpus, tmp_path, "dataset.num_workers=1")], cwd=tmp_path, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "h5/test.h5").exists()
