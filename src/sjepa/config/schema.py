@@ -49,6 +49,19 @@ def _valid_paths(value: Any) -> Any:
     return value
 
 
+def _valid_corpora(value: Any) -> Any:
+    if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
+        return _valid_paths(value)
+    for item in value:
+        if not isinstance(item, dict) or set(item) != {"path", "weight"}:
+            raise ValueError(f"{item!r} is not {{path: …, weight: …}}, which the other corpora of the list are")
+        _valid_paths(item["path"])
+        weight = item["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ValueError(f"weight {weight!r} is not a number above 0")
+    return value
+
+
 def _epoch(value: float) -> float:
     """Whole epochs stay whole; 0 < value < 1 is a fraction of the run; -1 is off."""
     if 0 < value < 1:
@@ -59,6 +72,7 @@ def _epoch(value: float) -> float:
 
 
 Paths = Annotated[Any, BeforeValidator(_valid_paths)]
+Corpora = Annotated[Any, BeforeValidator(_valid_corpora)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -96,9 +110,16 @@ class Dataset(Section):
         description="Check every file once before training: true decodes its header, start and end; full every sample; "
         "header the header alone; false trusts an existing cache as it is.",
     )
-    train_path: Paths = Field(
+    train_path: Corpora = Field(
         "data/train.zip",
-        description="Folder, .zip, .tar, .tar.gz, manifest (.jsonl, .tsv), glob of these, or a list of any of them.",
+        description="Folder, .zip, .tar, .tar.gz, .h5, manifest (.jsonl, .tsv), glob of these, or a list of any of them; or "
+        "a list of {path, weight}, of which an epoch draws in these proportions.",
+    )
+    shards_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Shuffle the sources of train_path and go through this many at a time, each batch from one of them: for "
+        "network storage; best a multiple of processes × num_workers. null: shuffle everything.",
     )
     test_path: Paths = Field("data/test.zip", description="The same for the test set; validation is a part of it.")
     train_h5: str = Field("data/train.h5", description="HDF5 file of the training set, which buildh5ds makes.")
@@ -124,6 +145,8 @@ class Dataset(Section):
     def _lengths(self) -> Dataset:
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}")
+        if self.shards_at_once is not None and any(isinstance(item, dict) for item in self.train_path):
+            raise ValueError("shards_at_once does not go with weights in train_path")
         return self
 
 
@@ -152,6 +175,10 @@ class Train(Section):
     batch_size: int = Field(8, ge=1, description="Clips in a micro-batch, per device.")
     max_batch_seconds: float | None = Field(
         None, gt=0, description="Length-bucketed micro-batches of at most this much padded audio instead, seconds."
+    )
+    probe_memory: bool = Field(
+        False,
+        description="Run the largest micro-batch of all phases before training, so that memory runs out then or never.",
     )
     grad_accum: int = Field(4, ge=1, description="Micro-batches in one optimiser step.")
     grad_clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")

@@ -22,13 +22,19 @@ class Clips:
 
     `length_N`: samples at `sample_rate`. `id_N`: the clip's position in the whole listing, which keys every random draw
     about it, so that leaving others out changes nothing. `locality_N`: clips of one number lie close together in a
-    container that rewards it, −1 where that does not matter.
+    container that rewards it, −1 where that does not matter. `source_N`: the number of the clip's source.
     """
 
     def __init__(
-        self, tables: Sequence[ClipTable], *, sample_rate: int, _keep: NDArray[np.int64] | None = None
+        self,
+        tables: Sequence[ClipTable],
+        *,
+        sample_rate: int,
+        sources_apart: bool = False,
+        _keep: NDArray[np.int64] | None = None,
     ) -> None:
-        self.sample_rate = sample_rate
+        """`sources_apart`: clips of another source are not read cheaply together with one."""
+        self.sample_rate, self._sources_apart = sample_rate, sources_apart
         self._tables = list(tables)
         self._containers = Containers()
         counts = [len(table) for table in tables]
@@ -38,7 +44,8 @@ class Clips:
         lengths = [resampled_length(table.samples, table.rate, sample_rate) for table in tables]  # type: ignore[arg-type]
         self.length_N = _joined(lengths)[self.id_N]
         self.locality_N = _joined([_locality(table) for table in tables])[self.id_N]
-        self.locality_N[self.locality_N >= 0] += self._first_id[self._table_of(self.id_N)][self.locality_N >= 0]
+        self.source_N = self._table_of(self.id_N)
+        self.locality_N[self.locality_N >= 0] += self._first_id[self.source_N][self.locality_N >= 0]
 
     def __len__(self) -> int:
         return len(self.id_N)
@@ -72,13 +79,24 @@ class Clips:
 
     def subset(self, positions: NDArray[Any]) -> Clips:
         """The clips at these positions (or under this mask), in the order given."""
-        return Clips(self._tables, sample_rate=self.sample_rate, _keep=self.id_N[positions])
+        return Clips(
+            self._tables,
+            sample_rate=self.sample_rate,
+            sources_apart=self._sources_apart,
+            _keep=self.id_N[positions],
+        )
 
     def neighbours(self, position: int) -> NDArray[np.int64]:
         """Positions that are read cheaply together with this one, itself included: those of its part of a compressed
-        archive if that holds others, else all."""
+        archive or, with `sources_apart`, of its source if that holds others, else all."""
         locality = self.locality_N[position]
-        near = np.flatnonzero(self.locality_N == locality) if locality >= 0 else self._all
+        if locality >= 0:
+            near = np.flatnonzero(self.locality_N == locality)
+        elif self._sources_apart:  # positions are in the order of the sources
+            source = self.source_N[position]
+            near = np.arange(*np.searchsorted(self.source_N, (source, source + 1)))
+        else:
+            return self._all
         return near if len(near) > 1 else self._all
 
     def name(self, position: int) -> str:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from sjepa.core.frames import SPEECH
-from sjepa.core.random import generator
+from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.augment import Augmentation, PartnerError
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.order import bucketed_batches, fixed_batches
+from sjepa.dataset.mixing import Mixture, turns
+from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes
 from sjepa.dataset.windows import Windows, crop_start
 
 GRACE_SECONDS = 15  # that a worker lives on after a SIGTERM
@@ -30,13 +31,24 @@ class Request(NamedTuple):
     epoch: int
     window: int
     augment: bool
+    turn: int = 0  # how often the window came before in this epoch
 
 
 class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
     """Windows of clips, read when asked for. It keeps no state, so any process gives the same answer."""
 
-    def __init__(self, clips: Clips, windows: Windows, *, seed: int, augmentation: Augmentation | None = None) -> None:
-        self.clips, self.windows, self.seed, self.augmentation = clips, windows, seed, augmentation
+    def __init__(
+        self,
+        clips: Clips,
+        windows: Windows,
+        *,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        mixture: Mixture | None = None,
+    ) -> None:
+        """`mixture`: how often an epoch takes which windows; None: each once."""
+        self.clips, self.windows, self.seed = clips, windows, seed
+        self.augmentation, self.mixture = augmentation, mixture
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -45,9 +57,10 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         position = int(self.windows.clip_N[request.window])
         start, length = int(self.windows.start_N[request.window]), int(self.windows.length_N[request.window])
         clip_id, name = int(self.clips.id_N[position]), self.clips.name(position)
+        seed = key(self.seed, "turn", request.turn) if request.turn else self.seed
         if start < 0:
             whole = int(self.clips.length_N[position])
-            start = crop_start(self.seed, request.epoch, clip_id, clip_samples=whole, window_samples=length)
+            start = crop_start(seed, request.epoch, clip_id, clip_samples=whole, window_samples=length)
         try:
             clean = self.clips.read(position, start=start, length=length)
             if len(clean) < _FEWEST_SAMPLES:
@@ -57,7 +70,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         heard, failures = clean, []
         if request.augment and self.augmentation is not None:
             tile = int(self.windows.start_N[request.window])
-            rng = generator(self.seed, "augment", request.epoch, clip_id, tile)
+            rng = generator(seed, "augment", request.epoch, clip_id, tile)
             try:
                 copies = self.clips.copies(position)
                 if not copies:
@@ -72,24 +85,45 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
 
 
 class BatchPlan(NamedTuple):
-    """How windows are grouped: `batch_size` clips, or at most `max_batch_samples` of padded audio if that is given."""
+    """How windows are grouped: `batch_size` clips, or at most `max_batch_samples` of padded audio if that is given; all of a
+    batch from one source, and `shards_at_once` sources open at a time, if that is given."""
 
     batch_size: int
     max_batch_samples: int | None = None
     shuffle: bool = True
+    shards_at_once: int | None = None
 
     def batches(self, dataset: WindowDataset, epoch: int) -> list[NDArray[np.int64]]:
         """The windows of every batch of an epoch."""
-        windows, seed = dataset.windows, dataset.seed
-        if self.max_batch_samples is not None:
-            return bucketed_batches(windows.length_N, self.max_batch_samples, seed=seed, epoch=epoch)
+        windows = dataset.windows
         if not self.shuffle:
-            return [
-                np.arange(start, min(start + self.batch_size, len(windows)))
-                for start in range(0, len(windows), self.batch_size)
-            ]
-        locality = dataset.clips.locality_N[windows.clip_N]
-        return fixed_batches(len(windows), self.batch_size, seed=seed, epoch=epoch, locality_N=locality)
+            return _cut(np.arange(len(windows)), self.batch_size)
+        if dataset.mixture is not None:
+            return self._grouped(dataset, dataset.mixture.draw(epoch), epoch, dataset.seed)
+        everything = np.arange(len(windows))
+        if self.shards_at_once is None:
+            return self._grouped(dataset, everything, epoch, dataset.seed)
+        shard_M = dataset.clips.source_N[windows.clip_N]
+        shards = [
+            self._grouped(dataset, everything[shard_M == shard], epoch, key(dataset.seed, "shard", int(shard)))
+            for shard in np.unique(shard_M)
+        ]
+        return in_lanes(shards, self.shards_at_once, seed=dataset.seed, epoch=epoch)
+
+    def _grouped(
+        self, dataset: WindowDataset, chosen: NDArray[np.int64], epoch: int, seed: int
+    ) -> list[NDArray[np.int64]]:
+        if self.max_batch_samples is not None:
+            lengths = dataset.windows.length_N[chosen]
+            groups = bucketed_batches(lengths, self.max_batch_samples, seed=seed, epoch=epoch)
+        else:
+            locality = dataset.clips.locality_N[dataset.windows.clip_N[chosen]]
+            groups = fixed_batches(len(chosen), self.batch_size, seed=seed, epoch=epoch, locality_N=locality)
+        return [chosen[group] for group in groups]
+
+
+def _cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 class Loader:
@@ -113,7 +147,9 @@ class Loader:
         """`start_method`: how worker processes start; None: as the system prefers."""
         self.dataset, self.plan = dataset, plan
         self._rank, self._size = rank, size
-        self.num_batches = len(plan.batches(dataset, 0))  # of all processes
+        first = plan.batches(dataset, 0)
+        self.num_batches = len(first)  # of all processes
+        self.epoch_samples = sum(int(dataset.windows.length_N[batch].sum()) for batch in first)
         self.num_rounds = -(-self.num_batches // size)  # batches that this one takes
         self._requests: list[list[Request]] = []
         self._loader = DataLoader(
@@ -127,16 +163,40 @@ class Loader:
             multiprocessing_context=start_method if num_workers else None,
         )
 
+    def largest_batches(self) -> list[tuple[int, int]]:
+        """(clips, samples of the longest) of what takes most memory in any epoch: the most padded audio, and the longest
+        clip together with others."""
+        lengths, plan = self.dataset.windows.length_N, self.plan
+        if plan.max_batch_samples is None:
+            return [(min(plan.batch_size, len(lengths)), int(lengths.max()))]
+        shapes = {(len(batch), int(lengths[batch].max())) for batch in plan.batches(self.dataset, 0)}
+        return sorted({max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[::-1])})
+
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
         """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out; `augment`
         for all or, as a sequence, batch by batch."""
-        batches = self.plan.batches(self.dataset, epoch)
+        batches = self._batches(epoch)
         own = range(first_batch + self._rank, len(batches), self._size)
         flags = [augment] * len(batches) if isinstance(augment, bool) else augment
-        requests = [[Request(epoch, int(window), flags[number]) for window in batches[number]] for number in own]
+        again = turns(batches) if self.dataset.mixture is not None else [np.zeros(len(batch), int) for batch in batches]
+        requests = [
+            [
+                Request(epoch, window, flags[number], turn)
+                for window, turn in zip(batches[number].tolist(), again[number].tolist(), strict=True)
+            ]
+            for number in own
+        ]
         rounds = -(-(len(batches) - first_batch) // self._size)
         self._requests[:] = requests + [[]] * (rounds - len(requests))
         return iter(self._loader)
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """As many in every epoch. A mixture of corpora draws other lengths each time: a few too many are left out, or a few
+        of the next epoch's make up for those that are missing."""
+        batches = self.plan.batches(self.dataset, epoch)
+        if len(batches) < self.num_batches:
+            batches += self.plan.batches(self.dataset, epoch + 1)
+        return batches[: self.num_batches]
 
 
 class _Requests:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,7 +58,17 @@ def bucketed_batches(length_N: Ints, max_samples: int, *, seed: int, epoch: int)
     return [np.array(batches[number], dtype=np.int64) for number in mixed]
 
 
+def in_lanes(shards: Sequence[list[Ints]], lanes: int, *, seed: int, epoch: int) -> list[Ints]:
+    """The batches of several shards, `lanes` of which are open at a time: batch i comes from lane i mod `lanes` as long as
+    all lanes have any. A lane goes through one shard after the other; who takes every n-th batch, `lanes` being a multiple
+    of n, meets shards of their own."""
+    queues: list[list[Ints]] = [[] for _ in range(lanes)]
+    for shard in shuffled(len(shards), seed=key(seed, "shards"), epoch=epoch):
+        min(queues, key=len).extend(shards[shard])
+    return [batch for row in zip_longest(*queues) for batch in row if batch is not None]
+
+
 def padding_waste(batches: list[Ints], length_N: Ints) -> float:
     """Padded samples over real ones, minus 1."""
     padded = sum(len(batch) * int(length_N[batch].max()) for batch in batches)
-    return padded / max(1, int(length_N.sum())) - 1
+    return padded / max(1, sum(int(length_N[batch].sum()) for batch in batches)) - 1

@@ -33,7 +33,7 @@ from sjepa.training.assembly import (
 )
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.data import Fingerprint
-from sjepa.training.estimate import seconds_per_audio_second
+from sjepa.training.estimate import probe_memory, seconds_per_audio_second
 from sjepa.training.network import build_model, new_model
 from sjepa.training.parts import Interrupted
 from sjepa.training.trainer import Trainer
@@ -86,6 +86,8 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     if resumed:
         Checkpoints.load(resumed.checkpoint, trainer.state)
         report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
+    if config.train.probe_memory:
+        _probe_memory(trainer, run, console)
     _estimate_time(trainer, run, console)
     console.run_started(run.schedule.epochs, run.schedule.total_steps)
     try:
@@ -185,6 +187,24 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
         console.warn(warning)
 
 
+def _probe_memory(trainer: Trainer, run: Prepared, console: Console) -> None:
+    """Runs what will take most memory, so that it runs out now or never."""
+    parts, shapes = trainer.parts, run.loader.largest_batches()
+    later = [stage for stage in run.schedule.stages if stage.phase > trainer.stage.phase][:1]
+    peak = probe_memory(
+        parts.engine,
+        parts.model,
+        parts.optimizer,
+        [parts.targets, *(parts.maker.blank(stage, parts.network.encoder) for stage in later)],
+        shapes,
+        visible=any(stage.visible_loss for stage in run.schedule.stages),
+        settings=parts.settings,
+    )
+    rate = run.loader.dataset.clips.sample_rate
+    largest = " and ".join(f"{clips} clips of {samples / rate:.1f} s" for clips, samples in shapes)
+    console.note(f"memory: the largest micro-batches ({largest}) fit; {peak / 2**30:.2f} GiB at most")
+
+
 def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     """Times a few real micro-batches and says how long the rest will take."""
     parts, stage, loader, schedule = trainer.parts, trainer.stage, run.loader, run.schedule
@@ -195,8 +215,7 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     if per_second is None:
         return
     together = run.engine.processes.total / per_second  # seconds of audio per second
-    windows = loader.dataset.windows
-    epoch_seconds = float(windows.length_N.sum()) / loader.dataset.clips.sample_rate
+    epoch_seconds = loader.epoch_samples / loader.dataset.clips.sample_rate
     left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds / together
     slower = ", phase 2 takes somewhat longer" if stage.phase < schedule.stages[-1].phase else ""
     console.note(

@@ -38,7 +38,8 @@ def describe_batches(config: Config, train: Loader, *, grad_accum: int, processe
     rate = config.dataset.sample_rate
     per_step = grad_accum * processes / max(1, len(batches))
     devices = f" × {processes} devices" if processes > 1 else ""
-    clips, seconds = len(lengths) * min(1.0, per_step), float(lengths.sum()) / rate * min(1.0, per_step)
+    share = min(1.0, per_step)
+    clips, seconds = sum(map(len, batches)) * share, train.epoch_samples / rate * share
     shape = (
         f"{config.train.batch_size} clips"
         if config.train.max_batch_seconds is None

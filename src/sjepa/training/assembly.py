@@ -29,7 +29,7 @@ from sjepa.targets.online import OnlineSettings
 from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.collapse import CollapseAlarm
-from sjepa.training.data import ClipSet, Fingerprint, load_clips, tiling, training_windows, validation_part
+from sjepa.training.data import ClipSet, Fingerprint, load_clips, mixture, tiling, training_windows, validation_part
 from sjepa.training.estimate import training_bytes, weight_copies
 from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames
 from sjepa.training.keeper import WeightsFolder
@@ -123,9 +123,14 @@ def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> Clip
 
 def train_loader(config: Config, data: Data, engine: Engine) -> Loader:
     made = augmentation(config, data.noise) if config.dataset.augment.enabled else None
-    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=made)
+    mixed = mixture(data.train, data.windows, config.seed)
+    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=made, mixture=mixed)
     budget, rate = config.train.max_batch_seconds, config.dataset.sample_rate
-    batch_plan = BatchPlan(config.train.batch_size, None if budget is None else round(budget * rate))
+    batch_plan = BatchPlan(
+        config.train.batch_size,
+        None if budget is None else round(budget * rate),
+        shards_at_once=config.dataset.shards_at_once,
+    )
     return _loader(config, dataset, batch_plan, engine)
 
 
@@ -167,12 +172,8 @@ def step_settings(config: Config) -> StepSettings:
 
 def estimated_bytes(config: Config, run: Prepared) -> int:
     """Memory of training on the largest micro-batch of an epoch, with the largest head of the schedule."""
-    loader, stages = run.loader, run.schedule.stages
-    lengths = loader.dataset.windows.length_N
-    batches = loader.plan.batches(loader.dataset, 0)
-    clips, samples = max(
-        ((len(batch), int(lengths[batch].max())) for batch in batches), key=lambda size: size[0] * size[1]
-    )
+    stages = run.schedule.stages
+    clips, samples = max(run.loader.largest_batches(), key=lambda shape: shape[0] * shape[1])
     largest = replace(run.model.shape, num_clusters=max(stage.num_clusters for stage in stages))
     return training_bytes(
         largest,

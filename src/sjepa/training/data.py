@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sjepa.config.schema import Dataset
 from sjepa.core.errors import UserError
@@ -15,10 +18,20 @@ from sjepa.core.progress import Progress
 from sjepa.core.random import hash_array, key
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
-from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.mixing import Mixture
+from sjepa.dataset.sources import Source, resolve_sources
 from sjepa.dataset.windows import Windows, crops, tiles
 
 _SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Corpora that an epoch draws from in proportion to their weights; `corpus_S`: that of every source."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    corpus_S: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class ClipSet:
 
     clips: Clips
     dropped: list[tuple[str, str]]
+    shares: Shares | None = None
 
     @property
     def remarks(self) -> list[str]:
@@ -41,7 +55,18 @@ class ClipSet:
             reasons = "; ".join(f"{count} {reason}" for reason, count in counts[:_SHOWN_REASONS])
             more = f"; {len(counts) - _SHOWN_REASONS} more reasons" if len(counts) > _SHOWN_REASONS else ""
             text += f" ({len(self.dropped)} dropped: {reasons}{more})"
+        for line in self._corpora():
+            text += f"\n            {line}"
         return text
+
+    def _corpora(self) -> Iterator[str]:
+        if self.shares is None:
+            return
+        own = self.shares.corpus_S[self.clips.source_N]
+        for number, (name, weight) in enumerate(zip(self.shares.names, self.shares.weights, strict=True)):
+            part = self.clips.subset(own == number)
+            share = weight / sum(self.shares.weights)
+            yield f"{share:.0%} of an epoch from {name}: {len(part):,} clips, {part.hours:.2f} h"
 
 
 class Fingerprint:
@@ -64,7 +89,7 @@ class Fingerprint:
 
 
 def load_clips(
-    paths: str | list[str],
+    paths: Any,
     settings: Dataset,
     *,
     name: str,
@@ -77,11 +102,9 @@ def load_clips(
 
     `name` is the configuration key, for messages. Raises UserError if nothing usable is left.
     """
-    tables = [
-        scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress)
-        for source in resolve_sources(paths)
-    ]
-    clips = Clips(tables, sample_rate=settings.sample_rate)
+    sources, shares = _sources(paths, name)
+    tables = [scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress) for source in sources]
+    clips = Clips(tables, sample_rate=settings.sample_rate, sources_apart=settings.shards_at_once is not None)
     dropped = list(clips.dropped)
     long_enough = clips.length_N >= round(settings.min_seconds * settings.sample_rate)
     short = np.flatnonzero(~long_enough & (clips.length_N > 0))  # 0: not stored in an HDF5 file
@@ -94,7 +117,31 @@ def load_clips(
         raise UserError(f"{name}: none of the {len(dropped)} audio files in {paths} can be used ({example})")
     if most is not None and most < len(clips):
         clips = clips.subset(_drawn(clips, most, seed, "max_samples"))
-    return ClipSet(clips, dropped)
+    if shares is not None:
+        for number in set(range(len(shares.names))) - set(shares.corpus_S[clips.source_N].tolist()):
+            raise UserError(f"{name}: no clip of {shares.names[number]} can be used, but it has a weight")
+    return ClipSet(clips, dropped, shares)
+
+
+def _sources(paths: Any, name: str) -> tuple[list[Source], Shares | None]:
+    """What is named, in order, and the weights if it has any."""
+    if not isinstance(paths, list) or not isinstance(paths[0], dict):
+        return resolve_sources(paths), None
+    corpora = [resolve_sources(corpus["path"]) for corpus in paths]
+    sources = [source for corpus in corpora for source in corpus]
+    if len({source.path.resolve() for source in sources}) < len(sources):
+        raise UserError(f"{name}: the same source is in more than one corpus")
+    names = tuple(str(corpus["path"]) for corpus in paths)
+    numbers = np.repeat(np.arange(len(corpora)), [len(corpus) for corpus in corpora])
+    return sources, Shares(names, tuple(float(corpus["weight"]) for corpus in paths), numbers)
+
+
+def mixture(clip_set: ClipSet, windows: Windows, seed: int) -> Mixture | None:
+    """How often an epoch takes which windows, if corpora have weights."""
+    shares = clip_set.shares
+    if shares is None:
+        return None
+    return Mixture(shares.corpus_S[clip_set.clips.source_N[windows.clip_N]], shares.weights, seed)
 
 
 def validation_part(test: Clips, fraction: float, seed: int) -> Clips:

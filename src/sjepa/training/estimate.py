@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -12,12 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.masking import num_masked
+from sjepa.objective import kl_divergence
 from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
 
@@ -113,6 +116,74 @@ def seconds_per_audio_second(
             break
     optimizer.zero_grad(set_to_none=True)
     return rate
+
+
+def probe_memory(
+    engine: Engine,
+    model: Any,
+    optimizer: Any,
+    targets: Iterable[Targets],
+    shapes: Iterable[tuple[int, int]],
+    *,
+    visible: bool,
+    settings: StepSettings,
+) -> int:
+    """Forward and backward over noise in batches of (clips, samples) `shapes`, with the targets of every phase and room for
+    the moments; nothing is moved. The most bytes in use. Raises UserError if they do not fit."""
+    model.train()
+    reserved = [] if not hasattr(optimizer, "state") or optimizer.state else _moments(model)
+    clips = samples = 0
+    try:
+        for own in targets:
+            for clips, samples in shapes:
+                batch = _noise(clips, samples).to(engine.device)
+                frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
+                every = torch.cat([frames.masked_N, frames.visible_N if visible else frames.visible_N[:0]])
+                with engine.autocast():
+                    targets_NK = plain_posteriors(own, batch)(every)
+                    masked, shown = every.split([len(frames.masked_N), len(every) - len(frames.masked_N)])
+                    length_B = torch.full((clips,), samples, device=engine.device)
+                    logits = model(batch.heard_BS, length_B, frames.mask_BT, masked, shown, ())
+                    logits_N1 = torch.cat(logits).mean(dim=1, keepdim=True)
+                # the head of another phase has other components: as many numbers, whatever they are
+                engine.backward(kl_divergence(targets_NK, logits_N1 + torch.zeros_like(targets_NK)).mean())
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        seconds = samples / SPEECH.sample_rate
+        raise UserError(
+            f"train.probe_memory: a micro-batch of {clips} clips of {seconds:.1f} s does not fit into the memory of "
+            f"{engine.device}; lower train.max_batch_seconds (or train.batch_size) and raise train.grad_accum"
+        ) from None
+    finally:
+        reserved.clear()
+        optimizer.zero_grad(set_to_none=True)
+    if engine.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(engine.device)
+        torch.cuda.empty_cache()
+        return peak
+    return peak_bytes()
+
+
+def _moments(model: Any) -> list[Tensor]:
+    """Room for what AdamW allocates at its first step."""
+    return [torch.ones_like(parameter) for parameter in model.parameters() for _ in range(2)]
+
+
+def _noise(clips: int, samples: int) -> Batch:
+    waveform = torch.rand(clips, samples)
+    names = tuple(f"noise {number}" for number in range(clips))
+    return Batch(waveform, waveform.clone(), (samples,) * clips, torch.arange(clips), tuple(range(clips)), names)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever had, where the system tells; else 0."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _bytes(module: torch.nn.Module) -> int:

@@ -9,7 +9,7 @@ from sjepa.core.errors import UserError
 
 # What may change between the parts of one run; everything else would make it another run.
 _FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
-         "train.strategy", "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
+         "train.strategy", "train.probe_memory", "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
 
 
 def differences(used: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

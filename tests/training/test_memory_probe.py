@@ -1,0 +1,55 @@
+"""train.probe_memory: the largest micro-batch first, and no trace of it."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
+from sjepa.model import SJEPA
+from tests.training.test_run import assert_same_run, run
+from tests.training.test_two_phases import TWO_PHASES
+
+
+def test_the_probe_runs_the_largest_batches_and_leaves_no_trace(corpus, tmp_path, monkeypatch, capsys):
+    options = [*TWO_PHASES, "train.epochs=2", "train.masked_only_step=null", "train.max_batch_seconds=5"]
+    assert run(corpus, tmp_path / "without", *options) == 0
+    shapes, original = [], SJEPA.forward
+
+    def watched(self, waveform_BS, *rest):
+        if not isinstance(waveform_BS, FakeTensor):  # the estimate of the memory
+            shapes.append(tuple(waveform_BS.shape))
+        return original(self, waveform_BS, *rest)
+
+    monkeypatch.setattr(SJEPA, "forward", watched)
+    capsys.readouterr()
+    assert run(corpus, tmp_path / "with", *options, "train.probe_memory=true") == 0
+    assert_same_run(tmp_path / "without/r/train", tmp_path / "with/r/train")
+    assert "memory: the largest micro-batches (" in capsys.readouterr().out
+    probed = shapes[: shapes.index(shapes[0], 1)]  # they come again for the second phase
+    assert shapes[: 2 * len(probed)] == probed * 2
+    rest = [shape for shape in shapes[2 * len(probed) :] if shape[0] * shape[1] <= 5 * 16000]  # those of training
+    assert max(clips * samples for clips, samples in rest) == max(clips * samples for clips, samples in probed)
+    assert max(samples for _, samples in rest) == max(samples for _, samples in probed)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_what_does_not_fit_is_told_before_the_first_update(corpus, tmp_path, monkeypatch, error):
+    def fails(self, loss):
+        raise error
+
+    monkeypatch.setattr(Engine, "backward", fails)
+    with pytest.raises(UserError, match=r"train\.probe_memory: a micro-batch of 4 clips of \d\.\d s does not fit"):
+        run(corpus, tmp_path, "train.probe_memory=true")
+    assert not list((tmp_path / "r/train/checkpoints").glob("*"))
+
+
+def test_other_errors_are_not_taken_for_it(corpus, tmp_path, monkeypatch):
+    def fails(self, loss):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Engine, "backward", fails)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        run(corpus, tmp_path, "train.probe_memory=true")
