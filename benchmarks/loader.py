@@ -1,4 +1,5 @@
-"""An epoch from .tar.gz against the same from .tar (500 MB, built on the spot), and what bucketing leaves of padding."""
+"""How fast audio comes: every container with 0, 1 and 2 workers; an epoch from HDF5 against the same decoded from a zip; a
+.tar.gz against its .tar (500 MB); what bucketing leaves of padding. All data are generated on the spot."""
 
 from __future__ import annotations
 
@@ -8,14 +9,20 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
+import h5py
 import numpy as np
+import soundfile
 import torch
 
 from benchmarks.table import Row, median_seconds, report
+from sjepa.core.progress import silent
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.demo import write_corpus
+from sjepa.dataset.hdf5_build import BuildPlan, build
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.order import bucketed_batches, fixed_batches, padding_waste
@@ -23,53 +30,100 @@ from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 
 ARCHIVE_BYTES = 500 << 20
+RATE = 16000
+WORKERS = (0, 1, 2)
 
 
-def build(folder: Path) -> tuple[Path, Path]:
-    """The generated corpus, repeated under other names, as .tar and .tar.gz."""
-    write_corpus(folder, speakers=16, clips=25)
-    with zipfile.ZipFile(folder / "train.zip") as archive:
-        clips = [(name, archive.read(name)) for name in archive.namelist()]
-    plain, packed = folder / "data.tar", folder / "packed.tar.gz"
-    with tarfile.open(plain, "w") as archive_out:
+def write_tar(target: Path, clips: list[tuple[str, bytes]], *, at_least: int = 0) -> None:
+    """The clips, repeated under other names until there are so many bytes, as .tar or (by its name) .tar.gz."""
+    plain = target.with_name("plain.tmp")
+    with tarfile.open(plain, "w") as archive:
         written, copy = 0, 0
-        while written < ARCHIVE_BYTES:
+        while copy == 0 or written < at_least:
             for name, content in clips:
                 info = tarfile.TarInfo(f"{copy:03d}/{name}")
                 info.size = len(content)
-                archive_out.addfile(info, io.BytesIO(content))
+                archive.addfile(info, io.BytesIO(content))
                 written += len(content)
             copy += 1
-    with plain.open("rb") as source, gzip.open(packed, "wb", compresslevel=1) as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    return plain, packed
+    if target.name.endswith(".gz"):
+        with plain.open("rb") as source, gzip.open(target, "wb", compresslevel=1) as packed:
+            shutil.copyfileobj(source, packed, 1 << 20)
+        plain.unlink()
+    else:
+        plain.rename(target)
 
 
-def epoch_of(path: Path) -> tuple[Loader, int]:
-    clips = Clips([scan(source) for source in resolve_sources(str(path))], sample_rate=16000)
-    dataset = WindowDataset(clips, crops(clips.length_N, 15 * 16000), seed=0)
-    return Loader(dataset, BatchPlan(8), num_workers=2), len(clips)
+def loader(path: Path, workers: int) -> Loader:
+    clips = Clips([scan(source) for source in resolve_sources(str(path))], sample_rate=RATE)
+    dataset = WindowDataset(clips, crops(clips.length_N, 15 * RATE), seed=0)
+    return Loader(dataset, BatchPlan(8), num_workers=workers)
+
+
+def epoch_seconds(ours: Loader) -> float:
+    """Median time of a shuffled epoch whose batches are used and forgotten; a first one warms up."""
+    consume(ours.epoch(0))
+    return median_seconds(lambda: consume(ours.epoch(1)))
+
+
+def consume(batches: Iterable[object]) -> None:
+    deque(batches, maxlen=0)
+
+
+def containers(folder: Path) -> dict[str, Path]:
+    """The same clips in every container."""
+    write_corpus(folder, speakers=32, clips=30)
+    paths = {"zip": folder / "train.zip"}
+    with zipfile.ZipFile(paths["zip"]) as archive:
+        clips = [(name, archive.read(name)) for name in archive.namelist()]
+        archive.extractall(folder / "clips")
+    paths |= {"folder": folder / "clips", "tar": folder / "a.tar", "tar.gz": folder / "b.tar.gz", "h5": folder / "a.h5"}
+    write_tar(paths["tar"], clips)
+    write_tar(paths["tar.gz"], clips)
+    build(BuildPlan(loader(paths["zip"], 0).dataset.clips, []), paths["h5"], num_workers=2, progress=silent)
+    return paths
+
+
+def throughput(paths: dict[str, Path]) -> dict[tuple[str, int], float]:
+    """Prints seconds of audio per second; returns the seconds of an epoch."""
+    files = sorted(paths["folder"].rglob("*.flac"))
+    audio = loader(paths["zip"], 0).epoch_samples / RATE
+    plain = median_seconds(lambda: consume(soundfile.read(path, dtype="float32") for path in files))
+    print(f"{len(files)} clips, {audio:.0f} s. Seconds of audio per second; soundfile.read alone: {audio / plain:,.0f}")
+    times = {}
+    print(f"{'':<8}" + "".join(f"{workers:>10} workers" for workers in WORKERS))
+    for name, path in paths.items():
+        for workers in WORKERS:
+            times[name, workers] = epoch_seconds(loader(path, workers))
+        print(f"{name:<8}" + "".join(f"{audio / times[name, workers]:>18,.0f}" for workers in WORKERS))
+    return times
 
 
 def measure() -> list[Row]:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
-        plain, packed = build(Path(folder))
-        (tar, clips), (targz, _) = epoch_of(plain), epoch_of(packed)
-        print(f"{clips:,} clips, {packed.stat().st_size / 1e6:.0f} MB compressed")
-        times = {
-            name: median_seconds(lambda loader=loader: list(loader.epoch(0)))
-            for name, loader in (("tar", tar), ("targz", targz))
-        }
-        lengths = tar.dataset.windows.length_N
+        paths = containers(Path(folder))
+        times = throughput(paths)
+        with h5py.File(paths["h5"]) as file:
+            sample_bytes = 2 * file["samples"].size
+        size = paths["h5"].stat().st_size
+        lengths = loader(paths["zip"], 0).dataset.windows.length_N
+        with zipfile.ZipFile(paths["zip"]) as archive:
+            clips = [(name, archive.read(name)) for name in archive.namelist()]
+        large = {name: Path(folder) / f"large.{name}" for name in ("tar", "tar.gz")}
+        for path in large.values():
+            write_tar(path, clips, at_least=ARCHIVE_BYTES)
+        tar, targz = (epoch_seconds(loader(large[name], 2)) for name in ("tar", "tar.gz"))
     rng = np.random.default_rng(0)
-    varied = (rng.gamma(4.0, 1.5, 5000) * 16000 + 8000).astype(np.int64).clip(max=15 * 16000)
-    bucketed = padding_waste(bucketed_batches(varied, 60 * 16000, seed=0, epoch=0), varied)
+    varied = (rng.gamma(4.0, 1.5, 5000) * RATE + 8000).astype(np.int64).clip(max=15 * RATE)
+    bucketed = padding_waste(bucketed_batches(varied, 60 * RATE, seed=0, epoch=0), varied)
     random = padding_waste(fixed_batches(len(varied), 8, seed=0, epoch=0), varied)
-    waste = padding_waste(bucketed_batches(lengths, 60 * 16000, seed=0, epoch=0), lengths)
+    waste = padding_waste(bucketed_batches(lengths, 60 * RATE, seed=0, epoch=0), lengths)
     print(f"generated corpus in batches of at most 60 s: padding {waste:.1%}")
     return [
-        Row.value("targz_epoch", times["targz"], times["tar"], times["targz"] / times["tar"], 2.0),
+        Row.speedup("hdf5_epoch", times["h5", 0], times["zip", 0], 8.0),
+        Row.value("hdf5_size", size, sample_bytes, size / sample_bytes, 1.02),
+        Row.value("targz_epoch", targz, tar, targz / tar, 2.0),
         Row.value("padding_waste", bucketed, random, bucketed, 0.05),
     ]
 

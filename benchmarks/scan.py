@@ -10,8 +10,9 @@ import numpy as np
 
 from benchmarks.table import Row, report, seconds
 from sjepa.dataset import manifest
-from sjepa.dataset.manifest import ClipTable, scan
+from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.table import ClipTable
 
 CLIPS = 1_000_000
 MOST_SECONDS = 10.0

@@ -102,6 +102,14 @@ class Augment(Section):
         return self
 
 
+class Hub(Section):
+    split: str = Field("train", description="Split that an hf:// path means unless it says ?split=….")
+    config: str | None = Field(None, description="Configuration (subset) of the data set.")
+    audio_field: str = Field("audio", description="Field with the audio; dots lead into nested fields.")
+    speaker_field: str | None = Field(None, description="Field with the speaker, kept as a label.")
+    duration_field: str | None = Field(None, description="Field with the duration, kept as a label.")
+
+
 class Dataset(Section):
     use_hdf5: bool = Field(False, description="Read train_h5 and test_h5 instead of train_path and test_path.")
     scan: bool | Literal["full", "header"] = Field(
@@ -112,8 +120,8 @@ class Dataset(Section):
     )
     train_path: Corpora = Field(
         "data/train.zip",
-        description="Folder, .zip, .tar, .tar.gz, .h5, manifest (.jsonl, .tsv), glob of these, or a list of any of them; or "
-        "a list of {path, weight}, of which an epoch draws in these proportions.",
+        description="Folder, .zip, .tar, .tar.gz, .h5, manifest (.jsonl, .tsv), glob of these, or a list of any of them; "
+        "hf://NAME of the Hugging Face library; a list of {path, weight}, of which an epoch draws in these proportions.",
     )
     shards_at_once: int | None = Field(
         None,
@@ -140,6 +148,7 @@ class Dataset(Section):
     window_overlap: float = Field(0.5, ge=0, lt=1, description="Overlap of neighbouring windows, as a fraction.")
     num_workers: int = Field(2, ge=0, description="Processes that decode audio; 0: the training process does.")
     augment: Augment = Augment()
+    hf: Hub = Hub()
 
     @model_validator(mode="after")
     def _lengths(self) -> Dataset:

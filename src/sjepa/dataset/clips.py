@@ -123,8 +123,7 @@ class Clips:
             return read_stored(self._containers, table, row, start, length, copy=copy)
         info = AudioInfo(int(table.samples[row]), int(table.rate[row]), int(table.channels[row]))
         with self._containers.open(
-            table.source.path,
-            table.source.kind,
+            table.source,
             table.names[row],
             int(table.offset[row]),
             int(table.size[row]),

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.gzip_access import BlockReader
-from sjepa.dataset.sources import Kind
+from sjepa.dataset.hub import hub_rows
+from sjepa.dataset.sources import Source
 
 _READ_WHOLE_BYTES = 8 << 20  # smaller clips are read in one go; larger ones stay on disk and are sought in
 _OPEN_HANDLES = 64
@@ -31,11 +32,14 @@ class Containers:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def open(self, path: Path, kind: Kind, name: str, offset: int, size: int, *, index: Path | None = None) -> BinaryIO:
+    def open(self, source: Source, name: str, offset: int, size: int, *, index: Path | None = None) -> BinaryIO:
         """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
+        path, kind = source.path, source.kind
         try:
             if kind in ("folder", "jsonl", "tsv"):
                 return _open_file((path if kind == "folder" else path.parent) / name)
+            if source.hub is not None:
+                return hub_rows(source.hub).audio(int(name))
             if kind == "targz":
                 return io.BytesIO(self._handle(path, kind, index).read_range(offset, size))
             if offset >= 0:  # stored as it is

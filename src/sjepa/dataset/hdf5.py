@@ -65,8 +65,7 @@ def read_stored(
     item, whole = stored.sample_type.itemsize, int(table.samples[row])
     offset = int(table.offset[row] if copy is None else stored.copy_offset_CN[copy, row])
     length = max(0, min(length, whole - start))
-    source = table.source
-    with containers.open(source.path, source.kind, table.names[row], offset + start * item, length * item) as file:
+    with containers.open(table.source, table.names[row], offset + start * item, length * item) as file:
         content = file.read()
     if len(content) < length * item:
         raise DecodeError("the file ends inside its samples")
@@ -142,7 +141,7 @@ def _changed_since(built_from: list[dict[str, Any]]) -> Iterator[str]:
     """What such a file was built from and is another today; what is gone is not asked for."""
     for built in built_from:
         source = Source(Path(built["path"]), built["kind"])
-        if source.path.exists() and fingerprint(source) != built["fingerprint"]:
+        if source.kind != "hf" and source.path.exists() and fingerprint(source) != built["fingerprint"]:
             yield f"older than {source.path}, which has changed; buildh5ds brings it up to date"
 
 

@@ -6,6 +6,7 @@ The cache is columnar JSON: a million clips are a handful of long lists, which l
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -108,7 +109,7 @@ def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list
     results: list[tuple[int, int, int, int] | str] = []
     for ref in refs:
         try:
-            with containers.open(source.path, source.kind, ref.name, ref.offset, ref.size, index=index) as file:
+            with containers.open(source, ref.name, ref.offset, ref.size, index=index) as file:
                 info = probe(file)
                 first, samples = _segment(ref, info)
                 samples = _decode_check(file, first, samples, info.rate, check)
@@ -170,6 +171,10 @@ class _CachePath:
 
 def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePath]:
     """`train.cache.json` beside train.zip; a second source of that stem takes its whole name."""
+    if source.hub is not None:  # never beside what the library keeps
+        digest = hashlib.blake2b(repr(source.hub).encode(), digest_size=6).hexdigest()
+        name = f"{source.path.name}.{digest}.cache.json"
+        return [] if fallback_folder is None else [_CachePath(fallback_folder / name, repr(source.hub))]
     real = source.path.resolve()
     names = [f"{source.stem or real.name}.cache.json", f"{real.name}.cache.json"]
     places = [_CachePath(real.parent / name, real.name) for name in names]
@@ -179,14 +184,15 @@ def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePat
 
 
 def _place_for_cache(source: Source, fallback_folder: Path | None) -> _CachePath | None:
-    if fallback_folder is not None and not is_writable_folder(source.path.resolve().parent):
+    elsewhere = source.hub is not None or not is_writable_folder(source.path.resolve().parent)
+    if fallback_folder is not None and elsewhere:
         with contextlib.suppress(OSError):  # no place for a cache: the scan is made again next time
             fallback_folder.mkdir(parents=True, exist_ok=True)
     writable = [place for place in _cache_paths(source, fallback_folder) if is_writable_folder(place.path.parent)]
     return next((place for place in writable if place.free()), None)
 
 
-def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, int], check: str) -> None:
+def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, Any], check: str) -> None:
     header = {
         "format": _FORMAT,
         "source": place.owner,

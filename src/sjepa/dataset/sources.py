@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from sjepa.core.errors import UserError
 from sjepa.dataset.gzip_access import GzipIndex
+from sjepa.dataset.hub import PREFIX, HubOptions, hub_rows
 
-Kind = Literal["folder", "zip", "tar", "targz", "h5", "jsonl", "tsv"]
+Kind = Literal["folder", "zip", "tar", "targz", "h5", "hf", "jsonl", "tsv"]
 
 AUDIO_SUFFIXES = frozenset(
     [
@@ -55,10 +56,16 @@ _LONGEST_SECONDS = 1e8  # three years
 
 @dataclass(frozen=True)
 class Source:
-    """One folder, archive, HDF5 file or manifest on disk."""
+    """One folder, archive, HDF5 file or manifest on disk, or one split of a data set of the Hugging Face library."""
 
     path: Path
     kind: Kind
+    hub: HubOptions | None = None
+
+    @property
+    def identity(self) -> tuple[Path, HubOptions | None]:
+        """Equal for two names of the same."""
+        return self.path.resolve(), self.hub
 
     @property
     def stem(self) -> str:
@@ -95,17 +102,24 @@ class Listing:
     dropped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def resolve_sources(paths: str | list[str]) -> list[Source]:
-    """The sources that a path, a glob or a list of these names, each once, globs in sorted order.
+def resolve_sources(paths: str | list[str], hub: HubOptions | None = None) -> list[Source]:
+    """The sources that a path, a glob, an hf:// address or a list of these names, each once, globs in sorted order. `hub` is
+    what holds for addresses that say nothing else.
 
     Raises UserError if one does not exist or is of no known kind.
     """
-    found: dict[Path, Source] = {}
+    found: dict[Any, Source] = {}
     for spec in [paths] if isinstance(paths, str) else paths:
-        for path in _expand(spec):
-            source = Source(path, _kind(path))
-            found.setdefault(path.resolve(), source)
+        for source in _named(spec, hub or HubOptions()):
+            found.setdefault(source.identity, source)
     return list(found.values())
+
+
+def _named(spec: str, hub: HubOptions) -> list[Source]:
+    if spec.startswith(PREFIX):
+        options = hub.of(spec)
+        return [Source(options.path, "hf", options)]
+    return [Source(path, _kind(path)) for path in _expand(spec)]
 
 
 def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
@@ -122,13 +136,17 @@ def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
             return _list_tar(source.path)
         if source.kind == "targz":
             return _list_targz(source.path, gzip_index)
+        if source.hub is not None:
+            return _list_hub(source.hub)
         return _list_jsonl(source.path) if source.kind == "jsonl" else _list_tsv(source.path)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{source.path}: cannot be read as {source.kind} ({error})") from None
 
 
-def fingerprint(source: Source) -> dict[str, int]:
+def fingerprint(source: Source) -> dict[str, Any]:
     """Size, modification time (ns) and file count: another one means that the source changed."""
+    if source.hub is not None:
+        return hub_rows(source.hub).fingerprint
     if source.kind != "folder":
         status = source.path.stat()
         return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "files": 1}
@@ -260,6 +278,11 @@ def _tar_members(archive: tarfile.TarFile) -> Listing:
         else:
             listing.dropped.append((member.name, "not a regular file"))
     return listing
+
+
+def _list_hub(options: HubOptions) -> Listing:
+    rows = hub_rows(options)
+    return Listing([AudioRef(str(row), labels=rows.labels(row)) for row in range(len(rows))])
 
 
 def _list_jsonl(path: Path) -> Listing:

@@ -17,6 +17,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.progress import Progress
 from sjepa.core.random import hash_array, key
 from sjepa.dataset.clips import Clips
+from sjepa.dataset.hub import HubOptions
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.mixing import Mixture
 from sjepa.dataset.sources import Source, resolve_sources
@@ -102,7 +103,7 @@ def load_clips(
 
     `name` is the configuration key, for messages. Raises UserError if nothing usable is left.
     """
-    sources, shares = _sources(paths, name)
+    sources, shares = _sources(paths, HubOptions(**settings.hf.model_dump()), name)
     tables = [scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress) for source in sources]
     clips = Clips(tables, sample_rate=settings.sample_rate, sources_apart=settings.shards_at_once is not None)
     dropped = list(clips.dropped)
@@ -123,13 +124,13 @@ def load_clips(
     return ClipSet(clips, dropped, shares)
 
 
-def _sources(paths: Any, name: str) -> tuple[list[Source], Shares | None]:
+def _sources(paths: Any, hub: HubOptions, name: str) -> tuple[list[Source], Shares | None]:
     """What is named, in order, and the weights if it has any."""
     if not isinstance(paths, list) or not isinstance(paths[0], dict):
-        return resolve_sources(paths), None
-    corpora = [resolve_sources(corpus["path"]) for corpus in paths]
+        return resolve_sources(paths, hub), None
+    corpora = [resolve_sources(corpus["path"], hub) for corpus in paths]
     sources = [source for corpus in corpora for source in corpus]
-    if len({source.path.resolve() for source in sources}) < len(sources):
+    if len({source.identity for source in sources}) < len(sources):
         raise UserError(f"{name}: the same source is in more than one corpus")
     names = tuple(str(corpus["path"]) for corpus in paths)
     numbers = np.repeat(np.arange(len(corpora)), [len(corpus) for corpus in corpora])
