@@ -1,7 +1,5 @@
 """Data sets of the Hugging Face library, made on the spot: saved folders and Parquet, audio in plain and nested fields."""
 
-import zipfile
-
 import numpy as np
 import pytest
 
@@ -17,44 +15,7 @@ from tests.conftest import encode, tone
 from tests.training.test_run import history, run
 
 datasets = pytest.importorskip("datasets")
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(scope="module")
-def recordings(corpus):
-    """(name, FLAC bytes) of the generated corpus."""
-    with zipfile.ZipFile(corpus / "train.zip") as archive:
-        return [(name, archive.read(name)) for name in archive.namelist()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The library keeps what it converts; not in the user's folder while tests run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
-        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        yield
-
-
-@pytest.fixture(scope="module")
-def places(recordings, tmp_path_factory):
-    """Saved folder, folder of splits, Parquet file, Parquet folder, and one with everything nested."""
-    folder = tmp_path_factory.mktemp("sets")
-    rows = {"audio": [{"bytes": content, "path": name} for name, content in recordings],
-            "who": [name.split("/")[-1].split("-")[0] for name, _ in recordings], "length": [1.5] * len(recordings)}  # fmt: skip
-    plain = datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio())
-    plain.save_to_disk(str(folder / "saved"))
-    datasets.DatasetDict({"train": plain, "test": plain.select(range(4))}).save_to_disk(str(folder / "splits"))
-    plain.to_parquet(str(folder / "one.parquet"))
-    (folder / "many").mkdir()
-    for number in range(2):
-        plain.shard(2, number, contiguous=True).to_parquet(str(folder / f"many/train-{number:05d}-of-00002.parquet"))
-    nested = {
-        "mp3": [content for _, content in recordings],
-        "json": [{"speaker_id": who, "duration_ms": 9} for who in rows["who"]],
-    }
-    datasets.Dataset.from_dict(nested).to_parquet(str(folder / "nested.parquet"))
-    return folder
+pytestmark = pytest.mark.usefixtures("library_cache")
 
 
 def clips_of(address, cache=None, **options):

@@ -108,6 +108,17 @@ class Hub(Section):
     audio_field: str = Field("audio", description="Field with the audio; dots lead into nested fields.")
     speaker_field: str | None = Field(None, description="Field with the speaker, kept as a label.")
     duration_field: str | None = Field(None, description="Field with the duration, kept as a label.")
+    streaming: bool = Field(
+        False, description="Train from train_path (one hf:// address) as it comes over the line, nothing stored."
+    )
+    rows: int | None = Field(None, ge=1, description="Rows of the stream, where the data set does not say.")
+    shuffle_buffer: int = Field(1000, ge=1, description="Rows of the stream, encoded, that change places in memory.")
+    kept_clips: int = Field(
+        1000,
+        ge=1,
+        description="Clips of the stream that are kept in the run's cache folder: to fit mixtures and rank layers on, and "
+        "to mix in.",
+    )
 
 
 class Dataset(Section):
@@ -156,6 +167,13 @@ class Dataset(Section):
             raise ValueError(f"min_seconds {self.min_seconds:g} is more than max_seconds {self.max_seconds:g}")
         if self.shards_at_once is not None and any(isinstance(item, dict) for item in self.train_path):
             raise ValueError("shards_at_once does not go with weights in train_path")
+        if self.hf.streaming:
+            if not isinstance(self.train_path, str) or not self.train_path.startswith("hf://"):
+                raise ValueError("hf.streaming needs train_path to be one hf:// address")
+            if self.long_clips != "crop" or self.shards_at_once is not None or self.use_hdf5:
+                raise ValueError(
+                    "hf.streaming goes with long_clips: crop, and neither with shards_at_once nor use_hdf5"
+                )
         return self
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl
@@ -12,6 +14,7 @@ from urllib.parse import parse_qsl
 import soundfile
 
 from sjepa.core.errors import UserError
+from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError
 
 PREFIX = "hf://"
@@ -62,14 +65,9 @@ class HubRows:
 
     def __init__(self, options: HubOptions) -> None:
         """Raises UserError if there is no such data set, split or field."""
-        self._options, rows = options, _load(options)
+        self._options = options
         fields = [field for field in (options.audio_field, options.speaker_field, options.duration_field) if field]
-        for field in fields:
-            if not _has(rows.features, field):
-                there = ", ".join(_leaves(rows.features))
-                raise UserError(f"dataset.hf: {PREFIX}{options.spec} has no field {field} (it has {there})")
-        rows = rows.select_columns(sorted({field.split(".")[0] for field in fields}))
-        self._rows = rows.cast(_undecoded(rows.features))
+        self._rows = _with_fields(_load(options), fields, options)
         self._labels = {"speaker": options.speaker_field, "duration": options.duration_field}
 
     def __len__(self) -> int:
@@ -111,21 +109,91 @@ def audio_file(value: Any) -> BinaryIO:
     raise DecodeError("no audio in this row" if value is None else f"neither audio nor a file ({str(value)[:60]!r})")
 
 
-def _load(options: HubOptions) -> Any:
+class HubStream:
+    """The rows of one split as they come over the line, approximately shuffled: the order of the files changes with the
+    epoch, and rows change places within a buffer. The same order whenever (seed, epoch, reader) is."""
+
+    def __init__(
+        self, options: HubOptions, *, seed: int, buffer_rows: int, rows: int | None = None, most: int | None = None
+    ) -> None:
+        """`rows`: how many there are, where the data set does not say; `most`: the first so many are used. Raises UserError
+        if there is no such data set, split or field, or if nobody knows its length."""
+        self.options, self._seed, self._buffer_rows = options, seed, buffer_rows
+        stream = _load(options, streaming=True)
+        stated = getattr((stream.info.splits or {}).get(options.split), "num_examples", None)
+        known = rows or stated or None
+        if known is None:
+            raise UserError(f"dataset.hf.rows: {PREFIX}{options.spec} does not say how many rows it has; say it here")
+        self.num_rows = known if most is None else min(known, most)
+        self._stream = _with_fields(stream if most is None else stream.take(most), [options.audio_field], options)
+
+    def rows(self, epoch: int, *, reader: int = 0, readers: int = 1) -> Iterator[tuple[int, Any]]:
+        """(number, audio) of the rows of an epoch that this of several readers gets: `audio_file` opens it. Raises
+        UserError if the line breaks."""
+        shuffle = self._stream.shuffle
+        # newer versions read several files at once in threads that they wait for at the end of an epoch
+        one_file = {"max_buffer_input_shards": 1} if "max_buffer_input_shards" in signature(shuffle).parameters else {}
+        stream = shuffle(seed=key(self._seed, "stream") % (1 << 31), buffer_size=1, **one_file)
+        stream.set_epoch(epoch)
+        if readers > 1:
+            from datasets.distributed import split_dataset_by_node
+
+            stream = split_dataset_by_node(stream, reader, readers)
+        rng = generator(self._seed, "stream", epoch, reader)
+        buffer: list[tuple[int, Any]] = []
+        try:
+            for count, row in enumerate(stream):
+                item = count * readers + reader, _dotted(row, self.options.audio_field)
+                if len(buffer) < self._buffer_rows:
+                    buffer.append(item)
+                    continue
+                place = int(rng.integers(len(buffer)))
+                buffer[place], item = item, buffer[place]
+                yield item
+        except Exception as error:  # the library and what it reads with raise anything
+            raise _problem(self.options, error) from None
+        yield from (buffer[int(place)] for place in rng.permutation(len(buffer)))
+
+
+def _with_fields(rows: Any, fields: list[str], options: HubOptions) -> Any:
+    """These fields alone, audio as it is stored. Raises UserError if one is missing."""
+    features = rows.features
+    if features is None:  # a stream that has to be looked into
+        features = rows._resolve_features().features
+    for field in fields:
+        if not _has(features, field):
+            there = ", ".join(_leaves(features))
+            raise UserError(f"dataset.hf: {PREFIX}{options.spec} has no field {field} (it has {there})")
+    columns = sorted({field.split(".")[0] for field in fields})
+    kept = type(features)({name: features[name] for name in columns})
+    return rows.select_columns(columns).cast(_undecoded(kept))
+
+
+def _as_stream(rows: Any, split: str) -> Any:
+    """A saved data set as a stream that says how long it is."""
+    datasets = library()
+    stream = rows.to_iterable_dataset()
+    stream.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=len(rows))})
+    return stream
+
+
+def _load(options: HubOptions, *, streaming: bool = False) -> Any:
     datasets, path = library(), options.path
     datasets.disable_progress_bars()
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             saved = datasets.load_from_disk(str(path))
-            return saved[options.split] if isinstance(saved, dict) else saved
-        if path.is_file():
-            return datasets.load_dataset("parquet", data_files={options.split: str(path)}, split=options.split)
-        name = str(path) if path.exists() else options.spec
-        return datasets.load_dataset(name, options.config, split=options.split)
-    except UserError:
-        raise
+            saved = saved[options.split] if isinstance(saved, dict) else saved
+            return _as_stream(saved, options.split) if streaming else saved
+        name = "parquet" if path.is_file() else str(path) if path.exists() else options.spec
+        files = {options.split: str(path)} if path.is_file() else None
+        return datasets.load_dataset(name, options.config, data_files=files, split=options.split, streaming=streaming)
     except Exception as error:  # the library and what it downloads with raise anything
-        raise UserError(f"{PREFIX}{options.spec}: {' '.join(str(error).split())[:300]}") from None
+        raise _problem(options, error) from None
+
+
+def _problem(options: HubOptions, error: Exception) -> UserError:
+    return UserError(f"{PREFIX}{options.spec}: {' '.join(str(error).split())[:300] or type(error).__name__}")
 
 
 def _undecoded(features: Any) -> Any:

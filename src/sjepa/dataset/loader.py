@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from sjepa.dataset.augment import Augmentation, PartnerError
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.mixing import Mixture, turns
-from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes
+from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes, padding_waste
 from sjepa.dataset.windows import Windows, crop_start
 
 GRACE_SECONDS = 15  # that a worker lives on after a SIGTERM
@@ -126,6 +126,22 @@ def _cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+class EpochLoader(Protocol):
+    """What gives training its batches, and what is known of an epoch beforehand; clips may be pieces of longer ones."""
+
+    sample_rate: int
+    num_clips: int
+    num_batches: int
+    num_rounds: int
+    epoch_clips: int
+    epoch_samples: int
+    padding: float
+
+    def largest_batches(self) -> list[tuple[int, int]]: ...
+
+    def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]: ...
+
+
 class Loader:
     """Iterates over epochs of a dataset. Worker processes start at the first use and stay.
 
@@ -149,7 +165,10 @@ class Loader:
         self._rank, self._size = rank, size
         first = plan.batches(dataset, 0)
         self.num_batches = len(first)  # of all processes
+        self.sample_rate, self.num_clips = dataset.clips.sample_rate, len(dataset)
+        self.epoch_clips = sum(map(len, first))
         self.epoch_samples = sum(int(dataset.windows.length_N[batch].sum()) for batch in first)
+        self.padding = padding_waste(first, dataset.windows.length_N)
         self.num_rounds = -(-self.num_batches // size)  # batches that this one takes
         self._requests: list[list[Request]] = []
         self._loader = DataLoader(

@@ -23,7 +23,7 @@ from sjepa.dataset.hdf5_build import (
     size_text,
 )
 from sjepa.reporting.console import Console, duration
-from sjepa.training.assembly import augmentation, load_set, noise_set
+from sjepa.training.feeding import augmentation, load_set, noise_set
 
 _SHOWN_PROBLEMS = 5
 

@@ -12,8 +12,9 @@ from sjepa.core.files import write_text
 from sjepa.evaluation.evaluate import evaluate, write_results
 from sjepa.reporting.console import Console
 from sjepa.reporting.run_dir import new_run
-from sjepa.training.assembly import evaluation_loader, step_settings
+from sjepa.training.assembly import step_settings
 from sjepa.training.data import load_clips
+from sjepa.training.feeding import evaluation_loader
 from sjepa.weights import load_weights
 
 

@@ -24,16 +24,14 @@ from sjepa.training.assembly import (
     assemble,
     check_fits,
     estimated_bytes,
-    evaluation_loader,
     given_gmm,
-    load_data,
     plan_run,
     step_settings,
-    train_loader,
 )
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.data import Fingerprint
 from sjepa.training.estimate import probe_memory, seconds_per_audio_second
+from sjepa.training.feeding import evaluation_loader, load_data, train_loader
 from sjepa.training.network import build_model, new_model
 from sjepa.training.parts import Interrupted
 from sjepa.training.trainer import Trainer
@@ -200,7 +198,7 @@ def _probe_memory(trainer: Trainer, run: Prepared, console: Console) -> None:
         visible=any(stage.visible_loss for stage in run.schedule.stages),
         settings=parts.settings,
     )
-    rate = run.loader.dataset.clips.sample_rate
+    rate = run.loader.sample_rate
     largest = " and ".join(f"{clips} clips of {samples / rate:.1f} s" for clips, samples in shapes)
     console.note(f"memory: the largest micro-batches ({largest}) fit; {peak / 2**30:.2f} GiB at most")
 
@@ -215,7 +213,7 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     if per_second is None:
         return
     together = run.engine.processes.total / per_second  # seconds of audio per second
-    epoch_seconds = loader.epoch_samples / loader.dataset.clips.sample_rate
+    epoch_seconds = loader.epoch_samples / loader.sample_rate
     left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds / together
     slower = ", phase 2 takes somewhat longer" if stage.phase < schedule.stages[-1].phase else ""
     console.note(

@@ -6,16 +6,18 @@ from torchinfo import summary as torchinfo_summary
 
 from sjepa.config.schedule import Schedule
 from sjepa.config.schema import Config
-from sjepa.dataset.loader import Loader
-from sjepa.dataset.order import padding_waste
+from sjepa.dataset.loader import EpochLoader
 from sjepa.model import SJEPA
-from sjepa.training.assembly import Data
+from sjepa.training.feeding import Data
 
 
 def describe_data(data: Data) -> str:
     """The three sets, one per line."""
+    kept = ""
+    if data.stream is not None:
+        kept = f"{data.stream.num_rows:,} rows of {data.stream.options.spec} as they come; kept of them: "
     lines = [
-        f"train       {data.train.describe()}",
+        f"train       {kept}{data.train.describe()}",
         f"test        {data.test.describe()}",
         f"validation  {len(data.validation):,} clips of the test set, {data.validation.hours:.2f} h",
     ]
@@ -32,14 +34,11 @@ def describe_model(model: SJEPA) -> str:
     return f"{table}\nencoder {encoder:,} parameters; with predictor and head {whole:,}"
 
 
-def describe_batches(config: Config, train: Loader, *, grad_accum: int, processes: int) -> str:
+def describe_batches(config: Config, train: EpochLoader, *, grad_accum: int, processes: int) -> str:
     """The global batch in clips and in seconds of audio."""
-    batches, lengths = train.plan.batches(train.dataset, 0), train.dataset.windows.length_N
-    rate = config.dataset.sample_rate
-    per_step = grad_accum * processes / max(1, len(batches))
+    share = min(1.0, grad_accum * processes / train.num_batches)
     devices = f" × {processes} devices" if processes > 1 else ""
-    share = min(1.0, per_step)
-    clips, seconds = sum(map(len, batches)) * share, train.epoch_samples / rate * share
+    clips, seconds = train.epoch_clips * share, train.epoch_samples / train.sample_rate * share
     shape = (
         f"{config.train.batch_size} clips"
         if config.train.max_batch_seconds is None
@@ -47,7 +46,7 @@ def describe_batches(config: Config, train: Loader, *, grad_accum: int, processe
     )
     return (
         f"batch       {shape} × {grad_accum} accumulated{devices}: about {clips:.0f} clips and {seconds:.0f} s of audio "
-        f"per update, padding {padding_waste(batches, lengths):.0%}"
+        f"per update, padding {train.padding:.0%}"
     )
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to the components of a run; the only reader of the whole configuration."""
+"""From a configuration to the components of a run: with `feeding.py` the reader of the whole configuration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from sjepa.config.sizes import hyperparameters
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
-from sjepa.core.progress import Progress
-from sjepa.dataset.augment import Augmentation
-from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
-from sjepa.dataset.windows import Windows
+from sjepa.dataset.loader import EpochLoader
 from sjepa.features.mfcc import NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.model import SJEPA
@@ -29,8 +25,13 @@ from sjepa.targets.online import OnlineSettings
 from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.collapse import CollapseAlarm
-from sjepa.training.data import ClipSet, Fingerprint, load_clips, mixture, tiling, training_windows, validation_part
+from sjepa.training.data import (
+    Fingerprint,
+    tiling,
+    training_windows,
+)
 from sjepa.training.estimate import training_bytes, weight_copies
+from sjepa.training.feeding import Data, fixed_loader
 from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames
 from sjepa.training.keeper import WeightsFolder
 from sjepa.training.optimizer import build_optimizer
@@ -39,17 +40,6 @@ from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
 from sjepa.training.trainer import Trainer
 from sjepa.training.transition import TargetMaker, encoder_features
-
-
-@dataclass(frozen=True)
-class Data:
-    """The clips of a run and the windows of an epoch over them."""
-
-    train: ClipSet
-    test: ClipSet
-    validation: Clips
-    noise: ClipSet | None
-    windows: Windows
 
 
 @dataclass(frozen=True)
@@ -68,94 +58,13 @@ class Prepared:
 
     engine: Engine
     data: Data
-    loader: Loader
+    loader: EpochLoader
     schedule: Schedule
     grad_accum: int
     stage: Stage
     model: SJEPA
     given: DiagonalGMM | None
     fresh: bool
-
-
-def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data:
-    """Scans what the configuration names. Raises UserError if a set has no usable clip."""
-    settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
-    load = partial(load_set, config, cache_folder=cache_folder, progress=progress)
-    train = load(f"train_{suffix}", most=settings.max_train_samples)
-    test = load(f"test_{suffix}", most=settings.max_test_samples)
-    return Data(
-        train,
-        test,
-        validation_part(test.clips, settings.val_prob, config.seed),
-        noise_set(config, cache_folder=cache_folder, progress=progress),
-        training_windows(train.clips, settings),
-    )
-
-
-def load_set(config: Config, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None) -> ClipSet:
-    """The clips that `dataset.<name>` names, at most `most` of them."""
-    return load_clips(
-        getattr(config.dataset, name),
-        config.dataset,
-        name=f"dataset.{name}",
-        most=most,
-        seed=config.seed,
-        cache_folder=cache_folder,
-        progress=progress,
-    )
-
-
-def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
-    """The recordings that augmentation takes noise from, if it is on and has its own."""
-    augment = config.dataset.augment
-    if not augment.enabled or augment.noise_path is None:
-        return None
-    return load_clips(
-        augment.noise_path,
-        config.dataset,
-        name="dataset.augment.noise_path",
-        most=None,
-        seed=config.seed,
-        cache_folder=cache_folder,
-        progress=progress,
-    )
-
-
-def train_loader(config: Config, data: Data, engine: Engine) -> Loader:
-    made = augmentation(config, data.noise) if config.dataset.augment.enabled else None
-    mixed = mixture(data.train, data.windows, config.seed)
-    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=made, mixture=mixed)
-    budget, rate = config.train.max_batch_seconds, config.dataset.sample_rate
-    batch_plan = BatchPlan(
-        config.train.batch_size,
-        None if budget is None else round(budget * rate),
-        shards_at_once=config.dataset.shards_at_once,
-    )
-    return _loader(config, dataset, batch_plan, engine)
-
-
-def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
-    augment = config.dataset.augment
-    return Augmentation(
-        augment.p_noise, augment.p_mix, augment.snr_noise, augment.ratio_mix, None if noise is None else noise.clips
-    )
-
-
-def fixed_loader(config: Config, clips: Clips, windows: Windows, engine: Engine) -> Loader:
-    """Windows in their own order, never augmented."""
-    plan = BatchPlan(config.train.batch_size, shuffle=False)
-    return _loader(config, WindowDataset(clips, windows, seed=config.seed), plan, engine)
-
-
-def _loader(config: Config, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:
-    return Loader(
-        dataset,
-        batches,
-        num_workers=config.dataset.num_workers,
-        pin_memory=engine.device.type == "cuda",
-        rank=engine.ranks.rank,
-        size=engine.ranks.size,
-    )
 
 
 def step_settings(config: Config) -> StepSettings:
@@ -185,11 +94,6 @@ def estimated_bytes(config: Config, run: Prepared) -> int:
         autocast=run.engine.autocast_dtype,
         copies=weight_copies(config.train.strategy, run.engine.processes.total),
     )
-
-
-def evaluation_loader(config: Config, clips: Clips, engine: Engine) -> Loader:
-    """Every sample of every clip, longer clips in tiles."""
-    return fixed_loader(config, clips, tiling(clips, config.dataset), engine)
 
 
 def given_gmm(config: Config, stage: Stage) -> DiagonalGMM | None:
@@ -295,7 +199,7 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
     return Trainer(parts, run_plan, Best(config.best.metric), alarm, report, stage=stage)
 
 
-def plan_run(config: Config, train: Loader, *, per_update: int, progress: RunProgress | None = None) -> Schedule:
+def plan_run(config: Config, train: EpochLoader, *, per_update: int, progress: RunProgress | None = None) -> Schedule:
     """The stages of the run over this training set, with `per_update` micro-batches in an update; those that were entered
     already stay where they were."""
     return plan(config, -(-train.num_batches // per_update), progress=progress)

@@ -103,7 +103,7 @@ def load_clips(
 
     `name` is the configuration key, for messages. Raises UserError if nothing usable is left.
     """
-    sources, shares = _sources(paths, HubOptions(**settings.hf.model_dump()), name)
+    sources, shares = _sources(paths, hub_options(settings), name)
     tables = [scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress) for source in sources]
     clips = Clips(tables, sample_rate=settings.sample_rate, sources_apart=settings.shards_at_once is not None)
     dropped = list(clips.dropped)
@@ -135,6 +135,11 @@ def _sources(paths: Any, hub: HubOptions, name: str) -> tuple[list[Source], Shar
     names = tuple(str(corpus["path"]) for corpus in paths)
     numbers = np.repeat(np.arange(len(corpora)), [len(corpus) for corpus in corpora])
     return sources, Shares(names, tuple(float(corpus["weight"]) for corpus in paths), numbers)
+
+
+def hub_options(settings: Dataset) -> HubOptions:
+    hf = settings.hf
+    return HubOptions("", hf.split, hf.config, hf.audio_field, hf.speaker_field, hf.duration_field)
 
 
 def mixture(clip_set: ClipSet, windows: Windows, seed: int) -> Mixture | None:

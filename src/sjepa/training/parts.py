@@ -10,7 +10,7 @@ from torch import nn
 
 from sjepa.config.schedule import Schedule
 from sjepa.core.distributed import Engine
-from sjepa.dataset.loader import Loader
+from sjepa.dataset.loader import EpochLoader, Loader
 from sjepa.model import SJEPA
 from sjepa.targets.base import Targets
 from sjepa.training.checkpoint import Checkpoints, Stateful
@@ -49,7 +49,7 @@ class Parts:
     targets: Targets
     maker: TargetMaker
     settings: StepSettings
-    train: Loader
+    train: EpochLoader
     validation: Loader
     checkpoints: Checkpoints
     fingerprint: Stateful

@@ -43,7 +43,7 @@ class Trainer:
         self._epoch_sums = MetricSums(stage.num_clusters, parts.engine.device)
         self._recent_sums = MetricSums(stage.num_clusters, parts.engine.device)
         self._non_finite = NonFiniteUpdates()
-        self._unreadable = UnreadableClips(len(parts.train.dataset))
+        self._unreadable = UnreadableClips(parts.train.num_clips)
         self._epoch, self._recent = Interval(), Interval()
 
     @property

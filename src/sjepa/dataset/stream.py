@@ -1,0 +1,166 @@
+"""Training batches straight from a stream, whose clips are decoded as they come and never stored."""
+
+from __future__ import annotations
+
+import io
+import queue
+import tarfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sjepa.core.files import atomic_path
+from sjepa.core.frames import SPEECH
+from sjepa.core.random import generator
+from sjepa.dataset.audio import DecodeError, decode_window, probe, resampled_length
+from sjepa.dataset.augment import Augmentation, PartnerError
+from sjepa.dataset.batch import Batch, Failure, Sample, collate
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.hub import HubStream, audio_file
+from sjepa.dataset.windows import crop_start
+
+T = TypeVar("T")
+
+_SAMPLE_EPOCH = 1 << 20  # an epoch that no run reaches: the clips that are kept are not those that come first
+_BATCHES_AHEAD = 4
+
+
+class StreamPlan(NamedTuple):
+    """How clips become batches: so many of them, cut to `max_samples`; shorter ones than `min_samples` are left out."""
+
+    batch_size: int
+    max_samples: int
+    min_samples: int
+    seed: int
+
+
+def keep_some(stream: HubStream, target: Path, clips: int) -> None:
+    """Writes some clips of the stream to a .tar, unless that is there: what a mixture is fitted on, layers are ranked on and
+    voices to be mixed in come from. Raises UserError if the line breaks or the file cannot be written."""
+    if target.exists():
+        return
+    with atomic_path(target) as temporary, tarfile.open(temporary, "w") as archive:
+        for number, audio in islice(stream.rows(_SAMPLE_EPOCH), clips):
+            try:
+                content = audio_file(audio).read()
+            except DecodeError:
+                continue
+            info = tarfile.TarInfo(f"{number:09d}.wav")  # whatever it is: what it holds decides
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+class StreamLoader:
+    """Iterates over epochs of a stream, as `Loader` does over clips that can be sought. To go on inside an epoch it passes
+    over the rows before, without decoding them.
+
+    Of several processes that share the epochs, `rank` of `size` reads its own part of the rows.
+    """
+
+    def __init__(
+        self,
+        stream: HubStream,
+        plan: StreamPlan,
+        kept: Clips,
+        *,
+        augmentation: Augmentation | None = None,
+        num_threads: int = 1,
+        pin_memory: bool = False,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        """`kept`: some clips of the stream, by which the others are judged, and which are mixed into them."""
+        self._stream, self._plan, self._kept, self._augmentation = stream, plan, kept, augmentation
+        self._threads, self._pin, self._rank, self._size = max(1, num_threads), pin_memory, rank, size
+        self.sample_rate = kept.sample_rate
+        self.num_rounds = max(1, stream.num_rows // (size * plan.batch_size))
+        self.num_batches = size * self.num_rounds
+        self.epoch_clips = self.num_clips = min(stream.num_rows, self.num_batches * plan.batch_size)
+        heard = kept.length_N.clip(max=plan.max_samples)
+        self.epoch_samples = round(float(heard.mean()) * self.epoch_clips)  # as far as one can know
+        self.padding = float(heard.max() / heard.mean() - 1)
+
+    def largest_batches(self) -> list[tuple[int, int]]:
+        """(clips, samples of the longest) of what may take most memory."""
+        return [(self._plan.batch_size, self._plan.max_samples)]
+
+    def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
+        """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out."""
+        own = range(first_batch + self._rank, self.num_batches, self._size)
+        flags = [augment] * self.num_batches if isinstance(augment, bool) else augment
+        return _ahead(self._batches(epoch, first_batch // self._size, [flags[number] for number in own]))
+
+    def _batches(self, epoch: int, passed: int, flags: list[bool]) -> Iterator[Batch]:
+        size = self._plan.batch_size
+        rows = islice(self._stream.rows(epoch, reader=self._rank, readers=self._size), passed * size, None)
+        with ThreadPoolExecutor(self._threads) as pool:
+            for flag in flags:
+                taken = list(islice(rows, size))  # none at the end of a short part: a batch of no clips
+                batch = collate(list(pool.map(partial(self._item, epoch, flag), taken)))
+                yield batch.pin_memory() if self._pin and batch.num_samples else batch
+
+    def _item(self, epoch: int, augment: bool, row: tuple[int, Any]) -> tuple[Sample | None, list[Failure]]:
+        plan, (number, audio) = self._plan, row
+        name = f"{self._stream.options.spec}/{number}"
+        try:
+            file = audio_file(audio)
+            info = probe(file)
+            whole = int(resampled_length(info.samples, info.rate, self.sample_rate))
+            if whole < plan.min_samples:
+                return None, []
+            length = min(whole, plan.max_samples)
+            start = crop_start(plan.seed, epoch, number, clip_samples=whole, window_samples=length)
+            clean = decode_window(file, info, start=start, length=length, rate=self.sample_rate)
+            if len(clean) < SPEECH.samples(2):
+                raise DecodeError(f"only {len(clean)} samples where {length} were expected")
+        except DecodeError as error:
+            return None, [Failure(name, str(error))]
+        heard, failures = clean, []
+        if augment and self._augmentation is not None:
+            try:
+                heard = self._augmentation(clean, -1, self._kept, generator(plan.seed, "augment", epoch, number, 0))
+            except PartnerError as error:
+                failures.append(Failure(error.name, error.reason, is_own=False))
+        return Sample(clean, heard, number, 0, name), failures
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, made in a thread that is a few of them ahead. Leaving early ends it."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_BATCHES_AHEAD)
+    left = threading.Event()
+
+    def offer(item: T | None, error: BaseException | None) -> None:
+        while not left.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                offer(item, None)
+                if left.is_set():
+                    return
+            offer(None, None)
+        except BaseException as error:
+            offer(None, error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        left.set()
+        thread.join()

@@ -1,0 +1,164 @@
+"""From a configuration to clips and batches: with `assembly.py` the reader of the whole configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sjepa.config.schema import Config
+from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
+from sjepa.core.progress import Progress
+from sjepa.core.random import key
+from sjepa.dataset.augment import Augmentation
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.hub import HubStream
+from sjepa.dataset.loader import BatchPlan, EpochLoader, Loader, WindowDataset
+from sjepa.dataset.stream import StreamLoader, StreamPlan, keep_some
+from sjepa.dataset.windows import Windows
+from sjepa.training.data import ClipSet, hub_options, load_clips, mixture, tiling, training_windows, validation_part
+
+
+@dataclass(frozen=True)
+class Data:
+    """The clips of a run and the windows of an epoch over them. With `stream` an epoch is over that, and the clips of the
+    training set are those that are kept of it."""
+
+    train: ClipSet
+    test: ClipSet
+    validation: Clips
+    noise: ClipSet | None
+    windows: Windows
+    stream: HubStream | None = None
+
+
+def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data:
+    """Scans what the configuration names. Raises UserError if a set has no usable clip."""
+    settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
+    load = partial(load_set, config, cache_folder=cache_folder, progress=progress)
+    stream = None
+    if settings.hf.streaming:
+        stream, train = _kept_of_stream(config, cache_folder, progress)
+    else:
+        train = load(f"train_{suffix}", most=settings.max_train_samples)
+    test = load(f"test_{suffix}", most=settings.max_test_samples)
+    return Data(
+        train,
+        test,
+        validation_part(test.clips, settings.val_prob, config.seed),
+        noise_set(config, cache_folder=cache_folder, progress=progress),
+        training_windows(train.clips, settings),
+        stream,
+    )
+
+
+def _kept_of_stream(config: Config, cache_folder: Path, progress: Progress) -> tuple[HubStream, ClipSet]:
+    """The stream that `dataset.train_path` names, and the clips that are kept of it."""
+    settings, hf = config.dataset, config.dataset.hf
+    if config.train.max_batch_seconds is not None:
+        raise UserError(
+            "train.max_batch_seconds: a stream does not say how long its clips are; set it to null and train.batch_size to "
+            "the clips of a micro-batch"
+        )
+    options = hub_options(settings).of(settings.train_path)
+    stream = HubStream(
+        options, seed=config.seed, buffer_rows=hf.shuffle_buffer, rows=hf.rows, most=settings.max_train_samples
+    )
+    described = repr((options, config.seed, hf.kept_clips, hf.shuffle_buffer, stream.num_rows))
+    kept = cache_folder / f"{options.path.name}.{key('kept of a stream', described):016x}.tar"
+    keep_some(stream, kept, hf.kept_clips)
+    clip_set = load_clips(
+        str(kept),
+        settings,
+        name="dataset.train_path",
+        most=None,
+        seed=config.seed,
+        cache_folder=cache_folder,
+        progress=progress,
+    )
+    return stream, clip_set
+
+
+def load_set(config: Config, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None) -> ClipSet:
+    """The clips that `dataset.<name>` names, at most `most` of them."""
+    return load_clips(
+        getattr(config.dataset, name),
+        config.dataset,
+        name=f"dataset.{name}",
+        most=most,
+        seed=config.seed,
+        cache_folder=cache_folder,
+        progress=progress,
+    )
+
+
+def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
+    """The recordings that augmentation takes noise from, if it is on and has its own."""
+    augment = config.dataset.augment
+    if not augment.enabled or augment.noise_path is None:
+        return None
+    return load_clips(
+        augment.noise_path,
+        config.dataset,
+        name="dataset.augment.noise_path",
+        most=None,
+        seed=config.seed,
+        cache_folder=cache_folder,
+        progress=progress,
+    )
+
+
+def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
+    made = augmentation(config, data.noise) if config.dataset.augment.enabled else None
+    if data.stream is not None:
+        settings = config.dataset
+        most, fewest = (round(value * settings.sample_rate) for value in (settings.max_seconds, settings.min_seconds))
+        return StreamLoader(
+            data.stream,
+            StreamPlan(config.train.batch_size, most, fewest, config.seed),
+            data.train.clips,
+            augmentation=made,
+            num_threads=settings.num_workers,
+            pin_memory=engine.device.type == "cuda",
+            rank=engine.ranks.rank,
+            size=engine.ranks.size,
+        )
+    mixed = mixture(data.train, data.windows, config.seed)
+    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=made, mixture=mixed)
+    budget, rate = config.train.max_batch_seconds, config.dataset.sample_rate
+    batch_plan = BatchPlan(
+        config.train.batch_size,
+        None if budget is None else round(budget * rate),
+        shards_at_once=config.dataset.shards_at_once,
+    )
+    return _loader(config, dataset, batch_plan, engine)
+
+
+def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
+    augment = config.dataset.augment
+    return Augmentation(
+        augment.p_noise, augment.p_mix, augment.snr_noise, augment.ratio_mix, None if noise is None else noise.clips
+    )
+
+
+def fixed_loader(config: Config, clips: Clips, windows: Windows, engine: Engine) -> Loader:
+    """Windows in their own order, never augmented."""
+    plan = BatchPlan(config.train.batch_size, shuffle=False)
+    return _loader(config, WindowDataset(clips, windows, seed=config.seed), plan, engine)
+
+
+def _loader(config: Config, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:
+    return Loader(
+        dataset,
+        batches,
+        num_workers=config.dataset.num_workers,
+        pin_memory=engine.device.type == "cuda",
+        rank=engine.ranks.rank,
+        size=engine.ranks.size,
+    )
+
+
+def evaluation_loader(config: Config, clips: Clips, engine: Engine) -> Loader:
+    """Every sample of every clip, longer clips in tiles."""
+    return fixed_loader(config, clips, tiling(clips, config.dataset), engine)

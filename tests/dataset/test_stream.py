@@ -1,0 +1,166 @@
+"""Training from a stream: Parquet files that are read as if they came over a line."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from sjepa.core.errors import UserError
+from sjepa.dataset import hub
+from sjepa.dataset.augment import Augmentation
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.hub import HubOptions, HubStream
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.stream import StreamLoader, StreamPlan, keep_some
+from tests.conftest import encode, tone
+from tests.training.test_run import assert_same_run, history, run, stopping_after
+
+datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("library_cache")
+ROWS = 18
+
+
+def stream_of(place, buffer_rows=5, seed=0, **options):
+    return HubStream(HubOptions(str(place)), seed=seed, buffer_rows=buffer_rows, rows=ROWS, **options)
+
+
+def kept_of(stream, folder):
+    keep_some(stream, folder / "kept.tar", 6)
+    return Clips([scan(source) for source in resolve_sources(str(folder / "kept.tar"))], sample_rate=16000)
+
+
+def loader_of(place, folder, *, batch_size=4, augmentation=None, seconds=0.5, **options):
+    stream = stream_of(place)
+    plan = StreamPlan(batch_size, round(seconds * 16000), 1600, 0)
+    return StreamLoader(stream, plan, kept_of(stream, folder), augmentation=augmentation, **options)
+
+
+@pytest.mark.parametrize("place", ["many", "saved", "one.parquet"])
+def test_every_row_comes_once_in_an_order_of_its_epoch(places, place):
+    stream = stream_of(places / place)
+    first, again, other = (list(stream.rows(epoch)) for epoch in (0, 0, 1))
+    assert first == again
+    assert sorted(number for number, _ in first) == list(range(ROWS))
+    contents = [[audio["bytes"] for _, audio in rows] for rows in (first, other)]
+    assert contents[0] != contents[1]
+    assert sorted(contents[0]) == sorted(contents[1])
+    assert [audio["bytes"] for _, audio in stream_of(places / place, seed=1).rows(0)] != contents[0]
+
+
+@pytest.mark.parametrize("readers", [2, 3])
+def test_readers_share_the_rows(places, readers):
+    stream = stream_of(places / "many")
+    parts = [list(stream.rows(0, reader=reader, readers=readers)) for reader in range(readers)]
+    contents = [audio["bytes"] for part in parts for _, audio in part]
+    assert sorted(contents) == sorted(audio["bytes"] for _, audio in stream.rows(0))
+    assert len({number for part in parts for number, _ in part}) == ROWS
+
+
+def test_the_first_so_many_rows_can_be_asked_for(places):
+    stream = stream_of(places / "many", most=7)
+    assert stream.num_rows == 7
+    assert len(list(stream.rows(0))) == 7
+
+
+def test_who_does_not_say_its_length_is_asked(places):
+    assert HubStream(HubOptions(str(places / "saved")), seed=0, buffer_rows=5).num_rows == ROWS
+    with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*many does not say how many rows it has"):
+        HubStream(HubOptions(str(places / "many")), seed=0, buffer_rows=5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_epoch_goes_on_anywhere(places, tmp_path, threads):
+    augmentation = Augmentation(0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
+    loader = loader_of(places / "many", tmp_path, augmentation=augmentation, num_threads=threads)
+    assert (loader.num_batches, loader.epoch_clips) == (4, 16)
+    whole = list(loader.epoch(3, augment=True))
+    rest = list(loader.epoch(3, first_batch=2, augment=True))
+    assert [len(batch.names) for batch in whole] == [4, 4, 4, 4]
+    for first, second in zip(whole[2:], rest, strict=True):
+        assert first.names == second.names
+        assert np.array_equal(first.clean_BS, second.clean_BS)
+        assert np.array_equal(first.heard_BS, second.heard_BS)
+        assert not np.array_equal(first.clean_BS, first.heard_BS)
+
+
+def test_processes_take_as_many_batches(places, tmp_path):
+    ranks = [loader_of(places / "many", tmp_path, batch_size=2, rank=rank, size=2) for rank in (0, 1)]
+    parts = [list(loader.epoch(0)) for loader in ranks]
+    assert [len(part) for part in parts] == [4, 4] == [loader.num_rounds for loader in ranks]
+    names = [name for part in parts for batch in part for name in batch.names]
+    assert len(set(names)) == len(names) == 16
+    rest = list(ranks[1].epoch(0, first_batch=4))
+    assert [batch.names for batch in rest] == [batch.names for batch in parts[1][2:]]
+
+
+def test_a_part_that_ends_early_is_filled_with_nothing(places, tmp_path):
+    loader = loader_of(places / "many", tmp_path)
+    loader.num_rounds = loader.num_batches = 6
+    assert [len(batch.names) for batch in loader.epoch(0)] == [4, 4, 4, 4, 2, 0]
+
+
+def test_what_is_kept_is_kept_once(places, tmp_path):
+    stream = stream_of(places / "many")
+    assert len(kept_of(stream, tmp_path)) == 6
+    before = (tmp_path / "kept.tar").read_bytes()
+    (tmp_path / "kept.tar").unlink()
+    kept_of(stream, tmp_path)
+    assert (tmp_path / "kept.tar").read_bytes() == before
+
+
+def test_rows_that_are_no_audio_are_named_and_short_ones_left_out(tmp_path):
+    audio = [encode(tone(1.0, seed=seed), 16000, "wav") for seed in range(4)]
+    rows = {"audio": [audio[0], b"nothing", encode(tone(0.05), 16000, "wav"), None, *audio[1:]]}
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "a.parquet"))
+    stream = HubStream(HubOptions(str(tmp_path / "a.parquet")), seed=0, buffer_rows=3, rows=7)
+    batches = list(StreamLoader(stream, StreamPlan(7, 8000, 1600, 0), kept_of(stream, tmp_path)).epoch(0))
+    assert len(batches[0].names) == 4
+    assert len(batches[0].failures) == 2
+    assert {failure.reason for failure in batches[0].failures} >= {"no audio in this row"}
+
+
+def test_leaving_early_leaves_no_thread(places, tmp_path):
+    loader, before = loader_of(places / "many", tmp_path, batch_size=1), threading.active_count()
+    batches = loader.epoch(0)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_a_line_that_breaks_is_one_clear_error(places, tmp_path, monkeypatch):
+    loader = loader_of(places / "many", tmp_path)
+    monkeypatch.setattr(hub, "_dotted", lambda *_: (_ for _ in ()).throw(ConnectionError("line\nbroke")))
+    with pytest.raises(UserError, match=r"hf://.*many: line broke"):
+        list(loader.epoch(0))
+
+
+def options(places, *more):
+    return [f"dataset.train_path=hf://{places / 'many'}", "dataset.hf.streaming=true", f"dataset.hf.rows={ROWS}",
+            "dataset.hf.shuffle_buffer=5", "train.epochs=3", *more]  # fmt: skip
+
+
+def test_a_run_from_a_stream_goes_on_exactly(places, corpus, tmp_path, capsys):
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    assert run(corpus, tmp_path / "whole", *options(places)) == 0
+    assert f"18 rows of {places / 'many'} as they come; kept of them: 18 clips" in capsys.readouterr().out
+    assert len(history(tmp_path / "whole/r/train")) == 3
+    with stopping_after(3):
+        assert run(corpus, tmp_path / "stopped", *options(places)) == 143
+    assert run(corpus, tmp_path / "stopped", *options(places), "checkpoint.resume=true") == 0
+    assert_same_run(tmp_path / "whole/r/train", tmp_path / "stopped/r/train")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_batch_seconds=20", "a stream does not say how long its clips are"),
+        ("dataset.train_path=a.zip", "hf.streaming needs train_path to be one hf:// address"),
+        ("dataset.long_clips=windows", "hf.streaming goes with long_clips: crop"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(places, corpus, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        run(corpus, tmp_path, *options(places, override))
