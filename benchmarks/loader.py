@@ -22,7 +22,8 @@ from benchmarks.table import Row, median_seconds, report
 from sjepa.core.progress import silent
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.demo import write_corpus
-from sjepa.dataset.hdf5_build import BuildPlan, build
+from sjepa.dataset.hdf5_build import build
+from sjepa.dataset.hdf5_write import BuildPlan
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.order import bucketed_batches, fixed_batches, padding_waste

@@ -8,7 +8,7 @@ import torch
 
 from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
-from sjepa.dataset import hdf5_build
+from sjepa.dataset import hdf5_write
 from sjepa.dataset.clips import Clips
 from sjepa.entrypoints import build_h5
 from sjepa.weights import load_weights
@@ -82,7 +82,7 @@ def test_mistakes_are_told_before_anything_is_written(corpus, tmp_path, override
 def test_too_little_room_is_told_with_both_figures(corpus, tmp_path, monkeypatch):
     """Of both files together, where they lie on one disk."""
     free = type("Usage", (), {"free": 1_200_000})
-    monkeypatch.setattr(hdf5_build.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(hdf5_write.shutil, "disk_usage", lambda _: free)
     with pytest.raises(UserError, match=r"train\.h5 and .*test\.h5: 1\.6 MB are needed and 1\.2 MB are free"):
         build(corpus, tmp_path)
 

@@ -6,10 +6,10 @@ import pytest
 from sjepa.core.errors import UserError
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.hub import HubOptions, audio_file
+from sjepa.dataset.hub import HubOptions, audio_file, hub_rows
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
-from sjepa.dataset.sources import fingerprint, resolve_sources
+from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 from tests.conftest import encode, tone
 from tests.training.test_run import history, run
@@ -70,7 +70,9 @@ def test_the_scan_is_kept_and_noticed_to_be_old(recordings, tmp_path):
     before = cache.stat().st_mtime_ns
     clips_of(address, tmp_path / "cache")
     assert cache.stat().st_mtime_ns == before
-    assert set(fingerprint(resolve_sources(address)[0])) == {"rows", "hash"}
+    save(4)
+    hub_rows.cache_clear()  # as another process finds it
+    assert len(clips_of(address, tmp_path / "cache")) == 4
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,12 @@ def test_rows_that_are_no_audio_are_dropped_with_the_reason(tmp_path):
     assert len(clips) == 1
     assert [name for name, _ in clips.dropped] == ["a.parquet/1", "a.parquet/2"]
     assert clips.dropped[1][1] == "no audio in this row"
+
+
+def test_nothing_is_written_beside_a_saved_set(places):
+    before = sorted((places / "saved").iterdir())
+    clips_of(f"hf://{places / 'saved'}").read(0)
+    assert sorted((places / "saved").iterdir()) == before
 
 
 def test_training_from_a_data_set(places, corpus, tmp_path):

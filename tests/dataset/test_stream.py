@@ -1,5 +1,6 @@
 """Training from a stream: Parquet files that are read as if they came over a line."""
 
+import shutil
 import threading
 
 import numpy as np
@@ -63,10 +64,11 @@ def test_the_first_so_many_rows_can_be_asked_for(places):
     assert len(list(stream.rows(0))) == 7
 
 
-def test_who_does_not_say_its_length_is_asked(places):
+def test_who_does_not_say_its_length_is_asked(places, tmp_path):
     assert HubStream(HubOptions(str(places / "saved")), seed=0, buffer_rows=5).num_rows == ROWS
-    with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*many does not say how many rows it has"):
-        HubStream(HubOptions(str(places / "many")), seed=0, buffer_rows=5)
+    shutil.copy(places / "one.parquet", tmp_path / "unknown.parquet")  # which the library never counted
+    with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*unknown\.parquet does not say how many rows it has"):
+        HubStream(HubOptions(str(tmp_path / "unknown.parquet")), seed=0, buffer_rows=5)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -85,25 +87,52 @@ def test_an_epoch_goes_on_anywhere(places, tmp_path, threads):
 
 
 def test_processes_take_as_many_batches(places, tmp_path):
-    ranks = [loader_of(places / "many", tmp_path, batch_size=2, rank=rank, size=2) for rank in (0, 1)]
+    ranks = [loader_of(places / "many", tmp_path, batch_size=3, rank=rank, size=2) for rank in (0, 1)]
     parts = [list(loader.epoch(0)) for loader in ranks]
-    assert [len(part) for part in parts] == [4, 4] == [loader.num_rounds for loader in ranks]
+    assert [len(part) for part in parts] == [3, 3] == [loader.num_rounds for loader in ranks]
     names = [name for part in parts for batch in part for name in batch.names]
-    assert len(set(names)) == len(names) == 16
+    assert len(set(names)) == len(names) == 18
     rest = list(ranks[1].epoch(0, first_batch=4))
     assert [batch.names for batch in rest] == [batch.names for batch in parts[1][2:]]
 
 
-def test_a_part_that_ends_early_is_filled_with_nothing(places, tmp_path):
-    loader = loader_of(places / "many", tmp_path)
-    loader.num_rounds = loader.num_batches = 6
-    assert [len(batch.names) for batch in loader.epoch(0)] == [4, 4, 4, 4, 2, 0]
+def test_a_stream_that_is_shorter_than_was_said_is_told(places, tmp_path):
+    stream = HubStream(HubOptions(str(places / "many")), seed=0, buffer_rows=5, rows=30)
+    loader = StreamLoader(stream, StreamPlan(4, 8000, 1600, 0), kept_of(stream, tmp_path))
+    with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*many ended after 18 rows, and not after 30"):
+        list(loader.epoch(0))
+
+
+def test_files_of_unequal_length_keep_all_processes_busy(recordings, tmp_path):
+    for number, part in enumerate((recordings[:14], recordings[14:])):
+        rows = {"audio": [content for _, content in part]}
+        datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"train-{number:05d}-of-00002.parquet"))
+    stream = HubStream(HubOptions(str(tmp_path)), seed=0, buffer_rows=5, rows=ROWS)
+    (tmp_path / "kept").mkdir()
+    kept = kept_of(stream, tmp_path / "kept")
+    for rank in (0, 1):
+        batches = list(StreamLoader(stream, StreamPlan(4, 8000, 1600, 0), kept, rank=rank, size=2).epoch(0))
+        assert [len(batch.names) for batch in batches] == [4, 4]
+
+
+def test_fewer_rows_than_a_batch_make_one(places, tmp_path):
+    stream = stream_of(places / "many", most=3)
+    loader = StreamLoader(stream, StreamPlan(8, 8000, 1600, 0), kept_of(stream, tmp_path))
+    assert [len(batch.names) for batch in loader.epoch(0)] == [3]
+
+
+def test_the_number_of_batches_does_not_depend_on_the_processes(places, tmp_path):
+    loaders = [loader_of(places / "many", tmp_path, rank=rank, size=3) for rank in range(3)]
+    assert [loader.num_batches for loader in loaders] == [4, 4, 4]
+    assert [[len(batch.names) for batch in loader.epoch(0)] for loader in loaders] == [[4, 4], [4, 0], [4, 0]]
 
 
 def test_what_is_kept_is_kept_once(places, tmp_path):
     stream = stream_of(places / "many")
     assert len(kept_of(stream, tmp_path)) == 6
-    before = (tmp_path / "kept.tar").read_bytes()
+    written, before = (tmp_path / "kept.tar").stat().st_mtime_ns, (tmp_path / "kept.tar").read_bytes()
+    kept_of(stream, tmp_path)
+    assert (tmp_path / "kept.tar").stat().st_mtime_ns == written
     (tmp_path / "kept.tar").unlink()
     kept_of(stream, tmp_path)
     assert (tmp_path / "kept.tar").read_bytes() == before

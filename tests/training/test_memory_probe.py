@@ -1,11 +1,18 @@
 """train.probe_memory: the largest micro-batch first, and no trace of it."""
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
+from sjepa.dataset.manifest import scan
+from sjepa.dataset.mixing import Mixture
+from sjepa.dataset.sources import resolve_sources
+from sjepa.dataset.windows import Windows
 from sjepa.model import SJEPA
 from tests.training.test_run import assert_same_run, run
 from tests.training.test_two_phases import TWO_PHASES
@@ -31,6 +38,19 @@ def test_the_probe_runs_the_largest_batches_and_leaves_no_trace(corpus, tmp_path
     rest = [shape for shape in shapes[2 * len(probed) :] if shape[0] * shape[1] <= 5 * 16000]  # those of training
     assert max(clips * samples for clips, samples in rest) == max(clips * samples for clips, samples in probed)
     assert max(samples for _, samples in rest) == max(samples for _, samples in probed)
+
+
+def test_the_largest_batch_of_a_mixture_is_one_of_any_epoch(corpus):
+    """The long clip may not come in the first epoch."""
+    clips = Clips([scan(source) for source in resolve_sources(str(corpus / "train.zip"))], sample_rate=16000)
+    windows = Windows(np.arange(18), np.zeros(18, int), np.array([48000, *[8000] * 17]))
+    mixture = Mixture(np.array([0] * 9 + [1] * 9), (1.0, 50.0), seed=0)
+    loader = Loader(WindowDataset(clips, windows, seed=0, mixture=mixture), BatchPlan(4, 60000))
+    drawn = {
+        int(windows.length_N[batch].max()) for epoch in range(4) for batch in loader.plan.batches(loader.dataset, epoch)
+    }
+    assert drawn == {8000}
+    assert (1, 48000) in loader.largest_batches()
 
 
 @pytest.mark.parametrize(

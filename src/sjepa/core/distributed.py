@@ -148,9 +148,10 @@ class Engine:
         return self._fabric.no_backward_sync(model, enabled=more)
 
     def clip_gradients(self, model: nn.Module, optimizer: Any, max_norm: float) -> Tensor:
-        """Scales the gradient down to `max_norm`; its norm before that, which may be inf or NaN."""
+        """Scales the gradient down to `max_norm` (deepspeed: when the update is made); its norm before, which may be inf or
+        NaN."""
         if self._zero is not None:
-            return optimizer.clip(max_norm)
+            return optimizer.limit(max_norm)
         norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         return torch.as_tensor(whole(norm))
 

@@ -87,7 +87,7 @@ class MomentsInPieces:
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._zero.zero_grad(set_to_none=set_to_none)
 
-    def clip(self, max_norm: float) -> Tensor:
+    def limit(self, max_norm: float) -> Tensor:
         """The norm of the whole gradient, inf if it is not finite; `step` scales it down to `max_norm`."""
         self._zero.clip_grad = max_norm
         norm = torch.as_tensor(self._zero.scaled_global_norm())
@@ -99,12 +99,12 @@ class MomentsInPieces:
         self._engine.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """As of an AdamW in one process: whole tensors. All processes must call it."""
+        """As of an AdamW in one process: whole tensors, on the host. All processes must call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state: dict[int, dict[str, Tensor]] = {}
         for number, (parameter, flat) in enumerate(self._numbered()):
-            moments = {name: safe_get_full_optimizer_state(parameter, name) for name in _MOMENTS}
+            moments = {name: safe_get_full_optimizer_state(parameter, name).cpu() for name in _MOMENTS}
             state[number] = {"step": self._zero.optimizer.state[flat]["step"].clone(), **moments}
         return {**self._whole.state_dict(), "state": state}
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,15 @@ class Augmentation:
     ratio_db: tuple[float, float]
     noise: Clips | None = None
 
+    @property
+    def probability(self) -> float:
+        """That a clip is changed at all."""
+        return self.p_noise + self.p_mix
+
+    def always(self) -> Augmentation:
+        """The same, with every clip changed."""
+        return replace(self, p_noise=self.p_noise / self.probability, p_mix=self.p_mix / self.probability)
+
     def __call__(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
         """The waveform the encoder hears: mixed, noisy or as it is (then `clean` itself).
 
@@ -38,7 +47,7 @@ class Augmentation:
         draw = rng.random()
         if draw < self.p_mix:
             return self._mixed(clean, position, partners, rng)
-        if draw < self.p_mix + self.p_noise:
+        if draw < self.probability:
             return self._noisy(clean, position, partners, rng)
         return clean
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -20,11 +21,11 @@ _OPEN_HANDLES = 64
 
 
 class Containers:
-    """Opens clips of any source. Handles belong to the process that opened them: copies and forks start empty."""
+    """Opens clips of any source. Handles belong to the thread that opened them, since each has one position: other threads,
+    copies and forks start empty."""
 
     def __init__(self) -> None:
-        self._handles: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        self._owner = os.getpid()
+        self._own = _Handles()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -53,23 +54,31 @@ class Containers:
             raise DecodeError(f"unreadable in its container ({error or type(error).__name__})") from None
 
     def close(self) -> None:
-        while self._handles:
-            self._handles.popitem()[1].close()
+        """Closes what this thread opened."""
+        while self._own.handles:
+            self._own.handles.popitem()[1].close()
 
     def _handle(self, path: Path, kind: str, index: Path | None) -> Any:
-        if self._owner != os.getpid():  # after a fork: the parent's file positions are not ours to move
-            self._handles = OrderedDict()
-            self._owner = os.getpid()
-        key = (str(path), kind)
-        if key not in self._handles:
+        if self._own.process != os.getpid():  # after a fork: the parent's file positions are not ours to move
+            self._own = _Handles()
+        handles, key = self._own.handles, (str(path), kind)
+        if key not in handles:
             if kind == "targz":
-                self._handles[key] = BlockReader(path, index)
+                handles[key] = BlockReader(path, index)
             else:
-                self._handles[key] = zipfile.ZipFile(path) if kind == "zip" else path.open("rb", buffering=0)
-            if len(self._handles) > _OPEN_HANDLES:
-                self._handles.popitem(last=False)[1].close()
-        self._handles.move_to_end(key)
-        return self._handles[key]
+                handles[key] = zipfile.ZipFile(path) if kind == "zip" else path.open("rb", buffering=0)
+            if len(handles) > _OPEN_HANDLES:
+                handles.popitem(last=False)[1].close()
+        handles.move_to_end(key)
+        return handles[key]
+
+
+class _Handles(threading.local):
+    """Open files, the least recently used first; each thread sees its own."""
+
+    def __init__(self) -> None:
+        self.handles: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self.process = os.getpid()
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -7,6 +7,7 @@ copies, so that row (1 + c) · clips + i is copy c of clip i. A clip that was no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -69,11 +70,12 @@ def read_stored(
         content = file.read()
     if len(content) < length * item:
         raise DecodeError("the file ends inside its samples")
-    if length == whole and offset not in stored.intact:
+    version = 0 if copy is None else 1 + copy
+    if length == whole and not stored.intact_VN[version, row]:
         crc32 = stored.crc32_N[row] if copy is None else stored.copy_crc32_CN[copy, row]
         if zlib.crc32(content) != crc32:
             raise DecodeError("its stored samples are damaged (checksum)")
-        stored.intact.add(offset)
+        stored.intact_VN[version, row] = True
     return to_waveform(np.frombuffer(content, stored.sample_type))
 
 
@@ -108,13 +110,15 @@ def _check(path: Path, file: h5py.File) -> None:
 
 def _table(source: Source, file: h5py.File) -> ClipTable:
     samples, count = file["samples"], len(file["name"])
-    column = {name: file[name][:].reshape(-1, count) for name in COLUMNS}
+    column = {name: file[name][:].reshape(-1, count) for name in ("offset", "length", "crc32")}
     item, start = samples.dtype.itemsize, int(samples.id.get_offset())
     position = np.where(column["length"] > 0, start + column["offset"] * item, -1)
     names = file["name"].asstr(errors="surrogateescape")[:].tolist()
     dropped = [(name, reason) for name, reason in json.loads(file["dropped"].asstr()[()])]
     dropped += [
-        (names[row], text.decode("utf-8", "replace")) for row, text in enumerate(column["problem"][0].tolist()) if text
+        (names[row], text.decode("utf-8", "replace"))
+        for row, text in enumerate(file["problem"][:count].tolist())
+        if text
     ]
     length_N = column["length"][0]
     return ClipTable(
@@ -128,7 +132,9 @@ def _table(source: Source, file: h5py.File) -> ClipTable:
         channels=np.ones(count, np.int64),
         labels=_labels(file["labels"].asstr()[:].tolist()) if "labels" in file else {},
         dropped=dropped,
-        stored=StoredAudio(samples.dtype, column["crc32"][0], position[1:], column["crc32"][1:]),
+        stored=StoredAudio(
+            samples.dtype, column["crc32"][0], position[1:], column["crc32"][1:], np.zeros(position.shape, bool)
+        ),
     )
 
 
@@ -138,18 +144,22 @@ def _labels(texts: list[str]) -> dict[str, list[Any]]:
 
 
 def _changed_since(built_from: list[dict[str, Any]]) -> Iterator[str]:
-    """What such a file was built from and is another today; what is gone is not asked for."""
+    """What such a file was built from and is another today; what is gone, or not for us to see, is not asked for."""
     for built in built_from:
-        source = Source(Path(built["path"]), built["kind"])
-        if source.kind != "hf" and source.path.exists() and fingerprint(source) != built["fingerprint"]:
+        source, now = Source(Path(built["path"]), built["kind"]), None
+        with contextlib.suppress(OSError):
+            now = fingerprint(source) if source.kind != "hf" and source.path.exists() else None
+        if now is not None and now != built["fingerprint"]:
             yield f"older than {source.path}, which has changed; buildh5ds brings it up to date"
 
 
 def _drop_damaged(table: ClipTable) -> None:
     containers = Containers()
+    copies = range(len(table.stored.copy_offset_CN)) if table.stored else ()
     for row in np.flatnonzero(table.samples):
         try:
-            read_stored(containers, table, int(row), 0, int(table.samples[row]))
+            for copy in (None, *copies):
+                read_stored(containers, table, int(row), 0, int(table.samples[row]), copy=copy)
         except DecodeError as error:
             table.dropped.append((table.names[row], str(error)))
             table.samples[row] = 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError
 
 PREFIX = "hf://"
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class HubOptions:
         return Path(self.spec).expanduser()
 
 
-@lru_cache(maxsize=8)
+@cache
 def hub_rows(options: HubOptions) -> HubRows:
     """Opened once in each process."""
     return HubRows(options)
@@ -65,10 +66,13 @@ class HubRows:
 
     def __init__(self, options: HubOptions) -> None:
         """Raises UserError if there is no such data set, split or field."""
-        self._options = options
-        fields = [field for field in (options.audio_field, options.speaker_field, options.duration_field) if field]
-        self._rows = _with_fields(_load(options), fields, options)
-        self._labels = {"speaker": options.speaker_field, "duration": options.duration_field}
+        self._audio_field = options.audio_field
+        labels = {"speaker": options.speaker_field, "duration": options.duration_field}
+        self._fields = {name: field for name, field in labels.items() if field}
+        self._rows = _load(options)
+        _check_fields(self._rows.features, [options.audio_field, *self._fields.values()], options)
+        # tables of the library's own storage: nothing is decoded, and nothing copied
+        self._audio = self._rows.select_columns(_columns([options.audio_field])).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,17 +82,19 @@ class HubRows:
         """Another one means that the rows changed."""
         return {"rows": len(self._rows), "hash": self._rows._fingerprint}
 
-    def labels(self, row: int) -> dict[str, Any]:
-        fields = {name: field for name, field in self._labels.items() if field}
-        if not fields:
-            return {}
-        values = self._rows.select_columns(sorted({field.split(".")[0] for field in fields.values()}))[row]
-        return {name: _dotted(values, field) for name, field in fields.items()}
+    def labels(self) -> Iterator[dict[str, Any]]:
+        """Of all rows, without their audio."""
+        if not self._fields:
+            yield from ({} for _ in range(len(self)))
+            return
+        table = self._rows.select_columns(_columns(self._fields.values())).with_format("arrow")
+        for part in table.iter(batch_size=_ROWS_AT_ONCE):
+            for row in part.to_pylist():
+                yield {name: _dotted(row, field) for name, field in self._fields.items()}
 
     def audio(self, row: int) -> BinaryIO:
         """A seekable file of one row's audio. Raises DecodeError."""
-        field = self._options.audio_field
-        return audio_file(_dotted(self._rows.select_columns(field.split(".")[0])[row], field))
+        return audio_file(_dotted(self._audio[row].to_pylist()[0], self._audio_field))
 
 
 def audio_file(value: Any) -> BinaryIO:
@@ -125,7 +131,7 @@ class HubStream:
         if known is None:
             raise UserError(f"dataset.hf.rows: {PREFIX}{options.spec} does not say how many rows it has; say it here")
         self.num_rows = known if most is None else min(known, most)
-        self._stream = _with_fields(stream if most is None else stream.take(most), [options.audio_field], options)
+        self._stream = _audio_of_stream(stream if most is None else stream.take(most), options)
 
     def rows(self, epoch: int, *, reader: int = 0, readers: int = 1) -> Iterator[tuple[int, Any]]:
         """(number, audio) of the rows of an epoch that this of several readers gets: `audio_file` opens it. Raises
@@ -155,18 +161,23 @@ class HubStream:
         yield from (buffer[int(place)] for place in rng.permutation(len(buffer)))
 
 
-def _with_fields(rows: Any, fields: list[str], options: HubOptions) -> Any:
-    """These fields alone, audio as it is stored. Raises UserError if one is missing."""
-    features = rows.features
-    if features is None:  # a stream that has to be looked into
-        features = rows._resolve_features().features
+def _check_fields(features: Any, fields: Iterable[str], options: HubOptions) -> None:
+    """Raises UserError if one is missing."""
     for field in fields:
         if not _has(features, field):
             there = ", ".join(_leaves(features))
             raise UserError(f"dataset.hf: {PREFIX}{options.spec} has no field {field} (it has {there})")
-    columns = sorted({field.split(".")[0] for field in fields})
+
+
+def _audio_of_stream(stream: Any, options: HubOptions) -> Any:
+    """The audio alone, as it is stored. Raises UserError if there is none."""
+    features = stream.features
+    if features is None:  # it has to be looked into
+        features = stream._resolve_features().features
+    _check_fields(features, [options.audio_field], options)
+    columns = _columns([options.audio_field])
     kept = type(features)({name: features[name] for name in columns})
-    return rows.select_columns(columns).cast(_undecoded(kept))
+    return stream.select_columns(columns).cast(_undecoded(kept))
 
 
 def _as_stream(rows: Any, split: str) -> Any:
@@ -183,6 +194,8 @@ def _load(options: HubOptions, *, streaming: bool = False) -> Any:
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             saved = datasets.load_from_disk(str(path))
+            if isinstance(saved, dict) and options.split not in saved:
+                raise ValueError(f"no split {options.split} (it has {', '.join(saved)})")
             saved = saved[options.split] if isinstance(saved, dict) else saved
             return _as_stream(saved, options.split) if streaming else saved
         name = "parquet" if path.is_file() else str(path) if path.exists() else options.spec
@@ -194,6 +207,10 @@ def _load(options: HubOptions, *, streaming: bool = False) -> Any:
 
 def _problem(options: HubOptions, error: Exception) -> UserError:
     return UserError(f"{PREFIX}{options.spec}: {' '.join(str(error).split())[:300] or type(error).__name__}")
+
+
+def _columns(fields: Iterable[str]) -> list[str]:
+    return sorted({field.split(".")[0] for field in fields})
 
 
 def _undecoded(features: Any) -> Any:

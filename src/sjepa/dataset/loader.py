@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError
@@ -75,7 +76,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
                 copies = self.clips.copies(position)
                 if not copies:
                     heard = self.augmentation(clean, position, self.clips, rng)
-                elif rng.random() < self.augmentation.p_noise + self.augmentation.p_mix:
+                elif rng.random() < self.augmentation.probability:
                     heard = self.clips.read(position, start=start, length=length, copy=int(rng.integers(copies)))
             except PartnerError as error:
                 failures.append(Failure(error.name, error.reason, is_own=False))
@@ -104,9 +105,11 @@ class BatchPlan(NamedTuple):
         if self.shards_at_once is None:
             return self._grouped(dataset, everything, epoch, dataset.seed)
         shard_M = dataset.clips.source_N[windows.clip_N]
+        order = np.argsort(shard_M, kind="stable")
+        present, first = np.unique(shard_M[order], return_index=True)
         shards = [
-            self._grouped(dataset, everything[shard_M == shard], epoch, key(dataset.seed, "shard", int(shard)))
-            for shard in np.unique(shard_M)
+            self._grouped(dataset, own, epoch, key(dataset.seed, "shard", shard))
+            for shard, own in zip(present.tolist(), np.split(everything[order], first[1:]), strict=True)
         ]
         return in_lanes(shards, self.shards_at_once, seed=dataset.seed, epoch=epoch)
 
@@ -189,7 +192,9 @@ class Loader:
         if plan.max_batch_samples is None:
             return [(min(plan.batch_size, len(lengths)), int(lengths.max()))]
         shapes = {(len(batch), int(lengths[batch].max())) for batch in plan.batches(self.dataset, 0)}
-        return sorted({max(shapes, key=lambda shape: shape[0] * shape[1]), max(shapes, key=lambda shape: shape[::-1])})
+        longest = int(lengths.max())  # which a mixture of corpora may draw in another epoch
+        together = (max(1, plan.max_batch_samples // longest), longest)
+        return sorted({max(shapes, key=lambda shape: shape[0] * shape[1]), together})
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
         """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out; `augment`
@@ -229,6 +234,16 @@ class _Requests:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+
+def worker_killed(error: RuntimeError, advice: str) -> Exception:
+    """What to say when a worker process was killed; any other error is itself."""
+    if "DataLoader worker" not in str(error):
+        return error
+    return UserError(
+        "dataset.num_workers: a process that reads audio was killed (out of memory?); fewer of them need less. "
+        + advice
+    )
 
 
 def quiet_worker(_: int) -> None:

@@ -40,11 +40,12 @@ class Mixture:
 
     def _of_corpus(self, number: int, count: int, epoch: int) -> Ints:
         own = np.flatnonzero(self.corpus_M == number)
-        place = epoch * count + np.arange(count)  # in an endless row of passes over the corpus
-        parts = []
-        for turn in range(int(place[0]) // len(own), int(place[-1]) // len(own) + 1) if count else ():
+        first, parts = epoch * count, []  # its place in an endless row of passes over the corpus
+        while count > 0:
+            turn, start = divmod(first, len(own))
             order = own[np.argsort(hash_array(key(self.seed, "corpus", number, turn), own), kind="stable")]
-            parts.append(order[place[place // len(own) == turn] % len(own)])
+            parts.append(order[start : start + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts) if parts else own[:0]
 
 

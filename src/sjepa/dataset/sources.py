@@ -281,8 +281,7 @@ def _tar_members(archive: tarfile.TarFile) -> Listing:
 
 
 def _list_hub(options: HubOptions) -> Listing:
-    rows = hub_rows(options)
-    return Listing([AudioRef(str(row), labels=rows.labels(row)) for row in range(len(rows))])
+    return Listing([AudioRef(str(row), labels=labels) for row, labels in enumerate(hub_rows(options).labels())])
 
 
 def _list_jsonl(path: Path) -> Listing:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
@@ -46,8 +47,9 @@ def keep_some(stream: HubStream, target: Path, clips: int) -> None:
     with atomic_path(target) as temporary, tarfile.open(temporary, "w") as archive:
         for number, audio in islice(stream.rows(_SAMPLE_EPOCH), clips):
             try:
-                content = audio_file(audio).read()
-            except DecodeError:
+                with audio_file(audio) as file:
+                    content = file.read()
+            except (DecodeError, OSError):
                 continue
             info = tarfile.TarInfo(f"{number:09d}.wav")  # whatever it is: what it holds decides
             info.size = len(content)
@@ -77,47 +79,63 @@ class StreamLoader:
         self._stream, self._plan, self._kept, self._augmentation = stream, plan, kept, augmentation
         self._threads, self._pin, self._rank, self._size = max(1, num_threads), pin_memory, rank, size
         self.sample_rate = kept.sample_rate
-        self.num_rounds = max(1, stream.num_rows // (size * plan.batch_size))
-        self.num_batches = size * self.num_rounds
-        self.epoch_clips = self.num_clips = min(stream.num_rows, self.num_batches * plan.batch_size)
+        self._batch_rows = min(plan.batch_size, stream.num_rows)
+        self.num_batches = stream.num_rows // self._batch_rows  # of all processes
+        self.num_rounds = -(-self.num_batches // size)  # that this one takes
+        self.epoch_clips = self.num_clips = self.num_batches * self._batch_rows
         heard = kept.length_N.clip(max=plan.max_samples)
         self.epoch_samples = round(float(heard.mean()) * self.epoch_clips)  # as far as one can know
         self.padding = float(heard.max() / heard.mean() - 1)
 
     def largest_batches(self) -> list[tuple[int, int]]:
         """(clips, samples of the longest) of what may take most memory."""
-        return [(self._plan.batch_size, self._plan.max_samples)]
+        return [(self._batch_rows, self._plan.max_samples)]
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
         """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out."""
         own = range(first_batch + self._rank, self.num_batches, self._size)
         flags = [augment] * self.num_batches if isinstance(augment, bool) else augment
-        return _ahead(self._batches(epoch, first_batch // self._size, [flags[number] for number in own]))
+        rounds = -(-(self.num_batches - first_batch) // self._size)
+        return _ahead(self._batches(epoch, first_batch // self._size, [flags[number] for number in own], rounds))
 
-    def _batches(self, epoch: int, passed: int, flags: list[bool]) -> Iterator[Batch]:
-        size = self._plan.batch_size
-        rows = islice(self._stream.rows(epoch, reader=self._rank, readers=self._size), passed * size, None)
+    def _batches(self, epoch: int, passed: int, flags: list[bool], rounds: int) -> Iterator[Batch]:
+        size = self._batch_rows
+        rows = islice(self._rows(epoch), passed * size, None)
         with ThreadPoolExecutor(self._threads) as pool:
             for flag in flags:
-                taken = list(islice(rows, size))  # none at the end of a short part: a batch of no clips
-                batch = collate(list(pool.map(partial(self._item, epoch, flag), taken)))
+                batch = collate(list(pool.map(partial(self._item, epoch, flag), islice(rows, size))))
                 yield batch.pin_memory() if self._pin and batch.num_samples else batch
+        yield from (collate([]) for _ in range(rounds - len(flags)))  # others have one more
+
+    def _rows(self, epoch: int) -> Iterator[tuple[int, Any]]:
+        """This process's rows of an epoch. Files go to processes whole: one whose files hold fewer rows goes through them
+        again. Raises UserError if there are fewer rows than was said."""
+        while True:
+            count = 0
+            for row in self._stream.rows(epoch, reader=self._rank, readers=self._size):
+                count += 1
+                yield row
+            if self._size == 1 or count == 0:
+                raise UserError(
+                    f"dataset.hf.rows: {self._stream.options.spec} ended after {count:,} rows, and not after "
+                    f"{self._stream.num_rows:,}"
+                )
 
     def _item(self, epoch: int, augment: bool, row: tuple[int, Any]) -> tuple[Sample | None, list[Failure]]:
         plan, (number, audio) = self._plan, row
         name = f"{self._stream.options.spec}/{number}"
         try:
-            file = audio_file(audio)
-            info = probe(file)
-            whole = int(resampled_length(info.samples, info.rate, self.sample_rate))
-            if whole < plan.min_samples:
-                return None, []
-            length = min(whole, plan.max_samples)
-            start = crop_start(plan.seed, epoch, number, clip_samples=whole, window_samples=length)
-            clean = decode_window(file, info, start=start, length=length, rate=self.sample_rate)
+            with audio_file(audio) as file:
+                info = probe(file)
+                whole = int(resampled_length(info.samples, info.rate, self.sample_rate))
+                if whole < plan.min_samples:
+                    return None, []
+                length = min(whole, plan.max_samples)
+                start = crop_start(plan.seed, epoch, number, clip_samples=whole, window_samples=length)
+                clean = decode_window(file, info, start=start, length=length, rate=self.sample_rate)
             if len(clean) < SPEECH.samples(2):
                 raise DecodeError(f"only {len(clean)} samples where {length} were expected")
-        except DecodeError as error:
+        except (DecodeError, OSError) as error:
             return None, [Failure(name, str(error))]
         heard, failures = clean, []
         if augment and self._augmentation is not None:

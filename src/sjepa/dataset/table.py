@@ -22,7 +22,7 @@ class StoredAudio:
     crc32_N: NDArray[np.uint32]
     copy_offset_CN: NDArray[np.int64]
     copy_crc32_CN: NDArray[np.uint32]
-    intact: set[int] = field(default_factory=set)  # byte positions of clips that this process has compared
+    intact_VN: NDArray[np.bool_]  # which clips and (from row 1 on) copies this process has compared
 
 
 @dataclass

@@ -12,16 +12,8 @@ from types import FrameType
 
 from sjepa.config.schema import Config
 from sjepa.core.errors import UserError
-from sjepa.dataset.hdf5_build import (
-    BuildPlan,
-    Built,
-    Stopped,
-    build,
-    check_room,
-    is_current,
-    progress_of,
-    size_text,
-)
+from sjepa.dataset.hdf5_build import Built, Stopped, build
+from sjepa.dataset.hdf5_write import BuildPlan, check_room, is_current, progress_of, size_text
 from sjepa.reporting.console import Console, duration
 from sjepa.training.feeding import augmentation, load_set, noise_set
 
@@ -74,9 +66,7 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
         augment = settings.augment
         if name == "train_path" and augment.enabled and augment.p_noise + augment.p_mix > 0:
             noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
-            made, share = augmentation(config, noise), augment.p_noise + augment.p_mix
-            # every copy is augmented; how often training takes one is decided there
-            made = replace(made, p_noise=made.p_noise / share, p_mix=made.p_mix / share)
+            made = augmentation(config, noise).always()  # how often training takes a copy is decided there
             tile = round(settings.max_seconds * settings.sample_rate)
             plan = replace(plan, copies=config.hdf5.copies, augmentation=made, tile_samples=tile)
         copies = (

@@ -10,6 +10,7 @@ from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import SharedError, UserError
 from sjepa.core.files import remove_leftovers, write_text
+from sjepa.dataset.loader import worker_killed
 from sjepa.entrypoints.resumed import Resumed, checkpoint_folder, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.evaluation.evaluate import evaluate, write_results
@@ -29,7 +30,6 @@ from sjepa.training.assembly import (
     step_settings,
 )
 from sjepa.training.checkpoint import Checkpoints
-from sjepa.training.data import Fingerprint
 from sjepa.training.estimate import probe_memory, seconds_per_audio_second
 from sjepa.training.feeding import evaluation_loader, load_data, train_loader
 from sjepa.training.network import build_model, new_model
@@ -70,7 +70,7 @@ def train(config: Config, *, dry_run: bool = False) -> int:
 
 def _refuse_other_data(run: Prepared) -> None:
     """Processes that see other files would wait for each other for ever."""
-    own = (Fingerprint(run.data.train.clips, run.data.windows).state_dict(), run.loader.num_batches)
+    own = (run.data.fingerprint.state_dict(), run.loader.num_batches)
     if len({repr(seen) for seen in run.engine.ranks.each(own)}) > 1:
         raise SharedError("dataset.train_path: the processes see different clips; give all machines the same files")
 
@@ -94,12 +94,7 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     except Interrupted as stop:
         return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "dataset.num_workers: a process that reads audio was killed (out of memory?); fewer of them need less. "
-            "checkpoint.resume=true goes on from the last checkpoint"
-        ) from error
+        raise worker_killed(error, "checkpoint.resume=true goes on from the last checkpoint") from error.__cause__
     finally:
         report.draw()
         report.close()

@@ -26,7 +26,6 @@ from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.collapse import CollapseAlarm
 from sjepa.training.data import (
-    Fingerprint,
     tiling,
     training_windows,
 )
@@ -183,7 +182,7 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
         train=run.loader,
         validation=fixed_loader(config, data.validation, windows, engine),
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
-        fingerprint=Fingerprint(data.train.clips, data.windows),
+        fingerprint=data.fingerprint,
         weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
     )
     run_plan = Plan(

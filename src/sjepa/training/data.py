@@ -73,9 +73,11 @@ class ClipSet:
 class Fingerprint:
     """Which clips and windows a run is made on: a checkpoint gives its position among exactly these."""
 
-    def __init__(self, clips: Clips, windows: Windows) -> None:
+    def __init__(self, clips: Clips, windows: Windows, *, more: str = "") -> None:
+        """`more`: what else the order of an epoch depends on."""
         columns = (clips.id_N, clips.length_N, windows.clip_N, windows.start_N, windows.length_N)
-        self._digest = hashlib.blake2b(b"".join(column.tobytes() for column in columns), digest_size=16).hexdigest()
+        content = b"".join(column.tobytes() for column in columns) + more.encode()
+        self._digest = hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def state_dict(self) -> dict[str, str]:
         return {"digest": self._digest}
@@ -120,7 +122,9 @@ def load_clips(
         clips = clips.subset(_drawn(clips, most, seed, "max_samples"))
     if shares is not None:
         for number in set(range(len(shares.names))) - set(shares.corpus_S[clips.source_N].tolist()):
-            raise UserError(f"{name}: no clip of {shares.names[number]} can be used, but it has a weight")
+            raise UserError(
+                f"{name}: no clip of {shares.names[number]} can be used (or was drawn), but it has a weight"
+            )
     return ClipSet(clips, dropped, shares)
 
 
@@ -147,7 +151,11 @@ def mixture(clip_set: ClipSet, windows: Windows, seed: int) -> Mixture | None:
     shares = clip_set.shares
     if shares is None:
         return None
-    return Mixture(shares.corpus_S[clip_set.clips.source_N[windows.clip_N]], shares.weights, seed)
+    mixed = Mixture(shares.corpus_S[clip_set.clips.source_N[windows.clip_N]], shares.weights, seed)
+    for name, draws in zip(shares.names, mixed.draws().tolist(), strict=True):
+        if not draws:
+            raise UserError(f"dataset.train_path: the weight of {name} is too small for even one clip of an epoch")
+    return mixed
 
 
 def validation_part(test: Clips, fraction: float, seed: int) -> Clips:

@@ -130,6 +130,8 @@ def probe_memory(
 ) -> int:
     """Forward and backward over noise in batches of (clips, samples) `shapes`, with the targets of every phase and room for
     the moments; nothing is moved. The most bytes in use. Raises UserError if they do not fit."""
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
     model.train()
     reserved = [] if not hasattr(optimizer, "state") or optimizer.state else _moments(model)
     clips = samples = 0
@@ -148,7 +150,7 @@ def probe_memory(
                 # the head of another phase has other components: as many numbers, whatever they are
                 engine.backward(kl_divergence(targets_NK, logits_N1 + torch.zeros_like(targets_NK)).mean())
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         seconds = samples / SPEECH.sample_rate
         raise UserError(

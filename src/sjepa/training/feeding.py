@@ -17,7 +17,16 @@ from sjepa.dataset.hub import HubStream
 from sjepa.dataset.loader import BatchPlan, EpochLoader, Loader, WindowDataset
 from sjepa.dataset.stream import StreamLoader, StreamPlan, keep_some
 from sjepa.dataset.windows import Windows
-from sjepa.training.data import ClipSet, hub_options, load_clips, mixture, tiling, training_windows, validation_part
+from sjepa.training.data import (
+    ClipSet,
+    Fingerprint,
+    hub_options,
+    load_clips,
+    mixture,
+    tiling,
+    training_windows,
+    validation_part,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,12 @@ class Data:
     noise: ClipSet | None
     windows: Windows
     stream: HubStream | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the order of an epoch depends on."""
+        more = "" if self.stream is None else repr((self.stream.options, self.stream.num_rows))
+        return Fingerprint(self.train.clips, self.windows, more=more)
 
 
 def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data:
