@@ -1,9 +1,15 @@
 """buildh5ds as a user runs it, and training from what it makes."""
 
+import contextlib
+import os
 import signal
 import subprocess
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from sjepa.config.load import load_config
@@ -71,12 +77,114 @@ def test_copies_are_made_when_augmentation_is_on(corpus, tmp_path, capsys):
         (["dataset.test_h5={root}/h5/train.h5"], "dataset.train_h5 and dataset.test_h5: both are"),
         (["dataset.train_path=nowhere"], "nowhere: no such file or folder"),
         (["dataset.train_h5=/dev/null/a.h5"], "/dev/null/a.h5: its folder cannot be made"),
+        (["dataset.train_h5={root}/a.bin"], r"a\.bin: not a plain name that ends in \.h5 or \.hdf5"),
+        (["dataset.train_h5={root}/[a].h5"], "not a plain name"),
+        (["dataset.train_h5={root}/folder.h5"], r"folder\.h5: is a folder"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(corpus, tmp_path, overrides, message):
+    (tmp_path / "folder.h5").mkdir()
     with pytest.raises(UserError, match=message):
         build(corpus, tmp_path, *(text.format(root=tmp_path) for text in overrides))
     assert not list(tmp_path.glob("h5/*"))
+
+
+@pytest.mark.parametrize("key", ["test_path", "augment.noise_path"])
+def test_what_is_read_is_never_overwritten(corpus, tmp_path, key):
+    """The target of one set is the source of another."""
+    assert build(corpus, tmp_path) == 0
+    before = (tmp_path / "h5/train.h5").read_bytes()
+    options = [
+        f"dataset.{key}={tmp_path / 'h5/train.h5'}",
+        "dataset.augment.enabled=true",
+        "dataset.max_train_samples=3",
+    ]
+    with pytest.raises(UserError, match=rf"dataset\.{key}: .*train\.h5 would be overwritten by what is built from it"):
+        build(corpus, tmp_path, *options)
+    assert (tmp_path / "h5/train.h5").read_bytes() == before
+
+
+def test_weights_are_said_to_be_left_out(corpus, tmp_path, capsys):
+    paths = (
+        f"dataset.train_path=[{{path: {corpus / 'train.zip'}, weight: 2}}, {{path: {corpus / 'test.zip'}, weight: 1}}]"
+    )
+    assert build(corpus, tmp_path, paths) == 0
+    assert "a file stores no weights" in capsys.readouterr().out
+
+
+def test_nothing_to_store_is_an_error(corpus, tmp_path):
+    wave = np.zeros(48000, np.float32)
+    wave[24000] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"train\.h5: not one of 1 clips could be decoded .*not finite numbers"):
+        build(corpus, tmp_path, f"dataset.train_path={tmp_path}")
+    assert list((tmp_path / "h5").iterdir()) == []
+
+
+def processes_of(group):
+    """Those of a process group that still run."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            fields = (place / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(place.name))
+    return found
+
+
+@pytest.fixture
+def slow(corpus, tmp_path):
+    """A build that takes a while, in a process group of its own; each clip is a minute long."""
+    (tmp_path / "long").mkdir()
+    for number in range(300):
+        place = tmp_path / f"long/{number:03d}.flac"
+        if number:
+            place.hardlink_to(tmp_path / "long/000.flac")
+        else:
+            soundfile.write(place, 0.1 * np.random.default_rng(0).standard_normal(60 * 44100), 44100)
+    options = settings(
+        corpus, tmp_path, f"dataset.train_path={tmp_path / 'long'}", "dataset.num_workers=2", "dataset.validate=header"
+    )
+    process = subprocess.Popen(
+        [BIN / "buildh5ds", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield process, options
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_build_leaves_nobody_behind(slow, tmp_path):
+    process, _ = slow
+    wait(lambda: len(processes_of(process.pid)) >= 3 and (tmp_path / "h5/train.h5.partial").exists())
+    time.sleep(2)  # its workers are ahead, and wait for it to take what they have
+    process.kill()
+    wait(lambda: not processes_of(process.pid), seconds=20)
+    with hdf5_write.locked(tmp_path / "h5/train.h5"):
+        pass  # and the lock is free
+
+
+def test_a_killed_worker_is_told_in_one_line(slow):
+    process, _ = slow
+    wait(lambda: len(processes_of(process.pid)) >= 3)
+    time.sleep(1)
+    os.kill(max(processes_of(process.pid)), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = errors.strip().splitlines()
+    assert "dataset.num_workers: a process that reads audio was killed" in line
+    assert line.endswith("run it again to go on")
 
 
 def test_too_little_room_is_told_with_both_figures(corpus, tmp_path, monkeypatch):
@@ -114,3 +222,13 @@ def test_the_command(corpus, tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "h5/test.h5").exists()
+
+
+def test_a_run_does_not_go_on_with_other_clips(corpus, tmp_path):
+    """Fewer of them: said as that, and not as a plan that has become too short."""
+    files = ["dataset.use_hdf5=true", *(f"dataset.{name}_h5={tmp_path / f'h5/{name}.h5'}" for name in ("train", "test"))]
+    assert build(corpus, tmp_path) == 0
+    assert run(corpus, tmp_path, *files, "train.epochs=2") == 0
+    assert build(corpus, tmp_path, "dataset.max_train_samples=4") == 0
+    with pytest.raises(UserError, match=r"checkpoint\.resume: the training set is not the one this run was made on"):
+        run(corpus, tmp_path, *files, "train.epochs=3", "checkpoint.resume=true")

@@ -301,6 +301,22 @@ def test_a_file_cut_off_is_refused(stored, tmp_path, keep):
         clips_of(tmp_path / "a.h5")
 
 
+def test_damaged_columns_are_refused(stored, tmp_path):
+    def damaged(name, change):
+        (tmp_path / "a.h5").write_bytes(stored.read_bytes())
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            file[name][...] = change(file[name][()])
+        with pytest.raises(UserError, match="cannot be read as HDF5 of buildh5ds"):
+            clips_of(tmp_path / "a.h5")
+
+    damaged("sources", lambda text: text.replace(b"fingerprint", b"fingerprinx"))
+    damaged("sources", lambda text: text.replace(b'"kind"', b'"kine"'))
+    damaged("sources", lambda text: b"[1]")
+    damaged("length", lambda values: np.where(np.arange(len(values)) == 2, 1 << 40, values))
+    damaged("length", lambda values: values - values[0] - 1)
+    damaged("offset", lambda values: values - 1)
+
+
 def test_other_hdf5_files_are_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = 1

@@ -81,6 +81,7 @@ def test_the_scan_is_kept_and_noticed_to_be_old(recordings, tmp_path):
         ("hf://{places}/saved?audio_field=sound", r"has no field sound \(it has audio, who, length\)"),
         ("hf://{places}/nested.parquet?audio_field=mp3&speaker_field=json.name", "has no field json.name"),
         ("hf://{places}/splits?split=dev", "hf://.*splits: .*dev"),
+        ("hf://{places}/saved?split=test", r"no split test \(it is one set without splits\)"),
         ("hf://{places}/saved?splt=train", r"not hf://NAME.*\(splt\)"),
         ("hf://", "not hf://NAME"),
         ("hf://nobody/has-this-set", "hf://nobody/has-this-set: "),

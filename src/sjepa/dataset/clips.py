@@ -34,7 +34,7 @@ class Clips:
         _keep: NDArray[np.int64] | None = None,
     ) -> None:
         """`sources_apart`: clips of another source are not read cheaply together with one."""
-        self.sample_rate, self._sources_apart = sample_rate, sources_apart
+        self.sample_rate, self.sources_apart = sample_rate, sources_apart
         self._tables = list(tables)
         self._containers = Containers()
         counts = [len(table) for table in tables]
@@ -82,7 +82,7 @@ class Clips:
         return Clips(
             self._tables,
             sample_rate=self.sample_rate,
-            sources_apart=self._sources_apart,
+            sources_apart=self.sources_apart,
             _keep=self.id_N[positions],
         )
 
@@ -92,7 +92,7 @@ class Clips:
         locality = self.locality_N[position]
         if locality >= 0:
             near = np.flatnonzero(self.locality_N == locality)
-        elif self._sources_apart:  # positions are in the order of the sources
+        elif self.sources_apart:  # positions are in the order of the sources
             source = self.source_N[position]
             near = np.arange(*np.searchsorted(self.source_N, (source, source + 1)))
         else:

@@ -45,8 +45,11 @@ def read_table(source: Source, depth: ScanDepth) -> ClipTable:
         with h5py.File(source.path, "r", locking=False) as file:  # some network file systems have no locks
             _check(source.path, file)
             table = _table(source, file)
-            built_from = json.loads(file["sources"].asstr()[()])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+            built_from = [
+                (Source(Path(built["path"]), built["kind"]), built["fingerprint"])
+                for built in json.loads(file["sources"].asstr()[()])
+            ]
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{source.path}: cannot be read as HDF5 of buildh5ds ({reason}); build it again") from None
     if depth is not False:
@@ -111,6 +114,9 @@ def _check(path: Path, file: h5py.File) -> None:
 def _table(source: Source, file: h5py.File) -> ClipTable:
     samples, count = file["samples"], len(file["name"])
     column = {name: file[name][:].reshape(-1, count) for name in ("offset", "length", "crc32")}
+    outside = (column["length"] < 0) | (column["offset"] < 0) | (column["offset"] + column["length"] > samples.size)
+    if outside.any():
+        raise ValueError("clips outside its samples")
     item, start = samples.dtype.itemsize, int(samples.id.get_offset())
     position = np.where(column["length"] > 0, start + column["offset"] * item, -1)
     names = file["name"].asstr(errors="surrogateescape")[:].tolist()
@@ -143,13 +149,13 @@ def _labels(texts: list[str]) -> dict[str, list[Any]]:
     return {name: [own.get(name) for own in fields] for name in sorted({name for own in fields for name in own})}
 
 
-def _changed_since(built_from: list[dict[str, Any]]) -> Iterator[str]:
+def _changed_since(built_from: list[tuple[Source, dict[str, Any]]]) -> Iterator[str]:
     """What such a file was built from and is another today; what is gone, or not for us to see, is not asked for."""
-    for built in built_from:
-        source, now = Source(Path(built["path"]), built["kind"]), None
+    for source, before in built_from:
+        now = None
         with contextlib.suppress(OSError):
             now = fingerprint(source) if source.kind != "hf" and source.path.exists() else None
-        if now is not None and now != built["fingerprint"]:
+        if now is not None and now != before:
             yield f"older than {source.path}, which has changed; buildh5ds brings it up to date"
 
 

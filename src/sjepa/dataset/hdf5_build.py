@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sjepa.core.errors import UserError
@@ -57,27 +59,32 @@ def build(
 ) -> Built:
     """Makes `target`, going on with what an earlier call left. Raises Stopped soon after `stop` says so, UserError if the
     disk is full (what is stored stays) or if another process is building it."""
-    partial = partial_path(target)
+    partial, again = partial_path(target), ""
     try:
-        with locked(partial):
+        with locked(target):
             if not progress_of(plan, target):
                 try:
                     lay_out(plan, partial)
                 except (OSError, RuntimeError) as error:  # h5py says the latter of a full disk
-                    partial.unlink()
+                    partial.unlink(missing_ok=True)
                     raise UserError(f"{target}: cannot be written ({' '.join(str(error).split())})") from error
+            again = "; run it again to go on"
             with partial.open("rb+", buffering=0) as raw:
                 writer = Writer(plan, partial, raw)
                 try:
                     _write_all(plan, writer, num_workers, progress, stop)
                 finally:
                     writer.mark()
-        publish(partial, target)
+            clips = int((writer.column["length"][: plan.clips.listed] > 0).sum())
+            if not clips:
+                partial.unlink()
+                name, reason, _ = writer.problems()[0]
+                raise UserError(f"{target}: not one of {len(plan.clips):,} clips could be decoded ({name}: {reason})")
+            publish(partial, target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error}); run it again to go on") from error
+        raise UserError(f"{target}: cannot be written ({error.strerror or error}){again}") from error
     except RuntimeError as error:
         raise worker_killed(error, "run it again to go on") from error.__cause__
-    clips = int((writer.column["length"][: plan.clips.listed] > 0).sum())
     return Built(target, target.stat().st_size, clips, writer.problems(), writer.clipped, writer.partners)
 
 
@@ -86,7 +93,7 @@ class _Decoded(NamedTuple):
 
     position: int
     is_last: bool
-    versions: list[NDArray[Any]]
+    versions: list[Tensor]  # which come through shared memory, where arrays would fill a pipe
     problem: str = ""
     clipped: int = 0
     partners: tuple[Failure, ...] = ()
@@ -111,7 +118,7 @@ class _Pieces(Dataset[_Decoded]):
         partners: list[Failure] = []
         copies = [self._copy(clean, position, start, number, partners) for number in range(plan.copies)]
         clipped = int((np.abs(clean) > 1).sum()) if kind.kind == "i" else 0
-        stored = [to_samples(waveform, kind) for waveform in (clean, *copies)]
+        stored = [torch.from_numpy(to_samples(waveform, kind)) for waveform in (clean, *copies)]
         return _Decoded(position, is_last, stored, clipped=clipped, partners=tuple(partners))
 
     def _copy(self, clean: Waveform, position: int, start: int, number: int, partners: list[Failure]) -> Waveform:
@@ -150,7 +157,7 @@ def _write_all(plan: BuildPlan, writer: Writer, num_workers: int, progress: Prog
             failed = decoded.position
             writer.failed(failed, decoded.problem)
         if failed != decoded.position:
-            writer.piece(decoded.position, decoded.versions)
+            writer.piece(decoded.position, [version.numpy() for version in decoded.versions])
         writer.clipped += decoded.clipped
         writer.partners += decoded.partners
         if decoded.is_last:

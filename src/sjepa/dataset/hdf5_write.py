@@ -71,9 +71,10 @@ class BuildPlan:
         settings = None if made is None else [made.p_noise, made.p_mix, made.snr_db, made.ratio_db]
         noise = None if made is None or made.noise is None else _described(made.noise)
         stored = zlib.crc32(self.clips.id_N.tobytes() + self.clips.length_N.tobytes())
+        apart = self.clips.sources_apart
         parts = [FORMAT, self.clips.sample_rate, self.sample_type, self.copies, stored, self.sources]
         if self.copies:
-            parts += [settings, noise, self.tile_samples, self.seed]
+            parts += [settings, noise, self.tile_samples, self.seed, apart]
         return json.dumps(parts)
 
 
@@ -98,10 +99,14 @@ def progress_of(plan: BuildPlan, target: Path) -> int:
 
 
 def check_room(plans: dict[Path, BuildPlan]) -> None:
-    """Makes the folders of the files to be built. Raises UserError if one cannot be made, or if a disk has too little room
-    for all that is to go there."""
+    """Makes the folders of the files to be built. Raises UserError if one cannot be made, if a file could not be read from
+    there, or if a disk has too little room for all that is to go there."""
     wanted: dict[int, list[tuple[Path, int]]] = {}
     for target, plan in plans.items():
+        if target.suffix.lower() not in (".h5", ".hdf5") or any(mark in str(target) for mark in "*?["):
+            raise UserError(f"{target}: not a plain name that ends in .h5 or .hdf5")
+        if target.is_dir():
+            raise UserError(f"{target}: is a folder")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -204,22 +209,26 @@ def _allocate(file: h5py.File, name: str, kind: str, rows: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Makes the file if need be, and keeps others from building it. Raises UserError if another process does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def locked(target: Path) -> Iterator[None]:
+    """Keeps other processes from building a file. Raises UserError if one does."""
+    path = target.with_name(f".{target.name}.lock")
     with path.open("ab") as held:
         try:
             import fcntl
 
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its workers do not hold it
         except ImportError:  # Windows
             pass
-        except BlockingIOError:
-            raise UserError(f"{path}: another process is building it") from None
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"{target}: another process is building it") from None
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
                 raise
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows does not remove what is open
+                path.unlink()
 
 
 class Writer:

@@ -196,6 +196,8 @@ def _load(options: HubOptions, *, streaming: bool = False) -> Any:
             saved = datasets.load_from_disk(str(path))
             if isinstance(saved, dict) and options.split not in saved:
                 raise ValueError(f"no split {options.split} (it has {', '.join(saved)})")
+            if not isinstance(saved, dict) and options.split != str(saved.split or "train"):
+                raise ValueError(f"no split {options.split} (it is {saved.split or 'one set without splits'})")
             saved = saved[options.split] if isinstance(saved, dict) else saved
             return _as_stream(saved, options.split) if streaming else saved
         name = "parquet" if path.is_file() else str(path) if path.exists() else options.spec

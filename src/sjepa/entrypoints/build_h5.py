@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from sjepa.core.errors import UserError
 from sjepa.dataset.hdf5_build import Built, Stopped, build
 from sjepa.dataset.hdf5_write import BuildPlan, check_room, is_current, progress_of, size_text
 from sjepa.reporting.console import Console, duration
+from sjepa.training.data import ClipSet
 from sjepa.training.feeding import augmentation, load_set, noise_set
 
 _SHOWN_PROBLEMS = 5
@@ -60,12 +61,17 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
     for name, target in targets.items():
         most = settings.max_train_samples if name == "train_path" else settings.max_test_samples
         clip_set = load_set(config, name, cache_folder=cache_folder, progress=console.progress, most=most)
-        if any(source.path.resolve() == target.resolve() for source in clip_set.clips.sources):
-            raise UserError(f"dataset.{name}: {target} would be built from itself")
+        _refuse_targets(clip_set, targets.values(), f"dataset.{name}")
+        if clip_set.shares is not None:
+            console.warn(
+                "a file stores no weights; train from a list of {path: FILE.h5, weight: …} instead of use_hdf5"
+            )
         plan = BuildPlan(clip_set.clips, clip_set.dropped, config.hdf5.sample_type, seed=config.seed)
         augment = settings.augment
         if name == "train_path" and augment.enabled and augment.p_noise + augment.p_mix > 0:
             noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
+            if noise is not None:
+                _refuse_targets(noise, targets.values(), "dataset.augment.noise_path")
             made = augmentation(config, noise).always()  # how often training takes a copy is decided there
             tile = round(settings.max_seconds * settings.sample_rate)
             plan = replace(plan, copies=config.hdf5.copies, augmentation=made, tile_samples=tile)
@@ -77,6 +83,14 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
             console.detail(f"dropped {dropped}: {reason}")
         plans[target] = plan
     return plans
+
+
+def _refuse_targets(clip_set: ClipSet, targets: Iterable[Path], name: str) -> None:
+    """Raises UserError if a file that is to be read is one that is to be written."""
+    written = {target.resolve() for target in targets}
+    for source in clip_set.clips.sources:
+        if source.path.resolve() in written:
+            raise UserError(f"{name}: {source.path} would be overwritten by what is built from it")
 
 
 def _is_there(plan: BuildPlan, target: Path, console: Console) -> bool:

@@ -25,6 +25,7 @@ class Resumed:
     progress: RunProgress
     epoch: int
     batches_per_update: int
+    data: dict[str, str]  # the state of the fingerprint of its training set
 
     def grad_accum(self, processes: int) -> int:
         """Micro-batches that each process takes for the same global batch. Raises UserError if it cannot be shared out."""
@@ -48,14 +49,20 @@ def run_to_resume(config: Config, console: Console) -> Resumed | None:
         checkpoints = Checkpoints(checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
         for path in reversed(checkpoints.paths()):
             try:
-                clock = Checkpoints.read(path, STATE)["clock"]
+                states = Checkpoints.read(path, STATE)
+                clock = states["clock"]
             except UserError as error:
                 console.warn(f"passed over: {error}")
                 continue
             used = load_config(run_dir.config).model_dump(mode="json", by_alias=True)
             refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
             return Resumed(
-                run_dir, path, RunProgress(clock["step"], clock["entered"]), clock["epoch"], clock["per_update"]
+                run_dir,
+                path,
+                RunProgress(clock["step"], clock["entered"]),
+                clock["epoch"],
+                clock["per_update"],
+                states["data"],
             )
     console.note("checkpoint.resume: no checkpoint to go on from; this is a new run")
     return None

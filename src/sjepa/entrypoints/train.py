@@ -126,6 +126,8 @@ def _prepare(
     loader = train_loader(config, data, engine)
     if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
+    if resumed:
+        data.fingerprint.load_state_dict(resumed.data)  # before anything else can be wrong because of it
     processes = engine.processes.total
     grad_accum = resumed.grad_accum(processes) if resumed else config.train.grad_accum
     schedule = plan_run(
