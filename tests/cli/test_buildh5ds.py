@@ -226,7 +226,10 @@ def test_the_command(corpus, tmp_path):
 
 def test_a_run_does_not_go_on_with_other_clips(corpus, tmp_path):
     """Fewer of them: said as that, and not as a plan that has become too short."""
-    files = ["dataset.use_hdf5=true", *(f"dataset.{name}_h5={tmp_path / f'h5/{name}.h5'}" for name in ("train", "test"))]
+    files = [
+        "dataset.use_hdf5=true",
+        *(f"dataset.{name}_h5={tmp_path / f'h5/{name}.h5'}" for name in ("train", "test")),
+    ]
     assert build(corpus, tmp_path) == 0
     assert run(corpus, tmp_path, *files, "train.epochs=2") == 0
     assert build(corpus, tmp_path, "dataset.max_train_samples=4") == 0

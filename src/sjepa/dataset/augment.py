@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sjepa.dataset.audio import DecodeError, Waveform
+from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
 
 
@@ -71,6 +72,16 @@ class Augmentation:
             return clean
         noise = np.resize(_random_piece(source, other, len(clean), rng), len(clean))  # repeats a shorter one
         return clean + mix_gain(clean, noise, ratio_db=-float(rng.uniform(*self.snr_db))) * noise
+
+
+def augmented(
+    augmentation: Augmentation, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator
+) -> tuple[Waveform, list[Failure]]:
+    """What the encoder hears; a partner that cannot be read leaves the clip as it is, and is named."""
+    try:
+        return augmentation(clean, position, partners, rng), []
+    except PartnerError as error:
+        return clean, [Failure(error.name, error.reason, is_own=False)]
 
 
 def mix_gain(clean: Waveform, other: Waveform, *, ratio_db: float) -> np.float32:

@@ -18,7 +18,7 @@ from sjepa.core.files import publish
 from sjepa.core.progress import Progress
 from sjepa.core.random import generator
 from sjepa.dataset.audio import DecodeError, Waveform
-from sjepa.dataset.augment import PartnerError
+from sjepa.dataset.augment import augmented
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.hdf5 import SAMPLE_TYPES, to_samples
 from sjepa.dataset.hdf5_write import BuildPlan, Writer, lay_out, locked, partial_path, progress_of
@@ -129,11 +129,8 @@ class _Pieces(Dataset[_Decoded]):
         for first in range(0, len(clean), plan.tile_samples):
             tile = clean[first : first + plan.tile_samples]
             rng = generator(plan.seed, "copy", number, int(plan.clips.id_N[position]), start + first)
-            try:
-                made = plan.augmentation(tile, position, plan.clips, rng)
-            except PartnerError as error:
-                partners.append(Failure(error.name, error.reason, is_own=False))
-                continue
+            made, failures = augmented(plan.augmentation, tile, position, plan.clips, rng)
+            partners += failures
             heard[first : first + len(tile)] = made / max(1.0, float(np.abs(made).max()))
         return heard
 

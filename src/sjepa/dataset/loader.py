@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key
-from sjepa.dataset.audio import DecodeError
-from sjepa.dataset.augment import Augmentation, PartnerError
+from sjepa.dataset.audio import DecodeError, Waveform
+from sjepa.dataset.augment import Augmentation, augmented
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.mixing import Mixture, turns
@@ -68,21 +68,26 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
                 raise DecodeError(f"only {len(clean)} samples where {length} were expected")
         except DecodeError as error:
             return None, [Failure(name, str(error))]
-        heard, failures = clean, []
-        if request.augment and self.augmentation is not None:
-            tile = int(self.windows.start_N[request.window])
-            rng = generator(seed, "augment", request.epoch, clip_id, tile)
-            try:
-                copies = self.clips.copies(position)
-                if not copies:
-                    heard = self.augmentation(clean, position, self.clips, rng)
-                elif rng.random() < self.augmentation.probability:
-                    heard = self.clips.read(position, start=start, length=length, copy=int(rng.integers(copies)))
-            except PartnerError as error:
-                failures.append(Failure(error.name, error.reason, is_own=False))
-            except DecodeError as error:  # of a copy
-                failures.append(Failure(name, str(error), is_own=False))
+        if not request.augment or self.augmentation is None:
+            return Sample(clean, clean, clip_id, request.window, name), []
+        tile = int(self.windows.start_N[request.window])
+        rng = generator(seed, "augment", request.epoch, clip_id, tile)
+        heard, failures = self._heard(self.augmentation, clean, position, start, rng)
         return Sample(clean, heard, clip_id, request.window, name), failures
+
+    def _heard(
+        self, augmentation: Augmentation, clean: Waveform, position: int, start: int, rng: np.random.Generator
+    ) -> tuple[Waveform, list[Failure]]:
+        """The window augmented, or the same window of a stored copy."""
+        copies = self.clips.copies(position)
+        if not copies:
+            return augmented(augmentation, clean, position, self.clips, rng)
+        if rng.random() >= augmentation.probability:
+            return clean, []
+        try:
+            return self.clips.read(position, start=start, length=len(clean), copy=int(rng.integers(copies))), []
+        except DecodeError as error:
+            return clean, [Failure(self.clips.name(position), str(error), is_own=False)]
 
 
 class BatchPlan(NamedTuple):

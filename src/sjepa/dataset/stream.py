@@ -18,7 +18,7 @@ from sjepa.core.files import atomic_path
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
 from sjepa.dataset.audio import DecodeError, decode_window, probe, resampled_length
-from sjepa.dataset.augment import Augmentation, PartnerError
+from sjepa.dataset.augment import Augmentation, augmented
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubStream, audio_file
@@ -137,12 +137,11 @@ class StreamLoader:
                 raise DecodeError(f"only {len(clean)} samples where {length} were expected")
         except (DecodeError, OSError) as error:
             return None, [Failure(name, str(error))]
-        heard, failures = clean, []
         if augment and self._augmentation is not None:
-            try:
-                heard = self._augmentation(clean, -1, self._kept, generator(plan.seed, "augment", epoch, number, 0))
-            except PartnerError as error:
-                failures.append(Failure(error.name, error.reason, is_own=False))
+            rng = generator(plan.seed, "augment", epoch, number, 0)
+            heard, failures = augmented(self._augmentation, clean, -1, self._kept, rng)
+        else:
+            heard, failures = clean, []
         return Sample(clean, heard, number, 0, name), failures
 
 

@@ -81,5 +81,6 @@ class UnreadableClips:
             rest = f" … and {len(self.found) - _NAMED} more" if len(self.found) > _NAMED else ""
             raise RunStopped(
                 f"{len(self.found)} of {self.clips} clips could not be read in this epoch ({len(reasons)} reasons), "
-                f"more than 1 %: {shown}{rest}. The state is saved; dataset.validate: full finds such files beforehand"
+                f"more than 1 %: {shown}{rest}. The state is saved; dataset.validate: full finds such files beforehand "
+                "(not in a stream)"
             )
