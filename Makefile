@@ -76,6 +76,7 @@ bench: $(STAMPS)/dev
 	$(PY) -m benchmarks.gmm
 	$(PY) -m benchmarks.scan
 	$(PY) -m benchmarks.loader
+	$(PY) -m benchmarks.export
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

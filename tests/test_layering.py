@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sjepa"
 
 ORDER = ["core", "config", "dataset", "features", "gmm", "modules", "hubert", "model", "weights", "targets", "objective", "metrics",
-         "training", "evaluation", "reporting", "entrypoints"]  # fmt: skip
+         "training", "evaluation", "export", "reporting", "entrypoints"]  # fmt: skip
 NEVER_CONFIG = {
     "dataset",
     "features",
@@ -20,6 +20,7 @@ NEVER_CONFIG = {
     "targets",
     "objective",
     "metrics",
+    "export",
 }
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py")
 

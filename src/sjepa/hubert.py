@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sjepa.core.errors import UserError
+from sjepa.core.files import atomic_path, write_text
 from sjepa.core.frames import SPEECH
 from sjepa.modules.encoder import Encoder, EncoderShape
 
@@ -65,9 +66,54 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     encoder.load_state_dict({name: found[name].float() for name in own})
 
 
+def save_hubert(folder: Path, encoder: Encoder) -> None:
+    """Writes `encoder` as a folder that `transformers.HubertModel` and `AutoFeatureExtractor` load as it is: config.json,
+    model.safetensors, preprocessor_config.json. Recordings are not normalised, as in training."""
+    shape, layer = encoder.shape, encoder.shape.transformer
+    config = {
+        **_LAYOUT,
+        **_sizes(shape),
+        "architectures": ["HubertModel"],
+        "num_feat_extract_layers": len(SPEECH.kernels),
+        "layer_norm_eps": 1e-5,
+        "hidden_dropout": layer.dropout,
+        "attention_dropout": layer.attention_dropout,
+        "activation_dropout": layer.activation_dropout,
+        "feat_proj_dropout": layer.dropout,
+        "layerdrop": 0.0,
+        "mask_time_prob": 0.0,  # fine-tuning may raise it; the embedding that masks is not part of these weights
+        "mask_feature_prob": 0.0,
+        "torch_dtype": "float32",
+    }
+    extractor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SPEECH.sample_rate,
+        "do_normalize": False,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+    write_text(folder / "preprocessor_config.json", json.dumps(extractor, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
 def _other_sizes(config: dict[str, Any], shape: EncoderShape) -> list[str]:
+    sizes = _sizes(shape)
+    given = {name: config.get(name, _BASE_SIZES[name]) for name in sizes}
+    return [
+        f"{name} {given[name]} where model.size describes {value}"
+        for name, value in sizes.items()
+        if given[name] != value
+    ]
+
+
+def _sizes(shape: EncoderShape) -> dict[str, Any]:
     layer = shape.transformer
-    sizes = {
+    return {
         "hidden_size": layer.width,
         "num_hidden_layers": shape.num_layers,
         "num_attention_heads": layer.num_heads,
@@ -76,12 +122,6 @@ def _other_sizes(config: dict[str, Any], shape: EncoderShape) -> list[str]:
         "num_conv_pos_embedding_groups": shape.position_groups,
         "conv_dim": [shape.conv_channels] * len(SPEECH.kernels),
     }
-    given = {name: config.get(name, _BASE_SIZES[name]) for name in sizes}
-    return [
-        f"{name} {given[name]} where model.size describes {value}"
-        for name, value in sizes.items()
-        if given[name] != value
-    ]
 
 
 def _our_name(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from benchmarks.learning import Corpus, encoded, frame_accuracy
@@ -80,11 +81,19 @@ def test_importing_the_package_is_instant():
     )
 
 
-@pytest.mark.parametrize("name", ["exportw", "runinfer"])
-def test_what_is_still_to_come_says_so(name, tmp_path):
-    done = command(name, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "not available yet" in done.stderr
+def test_from_weights_to_features(corpus, tmp_path):
+    """trainsjepa, exportw, runinfer, as the README has them."""
+    assert command("trainsjepa", *QUICK, *data(corpus), "run_name=r", cwd=tmp_path).returncode == 0
+    options = ["init_weights=runs/r/train/weights/best.pt", "onnx_path=out/encoder.onnx"]
+    done = command("exportw", *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "a.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
+    done = command("runinfer", "onnx_path=out/encoder.onnx", "--audio", "a.wav", "--out", "a.npy", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    encoder = load_encoder(tmp_path / "runs/r/train/weights/best.pt")
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None])
+    assert np.abs(np.load(tmp_path / "a.npy") - expected.features_BTD[0].numpy()).max() < 1e-4
 
 
 def test_a_run_on_a_pipe_prints_plain_lines(corpus, tmp_path):

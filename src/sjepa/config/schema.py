@@ -186,6 +186,14 @@ class Hdf5(Section):
     )
 
 
+class Export(Section):
+    all_layers: bool = Field(False, description="exportw: the ONNX file also gives the outputs of all layers.")
+    quantize: Literal["int8"] | None = Field(
+        None, description="exportw: also write the ONNX file with 8-bit weights of its matrix products (*.int8.onnx)."
+    )
+    huggingface: bool = Field(True, description="exportw: also write a Hugging Face HuBERT folder (hf/) beside it.")
+
+
 class Model(Section):
     size: Literal["tiny", "small", "base", "large"] = Field("base", description="Named size (base: HuBERT, 6 layers).")
     overrides: dict[str, Any] = Field({}, description="Single hyperparameters instead of the size's own (see below).")
@@ -333,6 +341,7 @@ class Config(Section):
     audio: str = Field("data/sample.wav", description="Clip that runinfer reads by default.")
     dataset: Dataset = Dataset()
     hdf5: Hdf5 = Hdf5()
+    export: Export = Export()
     model: Model = Model()
     masking: Masking = Masking()
     train: Train = Train()

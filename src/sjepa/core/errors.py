@@ -16,7 +16,3 @@ class SharedError(UserError):
 
 class ToldByMain(Exception):
     """This is one of several processes; the main one stopped and has said why."""
-
-
-class Unavailable(UserError):
-    """A documented feature whose machinery this version does not have yet."""

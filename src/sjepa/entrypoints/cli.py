@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sjepa import __version__
-from sjepa.core.errors import ToldByMain, Unavailable, UserError
+from sjepa.core.errors import ToldByMain, UserError
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
 
@@ -63,20 +63,26 @@ def buildh5ds() -> int:
 
 def exportw() -> int:
     """Writes the encoder as ONNX and as a Hugging Face folder."""
-    return _run(_parser("exportw", "Export the encoder.", "cpu/configs/export.yaml"), _unavailable)
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.config.load import load_config
+
+        config = load_config(options.config, options.overrides)
+        from sjepa.entrypoints.export import export_encoder
+
+        return export_encoder(config)
+
+    return _run(_parser("exportw", "Export the encoder of trained weights.", "cpu/configs/export.yaml"), work)
 
 
 def runinfer() -> int:
-    """Features of a clip from an exported encoder."""
-    parser = _parser(
-        "runinfer", "Standalone inference with an exported encoder.", "cpu/configs/export.yaml --audio a.wav"
-    )
-    parser.add_argument("--audio", type=Path, help="clip to read instead of the configuration's")
-    return _run(parser, _unavailable)
-
-
-def _unavailable(options: argparse.Namespace) -> int:
-    raise Unavailable(f"not available yet in sjepa {__version__}")
+    """Features of recordings from an exported encoder."""
+    try:
+        from sjepa.inference import main
+    except ImportError as error:
+        print(f"runinfer: needs the package {error.name}: pip install 'sjepa[onnx]'", file=sys.stderr)
+        return EXIT_USER
+    return main(version=__version__)
 
 
 def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:

@@ -73,18 +73,21 @@ class Frontend(nn.Module):
             covariance_Bkk = centred_BPk.transpose(1, 2) @ centred_BPk / count_B1[..., None]
         return PatchStatistics(mean_Bk, covariance_Bkk)
 
-    def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
-        """Convolution and group norm at once, computed in float32: [B, P, k] → [B, P, C]."""
+    def first_layer(self, statistics: PatchStatistics) -> tuple[Tensor, Tensor]:
+        """The first convolution and its group norm as one: kernel [B, C, k] and shift [B, C] per clip, float32."""
         first = self.conv_layers[0]
         norm = first.layer_norm
+        weight_Ck = first.conv.weight.float().squeeze(1)
+        mean_BC = statistics.mean_Bk @ weight_Ck.T
+        variance_BC = ((weight_Ck @ statistics.covariance_Bkk) * weight_Ck).sum(-1)
+        scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
+        return weight_Ck * scale_BC[..., None], norm.bias - mean_BC * scale_BC
+
+    def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
+        """Convolution and group norm at once, computed in float32: [B, P, k] → [B, P, C]."""
         with torch.autocast(patches_BPk.device.type, enabled=False):
-            weight_Ck = first.conv.weight.float().squeeze(1)
-            mean_BC = statistics.mean_Bk @ weight_Ck.T
-            variance_BC = ((weight_Ck @ statistics.covariance_Bkk) * weight_Ck).sum(-1)
-            scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
-            shift_BC = norm.bias - mean_BC * scale_BC
-            kernel_BkC = weight_Ck.T * scale_BC[:, None]
-            normalised_BPC = torch.baddbmm(shift_BC[:, None], patches_BPk.float(), kernel_BkC)
+            kernel_BCk, shift_BC = self.first_layer(statistics)
+            normalised_BPC = torch.baddbmm(shift_BC[:, None], patches_BPk.float(), kernel_BCk.transpose(1, 2))
         device = patches_BPk.device.type  # from here on in the run's arithmetic
         return (
             normalised_BPC.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised_BPC

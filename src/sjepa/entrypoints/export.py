@@ -1,0 +1,107 @@
+"""exportw."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+import sjepa
+from sjepa.config.schema import Config
+from sjepa.core.errors import UserError
+from sjepa.core.files import printable
+from sjepa.core.frames import SPEECH
+from sjepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
+from sjepa.export.parity import TOLERANCE, Difference, compare, session
+from sjepa.hubert import save_hubert
+from sjepa.reporting.console import Console
+from sjepa.weights import Weights, load_weights
+
+_LEAST_COSINE = 0.99
+_TIMED_SECONDS = 10
+
+
+def export_encoder(config: Config) -> int:
+    """Writes the encoder of `init_weights` to `onnx_path`, and beside it what else `export` asks for. A file that does not
+    compute what the encoder does is removed. Returns the exit code."""
+    if config.init_weights is None:
+        raise UserError("init_weights: name the weights to export (best.pt of a run)")
+    packages()
+    path = Path(config.onnx_path)
+    if path.suffix != ".onnx":
+        raise UserError(f"onnx_path: {path} does not end in .onnx")
+    console = Console()
+    weights = load_weights(config.init_weights)
+    model = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers)
+    console.note(f"{config.init_weights}: {_origin(weights)}")
+    write_onnx(model, path, metadata=_metadata(config.init_weights, weights))
+    difference = _checked(model, path)
+    shape = weights.model.shape.encoder
+    console.note(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, {shape.num_layers} layers of width {shape.width}"
+    )
+    speed = f"{_TIMED_SECONDS} s of audio in {_seconds(path):.3f} s"
+    console.note(f"differs from the encoder by {difference.largest:.1e} at most; {speed}")
+    if config.export.quantize == "int8":
+        _write_int8(model, path, console)
+    if config.export.huggingface:
+        folder = path.parent / "hf"
+        save_hubert(folder, weights.model.encoder)
+        console.note(f"{folder}: transformers.HubertModel.from_pretrained takes it")
+    return 0
+
+
+def _checked(model: WaveformToFeatures, path: Path) -> Difference:
+    difference = compare(model, path)
+    if not difference.largest <= TOLERANCE:
+        path.unlink()
+        raise UserError(
+            f"{path}: removed, since it differs from the encoder by {difference.largest:.1e} ({difference.where}), more "
+            f"than {TOLERANCE:.0e}; another version of torch, onnx or onnxruntime may do better"
+        )
+    return difference
+
+
+def _write_int8(model: WaveformToFeatures, source: Path, console: Console) -> None:
+    path = source.with_suffix(".int8.onnx")
+    write_int8(source, path)
+    difference = compare(model, path)
+    if not difference.cosine >= _LEAST_COSINE:
+        console.warn(f"{path}: the cosine to float32 is as low as {difference.cosine:.4f} in some frame")
+    before, after = _seconds(source), _seconds(path)
+    console.note(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {before / after:.2f} times as fast, cosine to float32 at least "
+        f"{difference.cosine:.4f}"
+    )
+
+
+def _seconds(path: Path) -> float:
+    """The best of three for a clip of ten seconds."""
+    runtime = session(path)
+    waveform = torch.zeros(1, _TIMED_SECONDS * SPEECH.sample_rate).normal_().numpy() * 0.1
+    inputs = {"waveform": waveform, "lengths": torch.tensor([waveform.shape[1]]).numpy()}
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        runtime.run(None, inputs)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _origin(weights: Weights) -> str:
+    return f"epoch {weights.progress['epoch']}, step {weights.progress['step']}, {weights.stage['name']}"
+
+
+def _metadata(source: str, weights: Weights) -> dict[str, str]:
+    shape = weights.model.shape.encoder
+    return {
+        "producer": f"sjepa {sjepa.__version__}",
+        "weights": printable(source),
+        "training": f"{weights.config['run_name']}, {_origin(weights)}",
+        "sample_rate": str(SPEECH.sample_rate),
+        "hop_samples": str(SPEECH.hop_samples),
+        "receptive_field_samples": str(SPEECH.receptive_field_samples),
+        "width": str(shape.width),
+        "num_layers": str(shape.num_layers),
+    }

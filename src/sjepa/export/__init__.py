@@ -1,0 +1,1 @@
+"""A trained encoder in forms that others read."""
