@@ -214,6 +214,15 @@ def test_mistakes_are_one_clear_line(path, clip, tmp_path, capsys):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_an_interrupt_is_one_line(path, clip, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "chunks", interrupted)
+    assert main(["--model", str(path), "--audio", str(clip)]) == 130
+    assert capsys.readouterr().err == "runinfer: interrupted\n"
+
+
 def test_nothing_half_written_stays(path, tmp_path):
     content = encode(tone(60.0), 16000, "flac")
     broken = bytearray(content)

@@ -198,7 +198,7 @@ class Model:
 
 
 def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version: str | None = None) -> int:
-    """Prints, and on request writes, the features of recordings. 0 done, 2 a mistake, told in one line."""
+    """Prints, and on request writes, the features of recordings. 0 done, 2 a mistake, told in one line, 130 interrupted."""
     parser = argparse.ArgumentParser(prog=prog, description="Features of recordings from an exported encoder.")
     parser.add_argument("-c", "--config", type=Path, help="YAML with onnx_path and audio")
     parser.add_argument(
@@ -227,6 +227,9 @@ def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version:
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -81,6 +81,13 @@ def test_importing_the_package_is_instant():
     )
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_the_keys(name, tmp_path):
+    shown = command(name, "--help-config", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "onnx_path" in shown.stdout
+
+
 def test_from_weights_to_features(corpus, tmp_path):
     """trainsjepa, exportw, runinfer, as the README has them."""
     assert command("trainsjepa", *QUICK, *data(corpus), "run_name=r", cwd=tmp_path).returncode == 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sjepa.config.schema import Fraction, Rate, Section
+from sjepa.config.schema import Section
+from sjepa.config.values import Fraction, Rate
 
 
 class Hyperparameters(Section):

@@ -76,8 +76,8 @@ class Engine:
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)
-        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours, nor are
-        warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")  # remarks on each other's interfaces
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
+        warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")  # nor are these
         parallel = launch and self.processes.total > 1
         if strategy == "deepspeed" and self.processes.total > 1:
             zero.deepspeed(kind)  # before the other processes are started

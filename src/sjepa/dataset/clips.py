@@ -44,7 +44,7 @@ class Clips:
         lengths = [resampled_length(table.samples, table.rate, sample_rate) for table in tables]  # type: ignore[arg-type]
         self.length_N = _joined(lengths)[self.id_N]
         self.locality_N = _joined([_locality(table) for table in tables])[self.id_N]
-        self.source_N = self._table_of(self.id_N)
+        self.source_N = np.searchsorted(self._first_id, self.id_N, side="right") - 1
         self.locality_N[self.locality_N >= 0] += self._first_id[self.source_N][self.locality_N >= 0]
 
     def __len__(self) -> int:
@@ -136,13 +136,9 @@ class Clips:
             raise DecodeError("ends before the samples asked for")
         return samples
 
-    def _table_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self._first_id, ids, side="right") - 1
-
     def _row(self, position: int) -> tuple[ClipTable, int]:
-        clip_id = self.id_N[position]
-        number = int(self._table_of(np.array([clip_id]))[0])
-        return self._tables[number], int(clip_id - self._first_id[number])
+        number = int(self.source_N[position])
+        return self._tables[number], int(self.id_N[position] - self._first_id[number])
 
 
 def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:

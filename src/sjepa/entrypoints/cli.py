@@ -76,7 +76,9 @@ def exportw() -> int:
 
 
 def runinfer() -> int:
-    """Features of recordings from an exported encoder."""
+    """Features of recordings from an exported encoder. Its arguments are parsed by the file that stands alone."""
+    if "--help-config" in sys.argv[1:]:
+        return _print_reference()
     try:
         from sjepa.inference import main
     except ImportError as error:
@@ -116,10 +118,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.help_config:
-            from sjepa.config.reference import reference
-
-            print(reference())
-            return 0
+            return _print_reference()
         return work(options) or 0
     except ToldByMain:
         return 0
@@ -135,6 +134,13 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
         return EXIT_SIGNAL + 13
     except Exception as error:
         return _fault(parser.prog, error)
+
+
+def _print_reference() -> int:
+    from sjepa.config.reference import reference
+
+    print(reference())
+    return 0
 
 
 def _fault(command: str, error: Exception) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
@@ -83,29 +84,13 @@ def _kept_of_stream(config: Config, cache_folder: Path, progress: Progress) -> t
     described = repr((options, config.seed, hf.kept_clips, hf.shuffle_buffer, stream.num_rows))
     kept = cache_folder / f"{options.path.name}.{key('kept of a stream', described):016x}.tar"
     keep_some(stream, kept, hf.kept_clips)
-    clip_set = load_clips(
-        str(kept),
-        settings,
-        name="dataset.train_path",
-        most=None,
-        seed=config.seed,
-        cache_folder=cache_folder,
-        progress=progress,
-    )
-    return stream, clip_set
+    return stream, _clips(config, str(kept), "train_path", cache_folder=cache_folder, progress=progress)
 
 
 def load_set(config: Config, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None) -> ClipSet:
     """The clips that `dataset.<name>` names, at most `most` of them."""
-    return load_clips(
-        getattr(config.dataset, name),
-        config.dataset,
-        name=f"dataset.{name}",
-        most=most,
-        seed=config.seed,
-        cache_folder=cache_folder,
-        progress=progress,
-    )
+    paths = getattr(config.dataset, name)
+    return _clips(config, paths, name, cache_folder=cache_folder, progress=progress, most=most)
 
 
 def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
@@ -113,11 +98,17 @@ def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> Clip
     augment = config.dataset.augment
     if not augment.enabled or augment.noise_path is None:
         return None
+    return _clips(config, augment.noise_path, "augment.noise_path", cache_folder=cache_folder, progress=progress)
+
+
+def _clips(
+    config: Config, paths: Any, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
+) -> ClipSet:
     return load_clips(
-        augment.noise_path,
+        paths,
         config.dataset,
-        name="dataset.augment.noise_path",
-        most=None,
+        name=f"dataset.{name}",
+        most=most,
         seed=config.seed,
         cache_folder=cache_folder,
         progress=progress,

@@ -1,0 +1,74 @@
+"""What kinds of values keys take, and what is said of one that is not."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+
+def later(feature: str, *available: Any) -> AfterValidator:
+    """For a key whose machinery is still to come: only the values in `available` are taken."""
+
+    def check(value: Any) -> Any:
+        if value not in available:
+            raise ValueError(f"{feature} not available yet")
+        return value
+
+    return AfterValidator(check)
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"{list(value)} is not [low, high]")
+    return value
+
+
+def folder_name(value: str) -> str:
+    if value in ("", ".", "..") or not value.isprintable() or "/" in value or "\\" in value:
+        raise ValueError(f"{value!r} is not a plain folder name")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _valid_paths(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str) and item for item in items):
+        raise ValueError(f"{value!r} is not a path or a list of paths")
+    return value
+
+
+def _valid_corpora(value: Any) -> Any:
+    if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
+        return _valid_paths(value)
+    for item in value:
+        if not isinstance(item, dict) or set(item) != {"path", "weight"}:
+            raise ValueError(f"{item!r} is not {{path: …, weight: …}}, which the other corpora of the list are")
+        _valid_paths(item["path"])
+        weight = item["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ValueError(f"weight {weight!r} is not a number above 0")
+    return value
+
+
+def _epoch(value: float) -> float:
+    """Whole epochs stay whole; 0 < value < 1 is a fraction of the run; -1 is off."""
+    if 0 < value < 1:
+        return value
+    if value != int(value) or (value < 0 and value != -1):
+        raise ValueError(f"{value:g} is neither a whole epoch, nor a fraction below 1, nor -1 (never)")
+    return int(value)
+
+
+Paths = Annotated[Any, BeforeValidator(_valid_paths)]
+Corpora = Annotated[Any, BeforeValidator(_valid_corpora)]
+Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], BeforeValidator(_listed)
+]
+EpochOrFraction = Annotated[float, AfterValidator(_epoch)]
