@@ -68,7 +68,7 @@ def measure() -> list[Row]:
             runtime = session(path, threads=2)
             runtime.run(None, inputs)
             times[path] = median_seconds(lambda runtime=runtime: runtime.run(None, inputs), RUNS)
-        cosine, size = compare(model, small).cosine, small.stat().st_size / exported.stat().st_size
+        cosine, size = compare(encoder, small).cosine, small.stat().st_size / exported.stat().st_size
         print(f"int8: cosine to float32 at least {cosine:.4f}; {size:.2f} of the size")
         chunk_cosine(folder, exported)
     return [

@@ -1,5 +1,6 @@
 """Exported encoders: onnxruntime and transformers must compute what ours does."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from sjepa.config.schedule import plan
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
 from sjepa.entrypoints import export
+from sjepa.export import onnx as onnx_export
 from sjepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
 from sjepa.export.parity import TOLERANCE, Difference, compare, session
 from sjepa.gmm.diagonal import DiagonalGMM
@@ -66,23 +68,25 @@ def weights(tmp_path_factory):
     return path, model.encoder
 
 
-def test_all_batches_lengths_and_paddings_agree(exported):
+def test_all_batches_lengths_and_paddings_agree(exported, encoder):
     """1, 2 and 5 clips of 400 samples to 30 s, padded with noise ten times as loud."""
-    path, model = exported
-    difference = compare(model, path)
+    difference = compare(encoder, exported[0])
     assert difference.largest < TOLERANCE
     assert difference.cosine > 1 - 1e-6
 
 
-def test_the_comparison_sees_a_difference(exported, encoder):
-    path, _ = exported
-    other = WaveformToFeatures(encoder, all_layers=True)
+def test_the_comparison_sees_a_difference(exported, encoder, tmp_path, monkeypatch):
+    """In the weights, in the number of frames, and in what was written otherwise for the file."""
+    other = copy.deepcopy(encoder)
     with torch.no_grad():
-        other.encoder.encoder.layers[1].final_layer_norm.bias[3] += 0.001
-    assert compare(other, path).largest > TOLERANCE
-    fewer = WaveformToFeatures(encoder, all_layers=True)
-    fewer.encoder.geometry = replace(encoder.geometry, kernels=(*encoder.geometry.kernels[:-1], 3))
-    assert compare(fewer, path).largest > TOLERANCE
+        other.encoder.layers[1].final_layer_norm.bias[3] += 0.001
+    assert compare(other, exported[0]).largest > TOLERANCE
+    fewer = copy.deepcopy(encoder)
+    fewer.geometry = replace(encoder.geometry, kernels=(*encoder.geometry.kernels[:-1], 3))
+    assert compare(fewer, exported[0]).largest > TOLERANCE
+    monkeypatch.setattr(onnx_export, "_HIDDEN", 0.0)  # padded frames are heard
+    write_onnx(WaveformToFeatures(encoder, all_layers=False), tmp_path / "a.onnx", metadata={})
+    assert compare(encoder, tmp_path / "a.onnx").largest > TOLERANCE
 
 
 def test_padding_and_neighbours_change_nothing(exported, encoder):
@@ -115,10 +119,10 @@ def test_the_file_says_what_it_is(exported):
     assert not any("original" in tensor.name for tensor in proto.graph.initializer)  # weight norm is folded
 
 
-def test_eight_bits_leave_convolutions_alone_and_are_smaller(exported, tmp_path):
-    path, model = exported
+def test_eight_bits_leave_convolutions_alone(exported, encoder, tmp_path):
+    path, _ = exported
     write_int8(path, tmp_path / "a.onnx")
-    difference = compare(model, tmp_path / "a.onnx")
+    difference = compare(encoder, tmp_path / "a.onnx")
     assert difference.cosine > 0.95  # of a model with random weights, width 32
     names = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
     assert "Conv" in names

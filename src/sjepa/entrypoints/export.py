@@ -15,6 +15,7 @@ from sjepa.core.frames import SPEECH
 from sjepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
 from sjepa.export.parity import TOLERANCE, Difference, compare, session
 from sjepa.hubert import save_hubert
+from sjepa.modules.encoder import Encoder
 from sjepa.reporting.console import Console
 from sjepa.weights import Weights, load_weights
 
@@ -33,10 +34,11 @@ def export_encoder(config: Config) -> int:
         raise UserError(f"onnx_path: {path} does not end in .onnx")
     console = Console()
     weights = load_weights(config.init_weights)
+    weights.model.eval()
     model = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers)
     console.note(f"{config.init_weights}: {_origin(weights)}")
     write_onnx(model, path, metadata=_metadata(config.init_weights, weights))
-    difference = _checked(model, path)
+    difference = _checked(weights.model.encoder, path)
     shape = weights.model.shape.encoder
     console.note(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, {shape.num_layers} layers of width {shape.width}"
@@ -44,7 +46,7 @@ def export_encoder(config: Config) -> int:
     speed = f"{_TIMED_SECONDS} s of audio in {_seconds(path):.3f} s"
     console.note(f"differs from the encoder by {difference.largest:.1e} at most; {speed}")
     if config.export.quantize == "int8":
-        _write_int8(model, path, console)
+        _write_int8(weights.model.encoder, path, console)
     if config.export.huggingface:
         folder = path.parent / "hf"
         save_hubert(folder, weights.model.encoder)
@@ -52,8 +54,8 @@ def export_encoder(config: Config) -> int:
     return 0
 
 
-def _checked(model: WaveformToFeatures, path: Path) -> Difference:
-    difference = compare(model, path)
+def _checked(encoder: Encoder, path: Path) -> Difference:
+    difference = compare(encoder, path)
     if not difference.largest <= TOLERANCE:
         path.unlink()
         raise UserError(
@@ -63,10 +65,10 @@ def _checked(model: WaveformToFeatures, path: Path) -> Difference:
     return difference
 
 
-def _write_int8(model: WaveformToFeatures, source: Path, console: Console) -> None:
+def _write_int8(encoder: Encoder, source: Path, console: Console) -> None:
     path = source.with_suffix(".int8.onnx")
     write_int8(source, path)
-    difference = compare(model, path)
+    difference = compare(encoder, path)
     if not difference.cosine >= _LEAST_COSINE:
         console.warn(f"{path}: the cosine to float32 is as low as {difference.cosine:.4f} in some frame")
     before, after = _seconds(source), _seconds(path)
