@@ -8,7 +8,7 @@ import torch
 
 from sjepa.dataset.augment import Augmentation, mix_gain
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
+from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset, from_workers
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
@@ -184,3 +184,20 @@ print(sum(len(batch.names) for batch in batches))
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, start_new_session=True
     )
     assert done.stdout.strip() == "16", done.stderr
+
+
+def test_a_connection_that_breaks_before_its_worker_is_known_to_be_dead():
+    def items():
+        yield 1
+        raise ConnectionResetError
+
+    def tell(*_):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, tell)
+    try:
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            for _ in from_workers(items()):
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+    finally:
+        signal.signal(signal.SIGALRM, before)

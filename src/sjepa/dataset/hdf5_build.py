@@ -22,7 +22,7 @@ from sjepa.dataset.augment import augmented
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.hdf5 import SAMPLE_TYPES, to_samples
 from sjepa.dataset.hdf5_write import BuildPlan, Writer, lay_out, locked, partial_path, progress_of
-from sjepa.dataset.loader import quiet_worker, worker_killed
+from sjepa.dataset.loader import from_workers, quiet_worker, worker_killed
 from sjepa.dataset.windows import Windows, tiles
 
 _PIECE_SECONDS = 600  # of a clip that travel at a time (a format that cannot be sought decodes what is before them too)
@@ -148,7 +148,9 @@ def _write_all(plan: BuildPlan, writer: Writer, num_workers: int, progress: Prog
     )
     failed = -1
     for decoded in progress(
-        (item for group in loader for item in group), total=len(numbers), label=f"{len(clips) - writer.done} clips"
+        (item for group in from_workers(iter(loader)) for item in group),
+        total=len(numbers),
+        label=f"{len(clips) - writer.done} clips",
     ):
         if decoded.problem and failed != decoded.position:
             failed = decoded.position

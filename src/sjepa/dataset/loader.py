@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes, paddi
 from sjepa.dataset.windows import Windows, crop_start
 
 GRACE_SECONDS = 15  # that a worker lives on after a SIGTERM
+_SECONDS_TO_DIE = 2.0
 _FEWEST_SAMPLES = SPEECH.samples(2)  # one frame to mask and one to see
+
+T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -217,7 +221,7 @@ class Loader:
         ]
         rounds = -(-(len(batches) - first_batch) // self._size)
         self._requests[:] = requests + [[]] * (rounds - len(requests))
-        return iter(self._loader)
+        return from_workers(iter(self._loader))
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """As many in every epoch. A mixture of corpora draws other lengths each time: a few too many are left out, or a few
@@ -239,6 +243,15 @@ class _Requests:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+
+def from_workers(items: Iterator[T]) -> Iterator[T]:
+    """What worker processes send. One that is killed may break its connection a moment before it is known to be gone."""
+    try:
+        yield from items
+    except (ConnectionError, EOFError):
+        time.sleep(_SECONDS_TO_DIE)  # the news comes as a signal, whose handler raises what `worker_killed` knows
+        raise
 
 
 def worker_killed(error: RuntimeError, advice: str) -> Exception:
