@@ -43,6 +43,11 @@ rocm_install: | $(STAMPS)
 	@touch $(STAMPS)/install
 	@$(PY) -c "import torch; print('PyTorch', torch.__version__, '- HIP', torch.version.hip, '- devices:', torch.cuda.device_count())"
 
+$(STAMPS)/tools: $(STAMPS)/install
+	@echo "installing what evaluation and export need"
+	@$(call pip_install,-e ".[onnx,probes]")
+	@touch $@
+
 $(STAMPS)/dev: $(STAMPS)/install
 	@echo "installing what tests and checks need"
 	@$(call pip_install,-e ".[dev]")
@@ -58,9 +63,14 @@ $(PY):
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
-demo: install
+# Train, evaluate, export, infer, on generated speech
+demo: $(STAMPS)/tools
 	$(PY) -m sjepa.dataset.demo data/demo --speakers 16 --clips 32
 	$(BIN)/trainsjepa -c cpu/configs/demo.yaml
+	weights=$$(ls -td runs/demo/train*/ | head -n 1)weights/best.pt && \
+	$(BIN)/evalsjepa -c cpu/configs/demo.yaml init_weights=$$weights && \
+	$(BIN)/exportw -c cpu/configs/demo.yaml init_weights=$$weights && \
+	$(BIN)/runinfer -c cpu/configs/demo.yaml
 
 test: $(STAMPS)/dev
 	$(PYTEST)

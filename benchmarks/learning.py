@@ -30,18 +30,21 @@ from torch import Tensor
 from benchmarks.alignment import SILENCE, align
 from sjepa import load_encoder
 from sjepa.config.load import load_config
-from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key
 from sjepa.entrypoints.train import train
-from sjepa.evaluation.probes import Transcribed, linear_ctc, logistic_regression
+from sjepa.evaluation.classifiers import logistic_regression
+from sjepa.evaluation.labels import frame_centres, phones_at, phones_of, spans_of
+from sjepa.evaluation.recognition import Transcribed, greedy, train_head
 from sjepa.features.mfcc import MFCC
 from sjepa.modules.encoder import Encoder
+from sjepa.pretrained import PretrainedEncoder
 from sjepa.targets.mfcc import MFCCTargets
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, str]
 _TIMING_STEPS = 40
 _FRAME_PROBE_STEPS = 100  # of L-BFGS; more change the third digit
+_CTC_STEPS = 1800
 
 
 class Scores(NamedTuple):
@@ -71,15 +74,10 @@ class Corpus:
 
     def _given_times(self) -> list[list[str]]:
         """The phone at the centre of every frame."""
-        found = []
-        for row, features in zip(self.rows, self.mfcc, strict=True):
-            parts = [part.partition(":") for part in row["times"].split()]
-            ends = np.array([float(span.partition("-")[2]) for _, _, span in parts])
-            hop, field = SPEECH.hop_samples, SPEECH.receptive_field_samples
-            centres = (np.arange(len(features)) * hop + field / 2) / SPEECH.sample_rate
-            places = np.minimum(np.searchsorted(ends, centres, side="right"), len(parts) - 1)
-            found.append([parts[place][0] for place in places])
-        return found
+        return [
+            [phone or SILENCE for phone in phones_at(spans_of(row["times"]), frame_centres(0, len(features)))]
+            for row, features in zip(self.rows, self.mfcc, strict=True)
+        ]
 
     def _aligned(self) -> list[list[str]]:
         normal = [((x - x.mean(0)) / x.std(0).clamp(min=1e-3)).double().numpy() for x in self.mfcc]
@@ -90,7 +88,7 @@ class Corpus:
 
 
 def _phones(row: Row) -> list[str]:
-    return [phone.rstrip("012") for phone in row["phones"].replace("|", " ").split()]
+    return phones_of(row["phones"])
 
 
 def frame_accuracy(corpus: Corpus, features: list[Tensor]) -> float:
@@ -105,7 +103,9 @@ def frame_accuracy(corpus: Corpus, features: list[Tensor]) -> float:
         return torch.cat(rows), torch.tensor(labels)
 
     train, (test_ND, test_N) = spoken("train"), spoken("test")
-    found_N = logistic_regression(*train, test_ND, num_classes=len(corpus.phones), steps=_FRAME_PROBE_STEPS)
+    train_ND, train_N = train
+    classify = logistic_regression(train_ND[:, None], train_N, num_classes=len(corpus.phones), steps=_FRAME_PROBE_STEPS)
+    found_N = classify(test_ND[:, None])
     return float((found_N == test_N).float().mean())
 
 
@@ -113,11 +113,12 @@ def phone_error_rate(corpus: Corpus, features: list[Tensor], seed: int) -> float
     """Insertions, deletions and substitutions of a linear CTC head on the test set, per phone."""
     number = {phone: index + 1 for index, phone in enumerate(corpus.phones)}
     clips = [
-        Transcribed(features[index], tuple(number[phone] for phone in _phones(corpus.rows[index])))
+        Transcribed(features[index][:, None], tuple(number[phone] for phone in _phones(corpus.rows[index])))
         for index in corpus.split("train")
     ]
     test = corpus.split("test")
-    found = linear_ctc(clips, [features[index] for index in test], num_symbols=len(number), seed=seed)
+    posteriors = train_head("linear", clips, num_symbols=len(number), seed=seed, steps=_CTC_STEPS)
+    found = [greedy(posteriors(features[index][:, None])) for index in test]
     said = [" ".join(_phones(corpus.rows[index])) for index in test]
     return float(jiwer.wer(said, [" ".join(corpus.phones[symbol - 1] for symbol in symbols) for symbols in found]))
 
@@ -130,13 +131,13 @@ def speaker_accuracy(corpus: Corpus, features: list[Tensor], seed: int) -> float
     mean_ND = torch.stack([features[index].mean(0) for index in clips])
     speaker_N = torch.tensor([corpus.speakers.index(corpus.rows[index]["speaker"]) for index in clips])
     train, test = torch.from_numpy(order[held_out:]), torch.from_numpy(order[:held_out])
-    found = logistic_regression(mean_ND[train], speaker_N[train], mean_ND[test], num_classes=len(corpus.speakers))
-    return float((found == speaker_N[test]).float().mean())
+    classify = logistic_regression(mean_ND[train][:, None], speaker_N[train], num_classes=len(corpus.speakers))
+    return float((classify(mean_ND[test][:, None]) == speaker_N[test]).float().mean())
 
 
 @torch.no_grad()
-def encoded(corpus: Corpus, encoder: Encoder) -> list[Tensor]:
-    return [encoder(audio[None]).features_BTD[0] for audio in corpus.audio]
+def encoded(corpus: Corpus, encoder: PretrainedEncoder) -> list[Tensor]:
+    return [encoder(audio[None])[0] for audio in corpus.audio]
 
 
 @contextmanager
@@ -218,7 +219,7 @@ def main() -> None:
             runs["phase 1, hard targets"] = run(options, "hard", seed, *alone)
         encoders = {name: load_encoder(folder / "weights/last.pt") for name, folder in runs.items()}
         torch.manual_seed(key(seed, "untrained"))
-        encoders["untrained"] = Encoder(encoders["both phases"].shape).eval()
+        encoders["untrained"] = PretrainedEncoder(Encoder(encoders["both phases"].encoder.shape))
         for name, encoder in encoders.items():
             probe(name, encoded(corpus, encoder), seed)
     report(scores, as_json=options.json)

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import HubertConfig, HubertForCTC, HubertModel
+from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor
 
+from sjepa import load_encoder
 from sjepa.core.errors import UserError
 from sjepa.hubert import load_hubert
 from sjepa.modules.encoder import Encoder, EncoderShape
@@ -75,3 +76,23 @@ def test_what_cannot_be_used_is_said_and_nothing_is_changed(tmp_path):
     (tmp_path / "config.json").unlink()
     assert "holds no config.json" in reason()
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("normalises", [True, False])
+def test_a_folder_of_any_size_is_an_encoder_to_use(tmp_path, normalises):
+    """Its features are what transformers computes from recordings that its own feature extractor prepared."""
+    torch.manual_seed(0)
+    model = HubertModel(HubertConfig(**CONFIG)).eval()
+    model.save_pretrained(tmp_path)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalises)
+    extractor.save_pretrained(tmp_path)
+    audio = 0.3 * torch.randn(16000) + 0.1
+    prepared = extractor(audio.numpy(), sampling_rate=16000, return_tensors="pt").input_values
+    encoder = load_encoder(tmp_path)
+    padded = torch.stack([torch.cat([audio, torch.ones(4000)]), torch.randn(20000)])
+    with torch.no_grad():
+        expected = model(prepared, output_hidden_states=True).hidden_states
+        layers = encoder(padded, torch.tensor([16000, 20000]), layer="all")[:, 0, :49]
+    assert len(layers) == len(expected) - 1
+    for own, theirs in zip(layers, expected[1:], strict=True):
+        assert (own - theirs[0]).abs().max() < 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sjepa.weights import load_encoder
+    from sjepa.pretrained import load_encoder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
@@ -13,7 +13,7 @@ __all__ = ["__version__", "load_encoder"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_encoder":  # imports torch, so only when asked for
-        from sjepa.weights import load_encoder
+        from sjepa.pretrained import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'sjepa' has no attribute {name!r}")

@@ -15,6 +15,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path, write_text
 from sjepa.core.frames import SPEECH
 from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.modules.transformer import TransformerShape
 
 # Where a folder's configuration must say what our encoder is built like; left out, it means HuBERT Base.
 _LAYOUT: dict[str, Any] = {
@@ -47,12 +48,7 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     Raises UserError if a file is missing or damaged, or the model has another layout or size than `encoder`.
     """
     config = _read_config(folder / "config.json")
-    wrong = [
-        f"{name} {config[name]!r} where {value!r} is needed"
-        for name, value in _LAYOUT.items()
-        if name in config and config[name] != value
-    ]
-    wrong += _other_sizes(config, encoder.shape)
+    wrong = _other_layout(config) + _other_sizes(config, encoder.shape)
     if wrong:
         raise UserError(f"init_weights: {folder} holds an encoder of another shape ({'; '.join(wrong)})")
     own = encoder.state_dict()
@@ -64,6 +60,33 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
         )
     encoder.load_state_dict({name: found[name].float() for name in own})
+
+
+def read_hubert(folder: Path) -> tuple[Encoder, bool]:
+    """The encoder of a HuBERT folder of any size, and whether it wants recordings of zero mean and unit deviation
+    (preprocessor_config.json; if there is none, not).
+
+    Raises UserError if a file is missing or damaged, or the model has another layout than HuBERT Base.
+    """
+    config = _read_config(folder / "config.json")
+    sizes = {name: config.get(name, value) for name, value in _BASE_SIZES.items()}
+    wrong = _other_layout(config)
+    if len(set(sizes["conv_dim"])) > 1:
+        wrong.append(f"conv_dim {sizes['conv_dim']}, which differ")
+    if wrong:
+        raise UserError(f"{folder}: not an encoder that can be read ({'; '.join(wrong)})")
+    layer = TransformerShape(sizes["hidden_size"], sizes["num_attention_heads"], sizes["intermediate_size"])
+    shape = EncoderShape(
+        sizes["conv_dim"][0],
+        sizes["num_hidden_layers"],
+        layer,
+        sizes["num_conv_pos_embeddings"],
+        sizes["num_conv_pos_embedding_groups"],
+    )
+    encoder = Encoder(shape)
+    load_hubert(folder, encoder)
+    extractor = folder / "preprocessor_config.json"
+    return encoder, extractor.exists() and _read_config(extractor).get("do_normalize") is True
 
 
 def save_hubert(folder: Path, encoder: Encoder) -> None:
@@ -99,6 +122,14 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     write_text(folder / "preprocessor_config.json", json.dumps(extractor, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _other_layout(config: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} {config[name]!r} where {value!r} is needed"
+        for name, value in _LAYOUT.items()
+        if name in config and config[name] != value
+    ]
 
 
 def _other_sizes(config: dict[str, Any], shape: EncoderShape) -> list[str]:

@@ -106,15 +106,6 @@ def read_torch_file(path: Path, *, kind: str, format_number: int) -> dict[str, A
     return content
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """The trained encoder of a weights file, ready for use (evaluation mode, CPU).
-
-    `encoder(waveform, num_samples)` takes float32 audio at 16 kHz [batch, samples] and each clip's real number of samples,
-    and returns `features_BTD` [batch, frames, width], `real_BT` and the outputs of all `layers`.
-    """
-    return load_weights(path).model.encoder.eval()
-
-
 def tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
     """The names and shapes of a module's tensors: equal where weights of one fit the other."""
     return {name: value.shape for name, value in module.state_dict().items()}

@@ -188,8 +188,9 @@ print(sum(len(batch.names) for batch in batches))
 
 def test_a_connection_that_breaks_before_its_worker_is_known_to_be_dead():
     def items():
-        yield 1
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         raise ConnectionResetError
+        yield
 
     def tell(*_):
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
@@ -197,7 +198,6 @@ def test_a_connection_that_breaks_before_its_worker_is_known_to_be_dead():
     before = signal.signal(signal.SIGALRM, tell)
     try:
         with pytest.raises(RuntimeError, match="DataLoader worker"):
-            for _ in from_workers(items()):
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
+            next(from_workers(items()))
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -61,7 +61,7 @@ def test_evaluation_of_either_phase_needs_nothing_but_the_weights(corpus, two_ph
                                 "train.batch_size=4"])  # fmt: skip
     assert evaluate_weights(config) == 0
     results = (tmp_path / "r/eval/results.csv").read_text()
-    assert (results == (two_phases / "results.csv").read_text()) == (name == "best.pt")
+    assert results.startswith((two_phases / "results.csv").read_text()) == (name == "best.pt")
 
 
 @pytest.mark.parametrize("stop_after", [2, 3, 4, 5, 7, 8, 9, 11, 12])

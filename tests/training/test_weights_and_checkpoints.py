@@ -50,10 +50,33 @@ def test_weights_are_self_contained(tmp_path, weights):
 def test_the_encoder_can_be_used_alone(tmp_path, weights):
     save_weights(tmp_path / "best.pt", weights)
     encoder = load_encoder(tmp_path / "best.pt")
-    output = encoder(0.1 * torch.randn(2, 16000), torch.tensor([16000, 8000]))
-    assert output.features_BTD.shape == (2, 49, 32)
-    assert output.real_BT.sum(1).tolist() == [49, 24]
+    waveform, lengths = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 8000])
+    features = encoder(waveform, lengths)
+    assert features.shape == (2, 49, 32)
+    assert encoder.feature_lengths(lengths).tolist() == [49, 24]
     assert not encoder.training
+    layers = encoder(waveform, lengths, layer="all")
+    assert len(layers) == encoder.num_layers
+    assert torch.equal(layers[-1], features)
+    assert torch.equal(load_encoder(tmp_path / "best.pt", layer=0)(waveform, lengths), layers[0])
+    for wrong in (encoder.num_layers, -encoder.num_layers - 1):
+        with pytest.raises(ValueError, match="the encoder has layers 0 to"):
+            load_encoder(tmp_path / "best.pt", layer=wrong)
+    with pytest.raises(ValueError, match="shorter than"):
+        encoder(waveform, torch.tensor([16000, 399]))
+
+
+def test_using_an_encoder_imports_no_training_code(tmp_path, weights):
+    save_weights(tmp_path / "best.pt", weights)
+    program = (
+        "import sys; from sjepa import load_encoder; load_encoder(sys.argv[1]);"
+        "print(*(name for name in sys.modules if name.startswith('sjepa.')))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "best.pt")], capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[1] for name in shown.stdout.split()}
+    assert loaded == {"pretrained", "core", "hubert", "modules", "gmm", "model", "weights"}
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):

@@ -33,6 +33,19 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return parse_config(values, where=str(path) if path else "configuration")
 
 
+def stated(config: Config) -> dict[str, Any]:
+    """Every key that the file or the command line gave a value, dotted; entries of `model.overrides` each for itself."""
+    return dict(_flat(config.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+
+
+def overridden(overrides: Sequence[str]) -> set[str]:
+    """The keys that overrides of the command line set."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return {name for name, _ in _flat(values)}
+
+
 def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Config:
     """A checked `Config` from nested plain values. Raises ConfigError."""
     problems: list[str] = []
@@ -78,6 +91,14 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[st
         yield path, field
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from keys(field.annotation, path + ".")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _resolve(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:

@@ -41,6 +41,21 @@ def _valid_paths(value: Any) -> Any:
     return value
 
 
+def _valid_names(value: Any) -> Any:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise ValueError(f"{value!r} is not a list of names")
+    return value
+
+
+def _valid_layers(value: Any) -> Any:
+    def is_layer(item: Any) -> bool:
+        return item == "learned" or (isinstance(item, int) and not isinstance(item, bool))
+
+    if not isinstance(value, list) or not value or not all(map(is_layer, value)):
+        raise ValueError(f"{value!r} is not a list of layers (whole numbers, or learned)")
+    return value
+
+
 def _valid_corpora(value: Any) -> Any:
     if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
         return _valid_paths(value)
@@ -65,6 +80,8 @@ def _epoch(value: float) -> float:
 
 Paths = Annotated[Any, BeforeValidator(_valid_paths)]
 Corpora = Annotated[Any, BeforeValidator(_valid_corpora)]
+Names = Annotated[Any, BeforeValidator(_valid_names)]
+Layers = Annotated[Any, BeforeValidator(_valid_layers)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]

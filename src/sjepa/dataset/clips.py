@@ -104,6 +104,11 @@ class Clips:
         table, row = self._row(position)
         return f"{table.source.path.name}/{printable(table.names[row])}"
 
+    def path(self, position: int) -> str:
+        """The path inside the clip's source, printable."""
+        table, row = self._row(position)
+        return printable(table.names[row])
+
     def labels(self, position: int) -> dict[str, Any]:
         """The fields that a manifest gave for this clip."""
         table, row = self._row(position)

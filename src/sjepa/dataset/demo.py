@@ -1,6 +1,7 @@
 """A small corpus of generated, speech-like audio with known phones, words and speakers.
 
-`python -m sjepa.dataset.demo OUT --speakers N --clips N --seed S` writes OUT/train.zip, OUT/test.zip and OUT/labels.tsv.
+`python -m sjepa.dataset.demo OUT --speakers N --clips N --seed S` writes OUT/train.zip, OUT/test.zip,
+OUT/labels.tsv and OUT/sample.flac (the first clip of the test set).
 
 A source–filter model (Fant 1960): a glottal sawtooth and noise, shaped by formant resonances that glide from phone to
 phone. Formants of the vowels are the averages that Peterson & Barney (1952) measured. Speakers differ in pitch, length
@@ -202,10 +203,11 @@ def _shape(source: Floats, gain: Floats) -> Floats:
 
 
 def write_corpus(folder: Path, *, speakers: int = 12, clips: int = 20, seed: int = 0) -> dict[str, float]:
-    """Writes train.zip, test.zip (a quarter of the speakers) and labels.tsv; returns the hours of each set."""
+    """Writes train.zip, test.zip (a quarter of the speakers), labels.tsv and sample.flac; returns the hours of each set."""
     held_out = max(1, speakers // 4)
     rows = ["\t".join(("split", "path", "seconds", "speaker", "gender", "words", "phones", "times"))]
     hours: dict[str, float] = {}
+    sample = b""
     for split, numbers in (("train", range(speakers - held_out)), ("test", range(speakers - held_out, speakers))):
         seconds = 0.0
         with atomic_path(folder / f"{split}.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -214,11 +216,16 @@ def write_corpus(folder: Path, *, speakers: int = 12, clips: int = 20, seed: int
                 for clip in range(clips):
                     spoken = utterance(voice, generator(seed, "clip", number, clip))
                     path = f"{voice.name}/{voice.name}_{clip:03d}.flac"
-                    archive.writestr(zipfile.ZipInfo(path), _flac(spoken.audio))  # a fixed date: the same bytes again
+                    content = _flac(spoken.audio)
+                    archive.writestr(zipfile.ZipInfo(path), content)  # a fixed date: the same bytes again
+                    if split == "test" and len(sample) == 0:
+                        sample = content
                     rows.append(_row(split, path, voice, spoken))
                     seconds += len(spoken.audio) / SAMPLE_RATE
         hours[split] = seconds / 3600
     write_text(folder / "labels.tsv", "\n".join(rows) + "\n")
+    with atomic_path(folder / "sample.flac") as temporary:
+        temporary.write_bytes(sample)
     return hours
 
 
@@ -246,7 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("needs at least 2 speakers (one is held out for the test set) and 1 clip each")
     hours = write_corpus(options.folder, speakers=options.speakers, clips=options.clips, seed=options.seed)
     print(
-        f"{options.folder}: train.zip {hours['train'] * 60:.1f} min, test.zip {hours['test'] * 60:.1f} min, labels.tsv"
+        f"{options.folder}: train.zip {hours['train'] * 60:.1f} min, test.zip {hours['test'] * 60:.1f} min, labels.tsv, "
+        "sample.flac"
     )
 
 

@@ -37,12 +37,12 @@ def evalsjepa() -> int:
     """Measures a trained model on the whole test set."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.config.load import load_config
+        from sjepa.config.load import load_config, overridden
 
         config = load_config(options.config, options.overrides)
         from sjepa.entrypoints.evaluate import evaluate_weights
 
-        return evaluate_weights(config)
+        return evaluate_weights(config, overridden=overridden(options.overrides))
 
     return _run(_parser("evalsjepa", "Evaluate a trained model on the full test set.", "cpu/configs/eval.yaml"), work)
 
@@ -65,12 +65,12 @@ def exportw() -> int:
     """Writes the encoder as ONNX and as a Hugging Face folder."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.config.load import load_config
+        from sjepa.config.load import load_config, overridden
 
         config = load_config(options.config, options.overrides)
         from sjepa.entrypoints.export import export_encoder
 
-        return export_encoder(config)
+        return export_encoder(config, overridden=overridden(options.overrides))
 
     return _run(_parser("exportw", "Export the encoder of trained weights.", "cpu/configs/export.yaml"), work)
 

@@ -2,58 +2,221 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from sjepa.config.load import dump_config, parse_config
+import numpy as np
+
+from sjepa.config.load import dump_config
 from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
-from sjepa.evaluation.evaluate import evaluate, write_results
+from sjepa.core.random import generator
+from sjepa.dataset.audio import DecodeError
+from sjepa.dataset.batch import Failure, Sample, collate
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.loader import Loader
+from sjepa.entrypoints.probes import probe_rows
+from sjepa.entrypoints.settled import settled
+from sjepa.evaluation.dump import encoder_reader, target_reader, units, write_dump
+from sjepa.evaluation.evaluate import evaluate, saved_targets, write_results
+from sjepa.evaluation.labels import Labels, read_labels
+from sjepa.evaluation.probing import write_rows
+from sjepa.evaluation.readings import read_encoder
+from sjepa.evaluation.survey import Survey, TimedPhones, survey
 from sjepa.reporting.console import Console
-from sjepa.reporting.run_dir import new_run
+from sjepa.reporting.figures import Utterance, draw_components, draw_entropies, draw_probes, draw_utterance
+from sjepa.reporting.history import read_history
+from sjepa.reporting.plots import LAYERS, draw_layers
+from sjepa.reporting.run_dir import RunDir, new_run
+from sjepa.reporting.summary import probe_table
 from sjepa.training.assembly import step_settings
-from sjepa.training.data import load_clips
-from sjepa.training.feeding import evaluation_loader
-from sjepa.weights import load_weights
+from sjepa.training.feeding import evaluation_loader, load_set, load_sources
+from sjepa.weights import Weights, load_weights
+
+_SHOWN_SECONDS = (2.0, 5.0)  # of the clip that is drawn, if none is named
 
 
-def evaluate_weights(config: Config) -> int:
-    """Writes runs/<run_name>/eval[N]/results.csv. The model, its masking and its mixture come from the weights file."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What every part of an evaluation needs: `shown` is the clip that is drawn, `dumped` the clips whose units are
+    written, None for none."""
+
+    config: Config
+    engine: Engine
+    console: Console
+    run_dir: RunDir
+    clips: Clips
+    labels: Labels
+    shown: int
+    dumped: Clips | None
+
+    @cached_property
+    def loader(self) -> Loader:
+        return evaluation_loader(self.config, self.clips, self.engine)
+
+    @cached_property
+    def phones(self) -> TimedPhones:
+        return TimedPhones(self.labels.spans(), self.loader.dataset.windows)
+
+
+def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int:
+    """Fills runs/<run_name>/eval[N]/: results.csv, pictures, and what `probe` and `dump` ask for. The model, its masking and
+    its mixture come from the weights file. `overridden`: keys set on the command line."""
     if config.init_weights is None:
         raise UserError("init_weights: name the weights to evaluate (best.pt of a run)")
     console = Console()
     engine = Engine(device=config.device, precision=config.train.precision, launch=False)
     if engine.processes.total > 1:
         raise UserError("one process is enough here: start it without torchrun or srun, or with one task")
-    weights = load_weights(config.init_weights)
-    trained = parse_config(weights.config, where=config.init_weights)
-    settings = config.dataset.model_copy(update={"max_seconds": trained.dataset.max_seconds})
-    config = config.model_copy(update={"model": trained.model, "masking": trained.masking, "dataset": settings})
-    clip_set = load_clips(
-        settings.test_path,
-        settings,
-        name="dataset.test_path",
-        most=settings.max_test_samples,
-        seed=config.seed,
-        cache_folder=Path(config.runs_root) / config.run_name / "cache",
+    weights, said = None, f"{config.init_weights}: the encoder of a Hugging Face folder, for probes alone"
+    if not Path(config.init_weights).is_dir():
+        weights = load_weights(config.init_weights)
+        config, said = settled(config, weights, overridden)
+    elif not config.probe.tasks:
+        raise UserError(
+            f"init_weights: {config.init_weights} is a Hugging Face folder, without a mixture to measure against; "
+            "probe.tasks names what its features can be probed for"
+        )
+    clip_set = load_set(
+        config,
+        "test_h5" if config.dataset.use_hdf5 else "test_path",
+        most=config.dataset.max_test_samples,
+        cache_folder=_cache_folder(config),
         progress=console.progress,
     )
+    # everything is checked before a folder is made
+    labels = read_labels(config.evaluation.labels, clip_set.clips, split="test")
+    labels.spans()
+    shown, dumped = _shown_clip(config, clip_set.clips), _dumped_clips(config, console)
+    probes = None
+    if config.probe.tasks:
+        probes = probe_rows(
+            config, engine, console, clip_set.clips, labels, weights, cache_folder=_cache_folder(config)
+        )
     run_dir = new_run(Path(config.runs_root), config.run_name, "eval")
     console.log_to(run_dir.logs, "eval")
     write_text(run_dir.config, dump_config(config))
-    written = f"epoch {weights.progress['epoch']}, {weights.stage['name']}"
-    console.note(f"{config.init_weights} ({written}): model, masking and GMM are the file's own")
+    console.note(said)
     console.plain(f"test        {clip_set.describe()}")
-    results = evaluate(
-        engine,
-        weights,
-        evaluation_loader(config, clip_set.clips, engine),
-        settings=step_settings(config),
-        progress=console.progress,
-        warn=console.warn,
-    )
-    write_results(run_dir.results, results)
-    console.plain("\n".join(f"{name:<20} {value:.6g}" for name, value in results.items()))
-    console.note(f"written to {run_dir.results}")
+    evaluation = Evaluation(config, engine, console, run_dir, clip_set.clips, labels, shown, dumped)
+    if weights is not None:
+        _measure(evaluation, weights)
+        if dumped is not None:
+            _dump(evaluation, weights, dumped)
+    if probes is not None:
+        rows = list(probes)
+        write_rows(run_dir.root / "probes.csv", rows)
+        console.plain(probe_table(rows))
+        if config.evaluation.figures:
+            draw_probes(rows, run_dir.root / "probes.jpg")
+    console.note(f"written to {run_dir.root}")
     return 0
+
+
+def _cache_folder(config: Config) -> Path:
+    return Path(config.runs_root) / config.run_name / "cache"
+
+
+def _measure(evaluation: Evaluation, weights: Weights) -> None:
+    """results.csv, components.csv, erank.csv and their pictures."""
+    config, engine, console, loader = evaluation.config, evaluation.engine, evaluation.console, evaluation.loader
+    folder, settings = evaluation.run_dir.root, step_settings(config)
+    results = evaluate(engine, weights, loader, settings=settings, progress=console.progress, warn=console.warn)
+    found = survey(
+        engine,
+        engine.to_device(weights.model),
+        saved_targets(engine, weights),
+        console.progress(loader.epoch(0), total=loader.num_rounds, label="every frame"),
+        phones=evaluation.phones,
+        settings=settings,
+    )
+    results |= found.figures()
+    write_results(evaluation.run_dir.results, results)
+    console.plain("\n".join(f"{name:<26} {value:.6g}" for name, value in results.items()))
+    found.components.write(folder / "components.csv")
+    if config.evaluation.figures:
+        _draw(evaluation, weights, found)
+    history = Path(str(config.init_weights)).parent.parent / "history.csv"
+    if not history.exists():
+        console.note(f"no {history}, so no erank.csv: effective ranks over training come from the run's history")
+        return
+    rows = read_history(history)
+    names = ("epoch", "phase", "audio_hours", *(name for name in rows[-1] if name.startswith("erank_")))
+    lines = [names, *([str(row[name]) for name in names] for row in rows)]
+    write_text(folder / "erank.csv", "\n".join(map(",".join, lines)) + "\n")
+    if config.evaluation.figures:
+        draw_layers(rows, LAYERS[0], folder / "erank.jpg")
+
+
+def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
+    folder = evaluation.run_dir.root
+    readings = [("Encoder, nothing masked", found.encoder), ("Predictor, at masked frames", found.predictor)]
+    draw_entropies(readings, folder / "entropy_hist.jpg")
+    if found.components.has_phones:
+        draw_components(found.components, folder / "components.jpg")
+    position = evaluation.shown
+    longest = round(evaluation.config.dataset.max_seconds * evaluation.clips.sample_rate)
+    length = min(int(evaluation.clips.length_N[position]), longest)
+    try:
+        waveform = evaluation.clips.read(position, length=length)
+    except DecodeError as error:
+        evaluation.console.warn(f"no utterance.jpg: {evaluation.clips.name(position)}: {error}")
+        return
+    batch = collate([(Sample(waveform, waveform, position, 0, ""), [])]).to(evaluation.engine.device)
+    posterior_TK = read_encoder(evaluation.engine, weights.model, batch).exp().cpu().numpy()
+    shown = Utterance(
+        evaluation.clips.name(position),
+        waveform,
+        posterior_TK,
+        evaluation.labels.text(position),
+        evaluation.phones.spans[position],
+    )
+    draw_utterance(shown, folder / "utterance.jpg")
+
+
+def _shown_clip(config: Config, clips: Clips) -> int:
+    wanted = config.evaluation.utterance
+    if wanted is not None:
+        for position in range(len(clips)):
+            if clips.name(position).endswith(wanted):
+                return position
+        raise UserError(f"evaluation.utterance: no clip's name ends with {wanted!r} (one is {clips.name(0)!r})")
+    low, high = (seconds * clips.sample_rate for seconds in _SHOWN_SECONDS)
+    good = np.flatnonzero((clips.length_N >= low) & (clips.length_N <= high))
+    return int(generator(config.seed, "utterance").choice(good if len(good) else len(clips)))
+
+
+def _dumped_clips(config: Config, console: Console) -> Clips | None:
+    """Those of the data set that `dump.path` names."""
+    if config.dump.path is None:
+        return None
+    cache = _cache_folder(config)
+    return load_sources(config, config.dump.path, "dump.path", cache_folder=cache, progress=console.progress).clips
+
+
+def _dump(evaluation: Evaluation, weights: Weights, clips: Clips) -> None:
+    """dump/: units and posteriors of every frame of `clips`."""
+    config, engine, console = evaluation.config, evaluation.engine, evaluation.console
+    loader = evaluation_loader(config, clips, engine)
+    read = encoder_reader(engine, engine.to_device(weights.model))
+    if config.dump.source == "targets":
+        read = target_reader(engine, saved_targets(engine, weights))
+    found = units(
+        engine,
+        read,
+        console.progress(loader.epoch(0), total=loader.num_rounds, label="dump"),
+        loader.dataset.windows,
+        top_k=config.dump.top_k,
+        warn=lambda failure: _skipped(console, failure),
+    )
+    folder = evaluation.run_dir.root / "dump"
+    written, frames = write_dump(folder, clips, found)
+    console.note(f"{folder}: units of {written:,} clips, {frames:,} frames")
+
+
+def _skipped(console: Console, failure: Failure) -> None:
+    console.warn(f"skipped {failure.name}: {failure.reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from sjepa.config.schema import Config
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
 from sjepa.core.frames import SPEECH
+from sjepa.entrypoints.settled import origin, settled
 from sjepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
 from sjepa.export.parity import TOLERANCE, Difference, compare, session
 from sjepa.hubert import save_hubert
@@ -23,9 +25,9 @@ _LEAST_COSINE = 0.99
 _TIMED_SECONDS = 10
 
 
-def export_encoder(config: Config) -> int:
+def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     """Writes the encoder of `init_weights` to `onnx_path`, and beside it what else `export` asks for. A file that does not
-    compute what the encoder does is removed. Returns the exit code."""
+    compute what the encoder does is removed. `overridden`: keys set on the command line. Returns the exit code."""
     if config.init_weights is None:
         raise UserError("init_weights: name the weights to export (best.pt of a run)")
     packages()
@@ -34,9 +36,10 @@ def export_encoder(config: Config) -> int:
         raise UserError(f"onnx_path: {path} does not end in .onnx")
     console = Console()
     weights = load_weights(config.init_weights)
+    _, said = settled(config, weights, overridden)
     weights.model.eval()
     model = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers)
-    console.note(f"{config.init_weights}: {_origin(weights)}")
+    console.note(said)
     write_onnx(model, path, metadata=_metadata(config.init_weights, weights))
     difference = _checked(weights.model.encoder, path)
     shape = weights.model.shape.encoder
@@ -91,16 +94,12 @@ def _seconds(path: Path) -> float:
     return min(times[1:])
 
 
-def _origin(weights: Weights) -> str:
-    return f"epoch {weights.progress['epoch']}, step {weights.progress['step']}, {weights.stage['name']}"
-
-
 def _metadata(source: str, weights: Weights) -> dict[str, str]:
     shape = weights.model.shape.encoder
     return {
         "producer": f"sjepa {sjepa.__version__}",
         "weights": printable(source),
-        "training": f"{weights.config['run_name']}, {_origin(weights)}",
+        "training": f"{weights.config['run_name']}, {origin(weights)}",
         "sample_rate": str(SPEECH.sample_rate),
         "hop_samples": str(SPEECH.hop_samples),
         "receptive_field_samples": str(SPEECH.receptive_field_samples),

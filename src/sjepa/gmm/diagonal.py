@@ -66,14 +66,19 @@ class DiagonalGMM(nn.Module):
         """
         if features_ND.shape[-1] != self.num_features:
             raise ValueError(f"{features_ND.shape[-1]} features where the GMM has {self.num_features}")
-        with torch.autocast(features_ND.device.type, enabled=False):
-            rows = max(1, _CHUNK_ELEMENTS // self.num_components)
-            parts = [self._chunk(chunk) for chunk in features_ND.float().split(rows)]
+        rows = max(1, _CHUNK_ELEMENTS // self.num_components)
+        parts = [self._chunk(chunk) for chunk in features_ND.split(rows)]
         if len(parts) == 1:
             return parts[0]
         return Posteriors(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _chunk(self, features_ND: Tensor) -> Posteriors:
+    @torch.no_grad()
+    def log_joint(self, features_ND: Tensor) -> Tensor:
+        """log π_k N(x_n; μ_k, σ²_k), nats, [N, K] float32."""
+        with torch.autocast(features_ND.device.type, enabled=False):
+            return self._log_joint(features_ND.float())
+
+    def _log_joint(self, features_ND: Tensor) -> Tensor:
         # In units of the mixture's own centre and spread the expanded square loses least to cancellation.
         centre_D, scale_D = mixture_moments(self.weights, self.means, self.variances)
         x_ND = (features_ND - centre_D) / scale_D
@@ -83,7 +88,10 @@ class DiagonalGMM(nn.Module):
             torch.log(2 * math.pi * self.variances) + mean_KD.square() * precision_KD
         ).sum(1)
         coefficients = torch.cat([-0.5 * precision_KD, mean_KD * precision_KD], dim=1)
-        joint_NK = torch.addmm(constant_K, torch.cat([x_ND.square(), x_ND], dim=1), coefficients.T)
+        return torch.addmm(constant_K, torch.cat([x_ND.square(), x_ND], dim=1), coefficients.T)
+
+    def _chunk(self, features_ND: Tensor) -> Posteriors:
+        joint_NK = self.log_joint(features_ND)
         highest_N1 = joint_NK.amax(dim=1, keepdim=True)
         # one exponential serves the sum and the posterior; none so small that products with it are denormal and slow
         scaled_NK = joint_NK.sub_(highest_N1).clamp_(min=_LOWEST_LOG).exp_()

@@ -28,11 +28,9 @@ class History:
         if not self.path.exists():  # stopped inside the first epoch
             return
         try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] < epochs]
-        except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
-            raise UserError(f"{self.path}: damaged; bring it back or delete it to go on without its rows") from None
+            self.rows = [row for row in read_history(self.path) if row["epoch"] < epochs]
+        except UserError as error:
+            raise UserError(f"{error}; bring it back or delete it to go on without its rows") from None
 
     def append(self, result: EpochResult) -> Row:
         """Adds an epoch and writes the file anew, whole or not at all."""
@@ -44,6 +42,18 @@ class History:
         writer.writerows([{name: _text(value) for name, value in row.items()} for row in self.rows])
         write_text(self.path, text.getvalue())
         return self.rows[-1]
+
+
+def read_history(path: Path) -> list[Row]:
+    """The rows of a history file, numbers as numbers. Raises UserError if it is damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        if not all(isinstance(row["epoch"], int) for row in rows):
+            raise ValueError
+        return rows
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+        raise UserError(f"{path}: damaged") from None
 
 
 def _row(result: EpochResult) -> Row:

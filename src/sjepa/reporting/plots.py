@@ -56,7 +56,7 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
     )
     written.append(_draw_single(rows, Curve("gradient_norm", "Gradient norm", "mean norm before clipping"), folder))
     for curve in LAYERS:
-        written.append(_draw_layers(rows, curve, folder))
+        written.append(draw_layers(rows, curve, folder / f"history_{curve.name}.jpg"))
     return written
 
 
@@ -70,7 +70,7 @@ def _draw_metric(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
         targets = [_value(row, "val_target_entropy_bits") for row in rows]
         axes.plot(epochs, targets, color=_VALIDATION, linestyle="--", label=f"targets, validation: {_last(targets)}")
     axes.legend(frameon=False)
-    return _save(figure, folder / f"history_{curve.name}.jpg")
+    return save_figure(figure, folder / f"history_{curve.name}.jpg")
 
 
 def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
@@ -78,10 +78,10 @@ def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
     values = [_value(row, curve.name) for row in rows]
     axes.plot([row["epoch"] for row in rows], values, color=_TRAIN, marker=".", markersize=4)
     axes.set_ylim(bottom=0)
-    return _save(figure, folder / f"history_{curve.name}.jpg")
+    return save_figure(figure, folder / f"history_{curve.name}.jpg")
 
 
-def _draw_layers(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
+def draw_layers(rows: Sequence[Row], curve: Curve, path: Path) -> Path:
     """One curve per layer."""
     figure, axes = _axes(rows, curve)
     colours = matplotlib.colormaps["viridis"]
@@ -99,7 +99,7 @@ def _draw_layers(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
     if curve.name == "erank":
         _name_target_layers(axes, rows)
     axes.legend(frameon=False)
-    return _save(figure, folder / f"history_{curve.name}.jpg")
+    return save_figure(figure, path)
 
 
 def _name_target_layers(axes: Axes, rows: Sequence[Row]) -> None:
@@ -167,7 +167,8 @@ def _last(values: Sequence[float]) -> str:
     return f"{values[-1]:.3g}"
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a picture whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="jpg", dpi=130, pil_kwargs={"quality": 90})
     return path

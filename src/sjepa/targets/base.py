@@ -1,4 +1,5 @@
-"""What a source of soft targets is. B batch, S samples, N chosen frames, M other frames, K components."""
+"""What a source of soft targets is. B batch, S samples, N chosen frames, M other frames, D features,
+K components."""
 
 from __future__ import annotations
 
@@ -31,6 +32,10 @@ class Targets(Protocol):
 
     @property
     def layer(self) -> int | None: ...
+
+    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+        """What the mixture sees, [N, D] float32 without gradient, at the flat frame indices b·T + t."""
+        ...
 
     def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
         """[N, K] float32 without gradient, at the flat frame indices b·T + t."""

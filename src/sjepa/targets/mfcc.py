@@ -31,10 +31,14 @@ class MFCCTargets(nn.Module):
         self.mfcc = MFCC()
 
     @torch.no_grad()
+    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+        """MFCC [N, D] at the flat frame indices b·T + t."""
+        return self.mfcc(clean_BS, num_samples_B).flatten(0, 1)[frame_N]  # type: ignore[no-any-return]
+
+    @torch.no_grad()
     def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
         """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
-        features_BTD = self.mfcc(clean_BS, num_samples_B)
-        return self.gmm.posteriors(features_BTD.flatten(0, 1)[frame_N]).responsibilities_NK
+        return self.gmm.posteriors(self.features(clean_BS, num_samples_B, frame_N)).responsibilities_NK
 
     def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
         return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)

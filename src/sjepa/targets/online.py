@@ -55,16 +55,20 @@ class OnlineTargets(nn.Module):
         return self._choice.layer
 
     @torch.no_grad()
+    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+        """The active layer [N, D] at the flat frame indices b·T + t."""
+        output = self.encoder(clean_BS, num_samples_B, up_to=self.layer)
+        return output.features_BTD.flatten(0, 1)[frame_N].float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
     def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
         """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
-        features_ND = self._features(clean_BS, num_samples_B)[frame_N].float()
-        return self.gmm.posteriors(features_ND).responsibilities_NK
+        return self.gmm.posteriors(self.features(clean_BS, num_samples_B, frame_N)).responsibilities_NK
 
     @torch.no_grad()
     def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
         """[N, K] at the chosen frames; the statistics of all real frames are added up until the update."""
-        index = torch.cat([frames.chosen_N, frames.other_M])
-        features_ND = self._features(clean_BS, num_samples_B)[index].float()
+        features_ND = self.features(clean_BS, num_samples_B, torch.cat([frames.chosen_N, frames.other_M]))
         posteriors = self.gmm.posteriors(features_ND)
         seen = self._seen or self._nothing_seen()
         seen.statistics.add(features_ND, posteriors)
@@ -105,8 +109,3 @@ class OnlineTargets(nn.Module):
             SufficientStatistics(self.gmm.num_components, centre_D),
             Candidates(centre_D.new_zeros(0), centre_D.new_zeros(0, len(centre_D))),
         )
-
-    def _features(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-        """The active layer at every frame, [B·T, D]."""
-        output = self.encoder(clean_BS, num_samples_B, up_to=self.layer)
-        return output.features_BTD.flatten(0, 1)  # type: ignore[no-any-return]

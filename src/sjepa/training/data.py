@@ -119,7 +119,7 @@ def load_clips(
         example = f"{dropped[0][0]}: {dropped[0][1]}"
         raise UserError(f"{name}: none of the {len(dropped)} audio files in {paths} can be used ({example})")
     if most is not None and most < len(clips):
-        clips = clips.subset(_drawn(clips, most, seed, "max_samples"))
+        clips = clips.subset(drawn(clips, most, seed, "max_samples"))
     if shares is not None:
         for number in set(range(len(shares.names))) - set(shares.corpus_S[clips.source_N].tolist()):
             raise UserError(
@@ -160,7 +160,7 @@ def mixture(clip_set: ClipSet, windows: Windows, seed: int) -> Mixture | None:
 
 def validation_part(test: Clips, fraction: float, seed: int) -> Clips:
     """A fraction of the test set (at least one clip), drawn by seed."""
-    return test.subset(_drawn(test, max(1, round(fraction * len(test))), seed, "validation"))
+    return test.subset(drawn(test, max(1, round(fraction * len(test))), seed, "validation"))
 
 
 def training_windows(clips: Clips, settings: Dataset) -> Windows:
@@ -179,6 +179,7 @@ def tiling(clips: Clips, settings: Dataset, *, overlap: float = 0.0) -> Windows:
     return tiles(clips.length_N, longest, overlap=overlap, min_samples=shortest)
 
 
-def _drawn(clips: Clips, count: int, seed: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def drawn(clips: Clips, count: int, seed: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Positions of `count` of the clips, in order, drawn by seed."""
     hashes = hash_array(key(seed, purpose), clips.id_N)
     return np.sort(np.argsort(hashes, kind="stable")[:count])

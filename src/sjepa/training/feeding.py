@@ -84,13 +84,13 @@ def _kept_of_stream(config: Config, cache_folder: Path, progress: Progress) -> t
     described = repr((options, config.seed, hf.kept_clips, hf.shuffle_buffer, stream.num_rows))
     kept = cache_folder / f"{options.path.name}.{key('kept of a stream', described):016x}.tar"
     keep_some(stream, kept, hf.kept_clips)
-    return stream, _clips(config, str(kept), "train_path", cache_folder=cache_folder, progress=progress)
+    return stream, load_sources(config, str(kept), "dataset.train_path", cache_folder=cache_folder, progress=progress)
 
 
 def load_set(config: Config, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None) -> ClipSet:
     """The clips that `dataset.<name>` names, at most `most` of them."""
     paths = getattr(config.dataset, name)
-    return _clips(config, paths, name, cache_folder=cache_folder, progress=progress, most=most)
+    return load_sources(config, paths, f"dataset.{name}", cache_folder=cache_folder, progress=progress, most=most)
 
 
 def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
@@ -98,16 +98,19 @@ def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> Clip
     augment = config.dataset.augment
     if not augment.enabled or augment.noise_path is None:
         return None
-    return _clips(config, augment.noise_path, "augment.noise_path", cache_folder=cache_folder, progress=progress)
+    return load_sources(
+        config, augment.noise_path, "dataset.augment.noise_path", cache_folder=cache_folder, progress=progress
+    )
 
 
-def _clips(
+def load_sources(
     config: Config, paths: Any, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
 ) -> ClipSet:
+    """The clips of `paths`, which the key `name` gives, at most `most` of them."""
     return load_clips(
         paths,
         config.dataset,
-        name=f"dataset.{name}",
+        name=name,
         most=most,
         seed=config.seed,
         cache_folder=cache_folder,

@@ -1,0 +1,49 @@
+"""What a weights file decides when it is evaluated or exported, whatever the configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sjepa.config.load import stated
+from sjepa.config.schema import Config
+from sjepa.config.sizes import hyperparameters
+from sjepa.core.errors import UserError
+
+
+def file_wins(
+    config: Config, trained: Config, facts: dict[str, Any], *, overridden: Collection[str], path: str
+) -> tuple[Config, list[str]]:
+    """`config` with the model, masking and clip length of the run that a file was written by, and which of its values gave
+    way, as "key theirs (not ours)".
+
+    `facts`: keys whose values the weights themselves tell. `overridden`: keys set on the command line. Raises UserError if
+    one of these contradicts the file.
+    """
+    own = _own(trained) | facts
+    gave_way = {name: value for name, value in stated(config).items() if name in own and value != own[name]}
+    wrong = [
+        f"{name}={_shown(value)}: {path} was trained with {_shown(own[name])}; leave it out"
+        for name, value in gave_way.items()
+        if name in overridden
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    settings = config.dataset.model_copy(update={"max_seconds": trained.dataset.max_seconds})
+    settled = config.model_copy(update={"model": trained.model, "masking": trained.masking, "dataset": settings})
+    return settled, [f"{name} {_shown(own[name])} (not {_shown(value)})" for name, value in gave_way.items()]
+
+
+def _own(trained: Config) -> dict[str, Any]:
+    values = hyperparameters(trained.model.size, trained.model.overrides).model_dump()
+    return {
+        "model.size": trained.model.size,
+        **{f"model.overrides.{name}": value for name, value in values.items()},
+        **{f"masking.{name}": value for name, value in trained.masking.model_dump().items()},
+        "dataset.max_seconds": trained.dataset.max_seconds,
+        "dataset.sample_rate": trained.dataset.sample_rate,
+    }
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

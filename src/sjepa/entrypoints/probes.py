@@ -1,0 +1,157 @@
+"""The probes of an evaluation: from a configuration to the rows of probes.csv."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sjepa.config.schema import Config
+from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
+from sjepa.dataset.clips import Clips
+from sjepa.evaluation.features import (
+    ClipFeatures,
+    Extractor,
+    encoder_extractor,
+    extract,
+    joined,
+    mfcc_extractor,
+    untrained_extractor,
+)
+from sjepa.evaluation.labels import Labels, read_labels
+from sjepa.evaluation.probing import (
+    LabelledClips,
+    ProbeRow,
+    ProbeSettings,
+    check_task,
+    needs_frames,
+    needs_jiwer,
+    rows_of,
+    run_task,
+)
+from sjepa.pretrained import PretrainedEncoder, load_encoder
+from sjepa.reporting.console import Console
+from sjepa.training.data import drawn
+from sjepa.training.feeding import evaluation_loader, load_sources
+from sjepa.weights import Weights
+
+
+def probe_rows(
+    config: Config,
+    engine: Engine,
+    console: Console,
+    test: Clips,
+    labels: Labels,
+    weights: Weights | None,
+    *,
+    cache_folder: Path,
+) -> Iterator[ProbeRow]:
+    """Checks what the probes need, and returns what runs them. `weights`: those of `init_weights`, None for a folder.
+
+    Raises UserError if a label, a layer, an encoder or a package is missing.
+    """
+    probe = config.probe
+    if any(map(needs_jiwer, probe.tasks)) and importlib.util.find_spec("jiwer") is None:
+        raise UserError("probe.tasks: error rates need the package jiwer: pip install 'sjepa[probes]'")
+    sets = [_chosen(config, test, labels)]
+    if probe.train_path is not None:
+        train = load_sources(
+            config, probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=console.progress
+        ).clips
+        sets.append(_chosen(config, train, read_labels(config.evaluation.labels, train, split="train")))
+    known = Labels([row for _, own in sets for row in own.rows], labels.source)
+    counts = [len(clips) for clips, _ in sets]
+    labelled = LabelledClips(known, np.repeat([False, True][: len(counts)], counts))
+    for task in probe.tasks:
+        check_task(task, labelled, probe.apart)
+    extractors = _extractors(config, engine, weights)
+    for extractor in extractors:
+        extractor.columns(probe.layers)
+    return _run(config, engine, console, [clips for clips, _ in sets], labelled, extractors)
+
+
+def _run(
+    config: Config,
+    engine: Engine,
+    console: Console,
+    sets: Sequence[Clips],
+    labelled: LabelledClips,
+    extractors: Sequence[Extractor],
+) -> Iterator[ProbeRow]:
+    probe = config.probe
+    settings = ProbeSettings(
+        engine.device, config.seed, probe.splits, probe.apart, probe.max_frames, probe.steps, probe.beam
+    )
+    for number, extractor in enumerate(extractors):
+        specs = extractor.columns(probe.layers)
+        layers = sorted({layer for _, own in specs for layer in own})
+        parts = [_features(config, engine, console, clips, extractor, layers, warns=number == 0) for clips in sets]
+        features = joined(parts)
+        for layer, own in specs:
+            columns = [layers.index(index) for index in own]
+            for task in probe.tasks:
+                for name, scores, chance in run_task(task, labelled, features, columns, settings):
+                    rows = rows_of(task, name, extractor.name, layer, scores, chance)
+                    yield from rows
+                    shown = ", ".join(f"{row.metric} {row.mean:.4f} ± {row.deviation:.4f}" for row in rows)
+                    console.note(f"{extractor.name}{f', layer {layer}' if layer else ''}: {task}, {name}: {shown}")
+
+
+def _features(
+    config: Config,
+    engine: Engine,
+    console: Console,
+    clips: Clips,
+    extractor: Extractor,
+    layers: Sequence[int],
+    *,
+    warns: bool,
+) -> ClipFeatures:
+    loader = evaluation_loader(config, clips, engine)
+    return extract(
+        engine,
+        extractor,
+        layers,
+        console.progress(loader.epoch(0), total=loader.num_rounds, label=extractor.name),
+        loader.dataset.windows,
+        len(clips),
+        keep_frames=any(map(needs_frames, config.probe.tasks)),
+        warn=lambda failure: console.warn(f"skipped {failure.name}: {failure.reason}") if warns else None,
+    )
+
+
+def _chosen(config: Config, clips: Clips, labels: Labels) -> tuple[Clips, Labels]:
+    """At most `probe.max_clips` of a set, drawn by seed."""
+    if len(clips) <= config.probe.max_clips:
+        return clips, labels
+    kept = drawn(clips, config.probe.max_clips, config.seed, "probe")
+    return clips.subset(kept), replace(labels, rows=[labels.rows[position] for position in kept.tolist()])
+
+
+def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list[Extractor]:
+    """The encoder itself, those to compare it with, and the baselines."""
+    path = Path(str(config.init_weights))
+    encoder = load_encoder(path) if weights is None else PretrainedEncoder(weights.model.encoder)
+    found = [encoder_extractor(_short_name(path), encoder, engine)]
+    found += [
+        encoder_extractor(_short_name(Path(other)), load_encoder(other), engine) for other in config.probe.compare
+    ]
+    if config.probe.baselines:
+        found += [mfcc_extractor(engine), untrained_extractor(encoder.encoder.shape, config.seed, engine)]
+    names = [extractor.name for extractor in found]
+    twice = {name for name in names if names.count(name) > 1}
+    given = [str(path), *config.probe.compare]
+    return [
+        replace(extractor, name=given[index]) if extractor.name in twice and index < len(given) else extractor
+        for index, extractor in enumerate(found)
+    ]
+
+
+def _short_name(path: Path) -> str:
+    """The file's name with its run's: demo/train/best.pt."""
+    parts = [part for part in path.parts if part not in ("weights", "runs", "/", "..")]
+    return "/".join(parts[-3:])

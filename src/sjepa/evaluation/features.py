@@ -1,0 +1,127 @@
+"""Frozen features of whole data sets, from any encoder or from MFCC. B batch, T frames, L layers, D features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
+from sjepa.core.random import key
+from sjepa.core.tensors import to_device
+from sjepa.dataset.batch import Batch, Failure
+from sjepa.dataset.windows import Windows
+from sjepa.evaluation.labels import frame_centres
+from sjepa.features.mfcc import MFCC
+from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.pretrained import PretrainedEncoder
+
+LayerSpec = int | Literal["learned"]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A source of features: `compute` maps waveforms and their numbers of samples to all layers, [L, B, T, D]."""
+
+    name: str
+    num_layers: int
+    compute: Callable[[Tensor, Tensor], Tensor]
+
+    def columns(self, specs: Sequence[LayerSpec]) -> list[tuple[str, list[int]]]:
+        """For each of `specs` its name and the layers that it needs. What has a single layer has it for all of them. Raises
+        UserError if there is no such layer."""
+        if self.num_layers == 1:
+            return [("", [0])]
+        found: list[tuple[str, list[int]]] = []
+        for spec in specs:
+            if spec == "learned":
+                found.append(("learned", list(range(self.num_layers))))
+            elif -self.num_layers <= spec < self.num_layers:
+                found.append((str(spec % self.num_layers), [spec % self.num_layers]))
+            else:
+                raise UserError(f"probe.layers: {self.name} has layers 0 to {self.num_layers - 1}, not {spec}")
+        return found
+
+
+def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> Extractor:
+    on_device = engine.to_device(encoder)
+
+    def compute(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        with engine.autocast():
+            return on_device(waveform_BS, num_samples_B, layer="all")  # type: ignore[no-any-return]
+
+    return Extractor(name, encoder.num_layers, compute)
+
+
+def untrained_extractor(shape: EncoderShape, seed: int, engine: Engine) -> Extractor:
+    """An encoder of that shape with the weights that training would start from."""
+    torch.manual_seed(key(seed, "untrained"))
+    return encoder_extractor("untrained", PretrainedEncoder(Encoder(shape)), engine)
+
+
+def mfcc_extractor(engine: Engine) -> Extractor:
+    mfcc = engine.to_device(MFCC())
+    return Extractor("MFCC", 1, lambda waveform_BS, num_samples_B: mfcc(waveform_BS, num_samples_B)[None])
+
+
+class ClipFeatures(NamedTuple):
+    """Of every clip the mean over time [L, D] and, if they were kept, its frames [T, L, D] with the time of each (seconds);
+    None for clips that could not be read."""
+
+    means: list[Tensor | None]
+    frames: list[Tensor | None]
+    seconds: list[NDArray[np.float64]]
+
+
+def joined(sets: Sequence[ClipFeatures]) -> ClipFeatures:
+    """The clips of several sets, one set after the other."""
+    return ClipFeatures(
+        [mean for own in sets for mean in own.means],
+        [frames for own in sets for frames in own.frames],
+        [seconds for own in sets for seconds in own.seconds],
+    )
+
+
+@torch.no_grad()
+def extract(
+    engine: Engine,
+    extractor: Extractor,
+    layers: Sequence[int],
+    batches: Iterable[Batch],
+    windows: Windows,
+    num_clips: int,
+    *,
+    keep_frames: bool,
+    warn: Callable[[Failure], None],
+) -> ClipFeatures:
+    """Features of the chosen layers on the host; the windows of a longer clip one after the other."""
+    parts: list[list[Tensor]] = [[] for _ in range(num_clips)]
+    times: list[list[NDArray[np.float64]]] = [[] for _ in range(num_clips)]
+    for batch in batches:
+        for failure in batch.failures:
+            warn(failure)
+        if not batch.num_samples:
+            continue
+        batch = batch.to(engine.device)
+        found_LBTD = extractor.compute(batch.clean_BS, to_device(batch.num_samples, engine.device))[list(layers)]
+        found_BTLD = found_LBTD.permute(1, 2, 0, 3).float().cpu()
+        for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
+            clip, frames = int(windows.clip_N[window]), SPEECH.frames(samples)
+            own_TLD = found_BTLD[row, :frames]
+            parts[clip].append(own_TLD.clone() if keep_frames else own_TLD.sum(0, keepdim=True))
+            times[clip].append(frame_centres(int(windows.start_N[window]), frames))
+    means: list[Tensor | None] = []
+    kept: list[Tensor | None] = []
+    for own, seconds in zip(parts, times, strict=True):
+        whole_TLD = torch.cat(own) if own else None
+        count = sum(map(len, seconds))
+        means.append(None if whole_TLD is None else whole_TLD.sum(0) / count)
+        kept.append(whole_TLD if keep_frames else None)
+    return ClipFeatures(means, kept, [np.concatenate(own) if own else np.zeros(0) for own in times])

@@ -1,0 +1,153 @@
+"""What is known of clips: from a table beside the data, or from the fields of a manifest. T frames."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
+from sjepa.dataset.clips import Clips
+
+SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "pau", "h#", "<sil>"})
+TEXT_COLUMNS = ("words", "text", "transcript")
+
+_STRESS = re.compile(r"(?<=[A-Z])[012]$")  # of ARPAbet's vowels
+_SPAN = re.compile(r"(?P<phone>.+):(?P<start>[0-9.]+)-(?P<end>[0-9.]+)")
+
+Row = Mapping[str, str]
+
+
+class Span(NamedTuple):
+    """A phone and its time within a clip, seconds."""
+
+    phone: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One row per clip, in the order of the clips; empty where nothing is known. `source` is for messages."""
+
+    rows: list[Row]
+    source: str
+
+    @property
+    def columns(self) -> list[str]:
+        return sorted({name for row in self.rows for name in row})
+
+    def column(self, name: str) -> list[str]:
+        """Each clip's value, "" where it has none. Raises UserError if no clip has one."""
+        values = [row.get(name, "") for row in self.rows]
+        if not any(values):
+            known = ", ".join(self.columns) or "none"
+            raise UserError(f"{self.source}: no clip has a label {name!r} (labels there: {known})")
+        return values
+
+    def has(self, name: str) -> bool:
+        """Whether some clip has that label."""
+        return any(row.get(name) for row in self.rows)
+
+    def spans(self) -> list[list[Span]]:
+        """The phones of each clip and their times, from the column `times`. Raises UserError if it cannot be read."""
+        try:
+            return [spans_of(row.get("times", "")) for row in self.rows]
+        except ValueError as error:
+            raise UserError(f"{self.source}: column times: {error}") from None
+
+    def text(self, position: int) -> str:
+        """What is said in a clip, "" where that is not known."""
+        row = self.rows[position]
+        return next((row[name] for name in TEXT_COLUMNS if row.get(name)), "")
+
+
+def read_labels(path: str | None, clips: Clips, *, split: str) -> Labels:
+    """The labels of `clips`, which are those of the `split` "train" or "test".
+
+    A table (.tsv, .csv, .jsonl) names clips by `path` as their archive or folder does, with or without the ending; where two
+    rows name one clip, the one whose column `split` says so counts. Without a table: what the manifest says. Raises
+    UserError if the table cannot be read or names no clip.
+    """
+    if path is None:
+        rows = [_texts(clips.labels(position)) for position in range(len(clips))]
+        return Labels(rows, "evaluation.labels: null, and the manifest")
+    exact: dict[str, Row] = {}
+    bare: dict[str, Row] = {}
+    for row in sorted(_read(Path(path)), key=lambda row: row.get("split") != split):
+        exact.setdefault(row["path"], row)
+        bare.setdefault(_bare(row["path"]), row)
+    names = [clips.path(position) for position in range(len(clips))]
+    rows = [exact.get(name) or bare.get(_bare(name)) or {} for name in names]
+    if not any(rows):
+        raise UserError(f"evaluation.labels: {path} names none of the clips (one is {names[0]!r})")
+    return Labels(rows, f"evaluation.labels: {path}")
+
+
+def phones_of(transcript: str) -> list[str]:
+    """The phones of a transcript: words may be separated by |, stress is left out."""
+    return [_STRESS.sub("", phone) for phone in transcript.replace("|", " ").split()]
+
+
+def spans_of(times: str) -> list[Span]:
+    """`PHONE:start-end` (seconds), separated by spaces, in order. Raises ValueError for anything else."""
+    spans = []
+    for text in times.split():
+        match = _SPAN.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not PHONE:start-end in seconds")
+        spans.append(Span(_STRESS.sub("", match["phone"]), float(match["start"]), float(match["end"])))
+    return spans
+
+
+def phones_at(spans: Sequence[Span], seconds_T: NDArray[np.float64]) -> list[str]:
+    """The phone at each time, "" where there is none."""
+    starts = np.array([span.start for span in spans])
+    places = np.searchsorted(starts, seconds_T, side="right") - 1
+    return [
+        spans[place].phone if place >= 0 and time < spans[place].end else ""
+        for place, time in zip(places.tolist(), seconds_T.tolist(), strict=True)
+    ]
+
+
+def frame_centres(start_sample: int, num_frames: int) -> NDArray[np.float64]:
+    """The time at the middle of each frame of a window that starts at `start_sample` of its clip, seconds."""
+    first = start_sample + SPEECH.receptive_field_samples / 2
+    return (first + SPEECH.hop_samples * np.arange(num_frames)) / SPEECH.sample_rate
+
+
+def _bare(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and "/" not in ending else name
+
+
+def _texts(fields: Mapping[str, Any]) -> Row:
+    return {str(name): str(value).strip() for name, value in fields.items() if value is not None}
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".jsonl":
+                rows = [_texts(json.loads(line)) for line in file if line.strip()]
+            elif path.suffix in (".tsv", ".csv"):
+                tab = path.suffix == ".tsv"
+                read = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.DictReader(file)
+                rows = [_texts({name: value for name, value in row.items() if name is not None}) for row in read]
+            else:
+                raise UserError(f"evaluation.labels: {path} ends in neither .tsv nor .csv nor .jsonl")
+    except FileNotFoundError:
+        raise UserError(f"evaluation.labels: {path}: no such file") from None
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise UserError(f"evaluation.labels: {path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not rows or any("path" not in row for row in rows):
+        raise UserError(f"evaluation.labels: {path}: needs a column path in every row")
+    return rows

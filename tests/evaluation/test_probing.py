@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+
+from sjepa.core.errors import UserError
+from sjepa.evaluation.features import ClipFeatures
+from sjepa.evaluation.labels import Labels, frame_centres
+from sjepa.evaluation.probing import LabelledClips, ProbeSettings, rows_of, run_task
+
+
+def settings(**changes):
+    values = {"splits": 2, "apart": None, "max_frames": 200, "steps": 60, "beam": 1} | changes
+    return ProbeSettings(torch.device("cpu"), 0, **values)
+
+
+@pytest.fixture
+def clips():
+    """Forty clips of two phones; layer 0 is noise, layer 1 shows the phone of each frame and, in its mean, the mood."""
+    rng = np.random.default_rng(0)
+    rows, frames = [], []
+    for number in range(40):
+        mood, first = number % 2, rng.integers(2)
+        phones = [[first, 1 - first][t >= 10] for t in range(20)]
+        shown = np.array([[phone, mood, 1.0] for phone in phones]) + 0.1 * rng.normal(size=(20, 3))
+        frames.append(torch.tensor(np.stack([rng.normal(size=(20, 3)), shown], axis=1)).float())
+        names = "AB"[first], "AB"[1 - first]
+        rows.append({"mood": f"m{mood}", "who": f"s{number // 4}", "phones": " ".join(names),
+                     "times": f"{names[0]}:0-0.2125 {names[1]}:0.2125-9"})  # fmt: skip
+    rows[7]["mood"] = ""
+    features = ClipFeatures([clip.mean(0) for clip in frames], list(frames), [frame_centres(0, 20)] * 40)
+    return LabelledClips(Labels(rows, "here"), np.zeros(40, bool)), features
+
+
+def scores(task, clips, columns, **changes):
+    labelled, features = clips
+    return {
+        name: (found, chance)
+        for name, found, chance in run_task(task, labelled, features, columns, settings(**changes))
+    }
+
+
+def test_labels_of_clips(clips):
+    found = scores("mood", clips, [1])
+    assert set(found) == {"logistic", "mlp"}
+    for own, chance in found.values():
+        assert [score.values["accuracy"] for score in own] == [1.0, 1.0]
+        assert {(score.train, score.test) for score in own} == {(31, 8)}  # one of forty has no label
+        assert 0.5 <= chance < 0.8
+    assert scores("mood", clips, [0])["logistic"][0][0].values["accuracy"] < 1
+    assert scores("mood", clips, [0, 1])["logistic"][0][0].values["accuracy"] == 1  # learned weights
+
+
+def test_phones_of_frames_and_phone_recognition(clips):
+    for name, (own, chance) in scores("frame_phones", clips, [1]).items():
+        assert all(score.values["accuracy"] > 0.97 for score in own), name
+        assert {(score.train, score.test) for score in own} == {(200, 160)}
+        assert chance == pytest.approx(0.5, abs=0.02)
+    found = scores("phones", clips, [1], steps=150)
+    assert set(found) == {"linear CTC", "bilstm CTC"}
+    assert found["bilstm CTC"][0][0].values["PER"] < 0.1
+    assert scores("phones", clips, [1], steps=150, beam=4)["bilstm CTC"][0][0].values["PER"] < 0.1
+
+
+def test_the_same_seed_gives_the_same_scores(clips):
+    assert scores("mood", clips, [0, 1]) == scores("mood", clips, [0, 1])
+
+
+def test_clips_that_share_a_label_stay_together(clips):
+    """The label of each speaker is his own, so nothing of it can be known when he is held out."""
+    found = scores("mood", clips, [1], apart="who")
+    assert all(score.values["accuracy"] == 1.0 for score in found["logistic"][0])
+    assert {score.test for score in found["logistic"][0]} <= {7, 8}
+    labelled, features = clips
+    alike = LabelledClips(Labels([{**row, "who": "one"} for row in labelled.labels.rows], "here"), labelled.in_train)
+    with pytest.raises(UserError, match=r"probe.apart: who has too few values"):
+        list(run_task("mood", alike, features, [1], settings(apart="who")))
+
+
+def test_a_training_set_trains_recognition_and_the_test_set_tests_it(clips):
+    labelled, features = clips
+    own = LabelledClips(labelled.labels, np.arange(40) >= 10)
+    frames = scores("frame_phones", (own, features), [1], max_frames=10_000)["linear"][0]
+    assert {(score.train, score.test) for score in frames} == {(24 * 20, 200)}
+    assert {(score.train, score.test) for score in scores("mood", (own, features), [1])["logistic"][0]} == {(31, 8)}
+
+
+def test_clips_that_could_not_be_read_are_left_out(clips):
+    labelled, features = clips
+    means = [None, *features.means[1:]]
+    assert {score.test for score in scores("who", (labelled, features._replace(means=means)), [1])["mlp"][0]} == {8}
+
+
+def test_labels_that_do_not_do_are_said(clips):
+    labelled, features = clips
+    alike = LabelledClips(Labels([{"mood": "same"}] * 40, "here"), labelled.in_train)
+    with pytest.raises(UserError, match=r"probe.tasks: mood: the clips have 1 different labels"):
+        list(run_task("mood", alike, features, [1], settings()))
+    with pytest.raises(UserError, match=r"here: no clip has a label 'age'"):
+        list(run_task("age", labelled, features, [1], settings()))
+
+
+def test_rows_hold_mean_and_deviation_of_a_sample(clips):
+    labelled, features = clips
+    name, found, chance = next(run_task("who", labelled, features, [1], settings(splits=3)))
+    (row,) = rows_of("who", name, "ours", "1", found, chance)
+    values = [score.values["accuracy"] for score in found]
+    assert row.mean == pytest.approx(np.mean(values))
+    assert row.deviation == pytest.approx(np.std(values, ddof=1))
+    assert row.splits == 3
