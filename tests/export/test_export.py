@@ -63,7 +63,7 @@ def weights(tmp_path_factory):
     model = stirred(SJEPA(model_shape(config, stage.num_clusters)))
     path = tmp_path_factory.mktemp("weights") / "best.pt"
     written = Weights(model, DiagonalGMM(stage.num_clusters, 39, features="mfcc39"), config.model_dump(mode="json", by_alias=True),
-                      {"name": "phase 1", "phase": 1, "targets": "mfcc"}, {"epoch": 3, "step": 40})  # fmt: skip
+                      {"name": "phase 1", "phase": 1, "targets": "mfcc", "visible_loss": True}, {"epoch": 3, "step": 40})  # fmt: skip
     save_weights(path, written)
     return path, model.encoder
 
