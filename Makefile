@@ -43,9 +43,11 @@ rocm_install: | $(STAMPS)
 	@touch $(STAMPS)/install
 	@$(PY) -c "import torch; print('PyTorch', torch.__version__, '- HIP', torch.version.hip, '- devices:', torch.cuda.device_count())"
 
+TOOLS := -e ".[onnx,probes]"
+
 $(STAMPS)/tools: $(STAMPS)/install
 	@echo "installing what evaluation and export need"
-	@$(call pip_install,-e ".[onnx,probes]")
+	@$(call pip_install,$(TOOLS))
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/install
