@@ -48,9 +48,14 @@ def report(measure: Callable[[], list[Row]], description: str) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON record as the last line")
     options = parser.parse_args()
     rows = measure()
+    print_rows(rows)
+    if options.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows]}))
+
+
+def print_rows(rows: list[Row]) -> None:
+    """A line for each."""
     print(f"{'name':<20}{'ours':>12}{'baseline':>12}{'ratio':>9}{'target':>9}  met")
     for row in rows:
         met = "yes" if row.met else "no"
         print(f"{row.name:<20}{row.ours:>12.4g}{row.baseline:>12.4g}{row.ratio:>9.3g}{row.target:>9.3g}  {met}")
-    if options.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows]}))

@@ -38,6 +38,7 @@ _BASE_SIZES: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 16,
     "conv_dim": [512] * len(SPEECH.kernels),
 }
+_DIVIDE_WIDTH = ("num_attention_heads", "num_conv_pos_embedding_groups")
 _OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 _PREFIX = re.compile(r"^hubert\.")  # of models with a task head
 
@@ -56,7 +57,7 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     missing = [name for name in own if name not in found or found[name].shape != own[name].shape]
     if missing:
         raise UserError(
-            f"init_weights: {folder} lacks {len(missing)} tensors of the encoder or has them in other shapes "
+            f"{folder}: lacks {len(missing)} tensors of the encoder or has them in other shapes "
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
         )
     encoder.load_state_dict({name: found[name].float() for name in own})
@@ -71,13 +72,17 @@ def read_hubert(folder: Path) -> tuple[Encoder, bool]:
     config = _read_config(folder / "config.json")
     sizes = {name: config.get(name, value) for name, value in _BASE_SIZES.items()}
     wrong = _other_layout(config)
-    if len(set(sizes["conv_dim"])) > 1:
-        wrong.append(f"conv_dim {sizes['conv_dim']}, which differ")
+    channels = sizes.pop("conv_dim")
+    if not isinstance(channels, list) or len({*channels}) != 1 or len(channels) != len(SPEECH.kernels):
+        wrong.append(f"conv_dim {channels!r}, not one number of channels in {len(SPEECH.kernels)} layers")
+    wrong += [f"{name} {value!r}" for name, value in sizes.items() if not isinstance(value, int) or value < 1]
+    if not wrong and any(sizes["hidden_size"] % sizes[name] for name in _DIVIDE_WIDTH):
+        wrong.append(f"hidden_size {sizes['hidden_size']}, which {' or '.join(_DIVIDE_WIDTH)} does not divide")
     if wrong:
         raise UserError(f"{folder}: not an encoder that can be read ({'; '.join(wrong)})")
     layer = TransformerShape(sizes["hidden_size"], sizes["num_attention_heads"], sizes["intermediate_size"])
     shape = EncoderShape(
-        sizes["conv_dim"][0],
+        channels[0],
         sizes["num_hidden_layers"],
         layer,
         sizes["num_conv_pos_embeddings"],
@@ -165,7 +170,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"init_weights: {path.parent} holds no config.json; not a Hugging Face folder") from None
+        raise UserError(f"{path.parent}: holds no {path.name}; not a Hugging Face folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(config, dict):
@@ -177,6 +182,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"init_weights: {path.parent} holds no model.safetensors") from None
+        raise UserError(f"{path.parent}: holds no model.safetensors") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({' '.join(str(error).split())})") from None

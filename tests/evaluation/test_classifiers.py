@@ -45,11 +45,12 @@ def test_learned_weights_find_the_layer_that_knows(probe):
 
 def test_a_mix_starts_as_the_mean_of_standardised_layers():
     x_NLD = 3 + 2 * torch.randn(50, 3, 4)
-    mix = LayerMix(x_NLD)
+    mix = LayerMix([x_NLD[:20], x_NLD[20:]])
     expected = np.mean([StandardScaler().fit_transform(x_NLD[:, layer].numpy()) for layer in range(3)], axis=0)
     assert np.abs(mix(x_NLD).detach().numpy() - expected).max() < 1e-5
     constant = torch.ones(5, 1, 4)
-    assert torch.isfinite(LayerMix(constant)(constant)).all()
+    assert LayerMix([constant])(constant + 1).max() == 1  # not scaled by what is next to nothing
+    assert torch.isfinite(LayerMix([constant])(constant)).all()
 
 
 def test_an_mlp_learns_what_a_line_cannot_and_the_same_each_time():

@@ -60,8 +60,16 @@ def test_windows_of_a_clip_are_joined_and_a_broken_clip_is_left_out(parts, tmp_p
     clips, _, _ = parts
     windows = tiles(clips.length_N, 12000, min_samples=1600)
     (count, _), arrays, lines = dumped(parts, tmp_path / "a", batch_size=1, max_samples=12000, top_k=99)
-    expected = np.bincount(windows.clip_N, weights=(windows.length_N - 400) // 320 + 1)
-    assert [len(line.split()) for line in lines] == expected.tolist()
+    first = arrays["first_frame"]
+    for clip, line in enumerate(lines):
+        starts = arrays["start"][first[clip] : first[clip + 1]]
+        own = [set(range(start, start + length - 399, 320)) for start, length in
+               zip(windows.start_N[windows.clip_N == clip], windows.length_N[windows.clip_N == clip], strict=True)]  # fmt: skip
+        assert len(line.split()) == len(starts)
+        assert (np.diff(starts) > 0).all()  # none twice, though the last window is drawn back
+        assert set(starts.tolist()) == own[0].union(
+            *(frames - {s for s in frames if s <= max(own[i])} for i, frames in enumerate(own[1:]))
+        )
     assert arrays["components"].shape[1] == parts[1].shape.num_clusters  # all there are
     assert np.abs(arrays["posteriors"].astype(float).sum(1) - 1).max() < 5e-3
     middle = int(np.flatnonzero(windows.clip_N == 1)[0])

@@ -1,6 +1,7 @@
 """evalsjepa as a user has it: files, pictures, what it says, and what it refuses."""
 
 import csv
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from transformers import HubertConfig, HubertModel
 
 from sjepa.config.load import load_config, overridden
 from sjepa.core.errors import UserError
+from sjepa.entrypoints.build_h5 import build_files
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.export import export_encoder
 from tests.training.test_run import run
@@ -120,7 +122,47 @@ def test_weights_away_from_their_run_need_nothing_else(corpus, trained, tmp_path
         "components.csv",
     }
     assert not (folder / "erank.csv").exists()
-    assert "so no erank.csv" in capsys.readouterr().out
+    assert "no erank.csv: effective ranks over training are in a run's history" in capsys.readouterr().out
+
+
+def test_the_same_labels_do_for_a_set_in_hdf5(corpus, trained, tmp_path):
+    assert build_files(load_config(None, [
+        f"dataset.train_path={corpus / 'test.zip'}", f"dataset.test_path={corpus / 'test.zip'}", "dataset.num_workers=0",
+        f"dataset.train_h5={tmp_path / 'a.h5'}", f"dataset.test_h5={tmp_path / 'b.h5'}", "dataset.augment.enabled=false",
+        f"runs_root={tmp_path}",
+    ])) == 0  # fmt: skip
+    options = [
+        f"evaluation.labels={corpus / 'labels.tsv'}",
+        "probe.tasks=[words]",
+        "probe.splits=1",
+        "evaluation.figures=false",
+    ]
+    stored = ["dataset.use_hdf5=true", f"dataset.test_h5={tmp_path / 'b.h5'}"]
+    a = evaluated(corpus, tmp_path, trained / "weights/best.pt", *options)
+    b = evaluated(corpus, tmp_path, trained / "weights/best.pt", *options, *stored)
+    for name in ("results.csv", "probes.csv"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_texts_of_any_kind_and_length_are_drawn(corpus, trained, tmp_path):
+    """Signs that mean formulas to the library, and more words and phones than the picture is wide."""
+    rows = ["path\twords\ttimes"]
+    with zipfile.ZipFile(corpus / "test.zip") as archive:
+        rows += [f"{name}\tit costs $5 or $_^ {'long ' * 90}\t$^$:0-0.2 $_$:0.3-90" for name in archive.namelist()]
+    (tmp_path / "labels.tsv").write_text("\n".join(rows))
+    folder = evaluated(corpus, tmp_path, trained / "weights/best.pt", f"evaluation.labels={tmp_path / 'labels.tsv'}")
+    assert imread(folder / "utterance.jpg").shape[1] > 1000
+    assert (folder / "components.jpg").exists()
+
+
+def test_a_history_of_something_else_costs_only_its_picture(corpus, trained, tmp_path, capsys):
+    (tmp_path / "x/weights").mkdir(parents=True)
+    (tmp_path / "x/weights/best.pt").write_bytes((trained / "weights/best.pt").read_bytes())
+    for content in ("epoch,loss\n1,2\n", "epoch,loss\n", "\0"):
+        (tmp_path / "x/history.csv").write_text(content)
+        folder = evaluated(corpus, tmp_path, tmp_path / "x/weights/best.pt", f"dump.path={corpus / 'test.zip'}")
+        assert (folder / "dump/units.km").exists()
+        assert "no erank.csv: " in capsys.readouterr().out
 
 
 def test_the_file_wins_and_says_so(corpus, trained, tmp_path, capsys):
@@ -179,6 +221,7 @@ def test_a_hugging_face_folder_is_probed(corpus, tmp_path, capsys):
         (["probe.tasks=[words]", "probe.compare=[absent.pt]"], "absent.pt: no such file"),
         (["evaluation.utterance=absent.flac"], "no clip's name ends with 'absent.flac'"),
         (["dump.path=absent"], "absent: no such file or folder"),
+        (["probe.tasks=[words]", "probe.apart=speaker"], "do not do for training and test, with probe.apart: speaker"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(corpus, trained, tmp_path, options, message):

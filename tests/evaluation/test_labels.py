@@ -8,6 +8,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.evaluation.labels import frame_centres, phones_at, phones_of, read_labels, spans_of
+from tests.conftest import encode, tone
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,37 @@ def test_every_form_of_table_and_paths_without_their_ending(tmp_path, clips, end
     else:
         path.write_text("\n".join({"tsv": "\t", "csv": ","}[ending].join(row) for row in rows))
     assert read_labels(str(path), clips, split="test").column("mood") == [f"m{number}" for number in range(len(clips))]
+
+
+def test_the_rows_of_the_other_set_do_not_count(tmp_path, clips):
+    path = tmp_path / "labels.tsv"
+    name = clips.path(0)
+    path.write_text(f"path\tmood\tsplit\n{name}\twrong\ttrain\n{clips.path(1)}\tb\tdev\n")
+    assert read_labels(str(path), clips, split="test").column("mood")[:2] == ["", "b"]
+    path.write_text(f"path\tmood\tsplit\n{name}\ta\tdev\n{name}\tb\tdev\n")
+    with pytest.raises(UserError, match="twice, and no column split tells which counts"):
+        read_labels(str(path), clips, split="test")
+    path.write_text(f"path\tmood\tsplit\n{name}\ta\tdev\n{name}\tb\ttest\n")
+    assert read_labels(str(path), clips, split="test").column("mood")[0] == "b"
+
+
+def test_names_with_dots_are_found_whole(tmp_path):
+    for name in ("utt.1.wav", "utt.2.wav", "utt.wav"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(encode(tone(0.3), 16000, "wav"))
+    clips = Clips([scan(source) for source in resolve_sources(str(tmp_path / "a"))], sample_rate=16000)
+    (tmp_path / "labels.csv").write_text("path,mood\nutt.1,one\nutt.2,two\n")
+    labels = read_labels(str(tmp_path / "labels.csv"), clips, split="test")
+    found = {clips.path(position): row.get("mood") for position, row in enumerate(labels.rows)}
+    assert found["utt.1.wav"] == "one"
+    assert found["utt.2.wav"] == "two"
+
+
+def test_lists_of_a_jsonl_table_are_their_items(tmp_path, clips):
+    (tmp_path / "labels.jsonl").write_text(json.dumps({"path": clips.path(0), "phones": ["AA1", "B"], "age": 7}))
+    labels = read_labels(str(tmp_path / "labels.jsonl"), clips, split="test")
+    assert phones_of(labels.column("phones")[0]) == ["AA", "B"]
+    assert labels.column("age")[0] == "7"
 
 
 def test_what_is_wrong_with_a_table_is_said(tmp_path, corpus, clips):
@@ -65,6 +97,9 @@ def test_phones_and_their_times():
     assert phones_at([], np.array([0.1])) == [""]
     with pytest.raises(ValueError, match=r"'AH' is not PHONE:start-end"):
         spans_of("AH")
+    for wrong in ("A:0.5-0.1", "B:0.2-0.4 A:0-0.2", "A:0-0.3 B:0.2-0.4"):
+        with pytest.raises(ValueError, match="ends before it starts, or starts before"):
+            spans_of(wrong)
 
 
 def test_a_frames_time_is_the_middle_of_what_it_sees():

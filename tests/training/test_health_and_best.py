@@ -45,6 +45,14 @@ def test_more_than_one_percent_of_unreadable_clips_stop_the_run_with_the_list():
     guard.saw([Failure("clip 3", "empty")])
     with pytest.raises(RunStopped, match=r"4 of 300 clips.*clip 0: cut off"):
         guard.check()
+    later = UnreadableClips(300)  # the files are back, and the run goes on in the same epoch
+    later.load_state_dict(guard.state_dict())
+    later.check()
+    later.saw([Failure(f"clip {number}", "gone") for number in range(10, 13)])
+    later.check()
+    later.saw([Failure("clip 13", "gone")])
+    with pytest.raises(RunStopped, match="8 of 300 clips"):
+        later.check()
 
 
 @pytest.mark.parametrize(

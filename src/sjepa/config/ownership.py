@@ -29,9 +29,22 @@ def file_wins(
     ]
     if wrong:
         raise UserError("\n".join(wrong))
-    settings = config.dataset.model_copy(update={"max_seconds": trained.dataset.max_seconds})
-    settled = config.model_copy(update={"model": trained.model, "masking": trained.masking, "dataset": settings})
+    longest = trained.dataset.max_seconds
+    lengths = {"max_seconds": longest, "min_seconds": min(config.dataset.min_seconds, longest)}
+    settled = config.model_copy(
+        update={
+            "model": trained.model,
+            "masking": trained.masking,
+            "dataset": config.dataset.model_copy(update=lengths),
+            "train": config.train.model_copy(update=_of_section("train", facts)),
+            "gmm": config.gmm.model_copy(update=_of_section("gmm", facts)),
+        }
+    )
     return settled, [f"{name} {_shown(own[name])} (not {_shown(value)})" for name, value in gave_way.items()]
+
+
+def _of_section(section: str, facts: dict[str, Any]) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in facts.items() if key.partition(".")[0] == section}
 
 
 def _own(trained: Config) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from sjepa.config.values import (
     Paths,
     Range,
     folder_name,
-    later,
 )
 from sjepa.core.frames import SPEECH
 
@@ -174,7 +173,9 @@ class Probe(Section):
         None, description="Label (speaker, say) that training and test clips of a split never share."
     )
     max_clips: int = Field(2000, ge=2, description="Clips of each set, drawn by seed, that are probed.")
-    max_frames: int = Field(50000, ge=100, description="Frames of a split, drawn by seed, that frame probes train on.")
+    max_frames: int = Field(
+        50000, ge=100, description="Frames of each side of a split, drawn by seed, for frame probes."
+    )
     steps: int = Field(1000, ge=1, description="Updates, of 16 clips each, that recognition heads are trained for.")
     beam: int = Field(1, ge=1, description="Width of the beam search that decodes recognition heads; 1: greedy.")
 
@@ -220,7 +221,13 @@ class Train(Section):
         "auto",
         description="Arithmetic of the network; auto: bf16 where the hardware multiplies it natively, else fp32.",
     )
-    compile: Annotated[bool, later("compilation is", False)] = Field(False, description="Compile the model.")
+    compile: bool = Field(
+        False,
+        description="Compile the transformer layers (torch.compile): pays off on GPUs; the first updates take minutes.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute the insides of transformer layers again in the backward pass, to save memory."
+    )
     phase: Literal[1, 2] = Field(
         1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
     )

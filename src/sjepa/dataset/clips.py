@@ -105,9 +105,10 @@ class Clips:
         return f"{table.source.path.name}/{printable(table.names[row])}"
 
     def path(self, position: int) -> str:
-        """The path inside the clip's source, printable."""
+        """The path inside the clip's source, printable; for an HDF5 file, inside the source that it was made from."""
         table, row = self._row(position)
-        return printable(table.names[row])
+        name = table.names[row]
+        return printable(name if table.stored is None else name.partition("/")[2])
 
     def labels(self, position: int) -> dict[str, Any]:
         """The fields that a manifest gave for this clip."""

@@ -18,13 +18,13 @@ from sjepa.core.random import generator
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import Loader
+from sjepa.dataset.loader import Loader, worker_killed
 from sjepa.entrypoints.probes import probe_rows
 from sjepa.entrypoints.settled import settled
 from sjepa.evaluation.dump import encoder_reader, target_reader, units, write_dump
 from sjepa.evaluation.evaluate import evaluate, saved_targets, write_results
 from sjepa.evaluation.labels import Labels, read_labels
-from sjepa.evaluation.probing import write_rows
+from sjepa.evaluation.probing import ProbeRow, write_rows
 from sjepa.evaluation.readings import read_encoder
 from sjepa.evaluation.survey import Survey, TimedPhones, survey
 from sjepa.reporting.console import Console
@@ -37,6 +37,7 @@ from sjepa.training.assembly import step_settings
 from sjepa.training.feeding import evaluation_loader, load_set, load_sources
 from sjepa.weights import Weights, load_weights
 
+_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
 _SHOWN_SECONDS = (2.0, 5.0)  # of the clip that is drawn, if none is named
 
 
@@ -64,6 +65,14 @@ class Evaluation:
 
 
 def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int:
+    """What `_evaluate` does; a process that reads audio may be killed meanwhile."""
+    try:
+        return _evaluate(config, overridden)
+    except RuntimeError as error:
+        raise worker_killed(error, "run it again") from error.__cause__
+
+
+def _evaluate(config: Config, overridden: Collection[str]) -> int:
     """Fills runs/<run_name>/eval[N]/: results.csv, pictures, and what `probe` and `dump` ask for. The model, its masking and
     its mixture come from the weights file. `overridden`: keys set on the command line."""
     if config.init_weights is None:
@@ -76,6 +85,8 @@ def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int
     if not Path(config.init_weights).is_dir():
         weights = load_weights(config.init_weights)
         config, said = settled(config, weights, overridden)
+    elif config.dump.path is not None:
+        raise UserError(f"dump.path: {config.init_weights} is a Hugging Face folder, which has no units to write")
     elif not config.probe.tasks:
         raise UserError(
             f"init_weights: {config.init_weights} is a Hugging Face folder, without a mixture to measure against; "
@@ -108,8 +119,10 @@ def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int
         if dumped is not None:
             _dump(evaluation, weights, dumped)
     if probes is not None:
-        rows = list(probes)
-        write_rows(run_dir.root / "probes.csv", rows)
+        rows: list[ProbeRow] = []
+        for row in probes:
+            rows.append(row)
+            write_rows(run_dir.root / "probes.csv", rows)  # what is known stays, whatever comes
         console.plain(probe_table(rows))
         if config.evaluation.figures:
             draw_probes(rows, run_dir.root / "probes.jpg")
@@ -140,12 +153,20 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
     found.components.write(folder / "components.csv")
     if config.evaluation.figures:
         _draw(evaluation, weights, found)
-    history = Path(str(config.init_weights)).parent.parent / "history.csv"
+    try:
+        _write_ranks(Path(str(config.init_weights)).resolve().parent.parent / "history.csv", folder, config)
+    except UserError as error:
+        console.warn(f"no erank.csv: {error}")
+
+
+def _write_ranks(history: Path, folder: Path, config: Config) -> None:
+    """erank.csv and erank.jpg, from the history of the run that the weights lie in. Raises UserError if there is none."""
     if not history.exists():
-        console.note(f"no {history}, so no erank.csv: effective ranks over training come from the run's history")
-        return
+        raise UserError(f"effective ranks over training are in a run's history, and there is no {history}")
     rows = read_history(history)
-    names = ("epoch", "phase", "audio_hours", *(name for name in rows[-1] if name.startswith("erank_")))
+    names = [name for name in rows[-1] if name in _RANK_COLUMNS or name.startswith("erank_")] if rows else []
+    if len(names) <= len(_RANK_COLUMNS):
+        raise UserError(f"{history}: not the history of a run")
     lines = [names, *([str(row[name]) for name in names] for row in rows)]
     write_text(folder / "erank.csv", "\n".join(map(",".join, lines)) + "\n")
     if config.evaluation.figures:

@@ -66,12 +66,15 @@ def probe_rows(
     known = Labels([row for _, own in sets for row in own.rows], labels.source)
     counts = [len(clips) for clips, _ in sets]
     labelled = LabelledClips(known, np.repeat([False, True][: len(counts)], counts))
+    settings = ProbeSettings(
+        engine.device, config.seed, probe.splits, probe.apart, probe.max_frames, probe.steps, probe.beam
+    )
     for task in probe.tasks:
-        check_task(task, labelled, probe.apart)
+        check_task(task, labelled, settings)
     extractors = _extractors(config, engine, weights)
     for extractor in extractors:
         extractor.columns(probe.layers)
-    return _run(config, engine, console, [clips for clips, _ in sets], labelled, extractors)
+    return _run(config, engine, console, [clips for clips, _ in sets], labelled, extractors, settings)
 
 
 def _run(
@@ -81,16 +84,15 @@ def _run(
     sets: Sequence[Clips],
     labelled: LabelledClips,
     extractors: Sequence[Extractor],
+    settings: ProbeSettings,
 ) -> Iterator[ProbeRow]:
     probe = config.probe
-    settings = ProbeSettings(
-        engine.device, config.seed, probe.splits, probe.apart, probe.max_frames, probe.steps, probe.beam
-    )
     for number, extractor in enumerate(extractors):
         specs = extractor.columns(probe.layers)
         layers = sorted({layer for _, own in specs for layer in own})
         parts = [_features(config, engine, console, clips, extractor, layers, warns=number == 0) for clips in sets]
         features = joined(parts)
+        del parts
         for layer, own in specs:
             columns = [layers.index(index) for index in own]
             for task in probe.tasks:
@@ -99,6 +101,7 @@ def _run(
                     yield from rows
                     shown = ", ".join(f"{row.metric} {row.mean:.4f} ± {row.deviation:.4f}" for row in rows)
                     console.note(f"{extractor.name}{f', layer {layer}' if layer else ''}: {task}, {name}: {shown}")
+        del features  # before those of the next one
 
 
 def _features(

@@ -5,7 +5,7 @@ N examples, L layers, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +29,16 @@ class LayerMix(nn.Module):
     mean_LD: Tensor
     deviation_LD: Tensor
 
-    def __init__(self, train_NLD: Tensor) -> None:
+    def __init__(self, train: Sequence[Tensor]) -> None:
+        """`train`: the training examples in any number of parts [N, L, D]. What is constant there is not scaled."""
         super().__init__()
-        train_NLD = train_NLD.float()
-        self.register_buffer("mean_LD", train_NLD.mean(0))
-        self.register_buffer("deviation_LD", train_NLD.std(0, correction=0).clamp(min=_LEAST_DEVIATION))
-        self.logits_L = nn.Parameter(torch.zeros(train_NLD.shape[1], device=train_NLD.device))
+        count = sum(map(len, train))
+        mean_LD = torch.stack([part.float().sum(0) for part in train]).sum(0) / count
+        squares = torch.stack([(part.float() - mean_LD).square().sum(0) for part in train]).sum(0)
+        deviation_LD = (squares / count).sqrt()
+        self.register_buffer("mean_LD", mean_LD)
+        self.register_buffer("deviation_LD", deviation_LD.where(deviation_LD > _LEAST_DEVIATION, 1.0))
+        self.logits_L = nn.Parameter(torch.zeros(len(mean_LD), device=mean_LD.device))
 
     @property
     def width(self) -> int:
@@ -55,7 +59,7 @@ def logistic_regression(
 
     Returns what maps features [N, L, D] to classes [N].
     """
-    mix = LayerMix(train_NLD)
+    mix = LayerMix([train_NLD])
     linear = nn.Linear(mix.width, num_classes, device=train_NLD.device)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -81,7 +85,7 @@ def multilayer_perceptron(train_NLD: Tensor, train_N: Tensor, *, num_classes: in
     """Two hidden layers of 256 with ReLU and dropout 0.1; Adam 1e-3, 20 epochs of batches of 512, or of a sixteenth of the
     examples if there are few: an epoch has at least 16 updates. Returns what maps features [N, L, D] to classes [N]."""
     torch.manual_seed(key(seed, "probe"))
-    mix = LayerMix(train_NLD)
+    mix = LayerMix([train_NLD])
     network = nn.Sequential(
         mix,
         nn.Linear(mix.width, _MLP_WIDTH), nn.ReLU(), nn.Dropout(_MLP_DROPOUT),

@@ -39,7 +39,7 @@ class ComponentReport:
         components = len(self.unit_count_K)
         units = unit_N.cpu().numpy()
         self.unit_count_K += np.bincount(units, minlength=components)
-        self.mass_K += target_NK.double().sum(0).cpu().numpy()
+        self.mass_K += target_NK.sum(0).cpu().double().numpy()
         known = phone_N >= 0
         if not known.any():
             return

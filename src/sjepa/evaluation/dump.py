@@ -32,9 +32,11 @@ _COPY_BYTES = 1 << 20
 
 
 class ClipUnits(NamedTuple):
-    """A whole clip: the likeliest components of each frame, best first, [T, J], and their posteriors."""
+    """A whole clip: where its frames start (samples) [T], the likeliest components of each, best first, [T, J], and their
+    posteriors."""
 
     position: int
+    start_T: NDArray[np.int64]
     component_TJ: NDArray[np.int32]
     posterior_TJ: NDArray[np.float16]
 
@@ -70,7 +72,7 @@ def units(
     warn: Callable[[Failure], None],
 ) -> Iterator[ClipUnits]:
     """The clips in order, those left out that cannot be read whole; the windows of a longer one joined."""
-    parts: list[tuple[int, NDArray[np.int32], NDArray[np.float16]]] = []
+    parts: list[ClipUnits] = []
     count_M = np.bincount(windows.clip_N)
     for batch in batches:
         for failure in batch.failures:
@@ -84,45 +86,52 @@ def units(
         values = best_NJ.values.to(torch.float16).cpu().split(frames)
         for window, component_TJ, value_TJ in zip(batch.window, components, values, strict=True):
             clip = int(windows.clip_N[window])
-            if parts and parts[0][0] != clip:
+            if parts and parts[0].position != clip:
                 parts = []  # a window of that clip could not be read
-            parts.append((clip, component_TJ.numpy(), value_TJ.numpy()))
+            start_T = windows.start_N[window] + SPEECH.hop_samples * np.arange(len(component_TJ))
+            # a clip's last window may begin in the one before
+            new = slice(int(np.searchsorted(start_T, parts[-1].start_T[-1], side="right")) if parts else 0, None)
+            parts.append(ClipUnits(clip, start_T[new], component_TJ.numpy()[new], value_TJ.numpy()[new]))
             if len(parts) == count_M[clip]:
-                yield ClipUnits(clip, np.concatenate([c for _, c, _ in parts]), np.concatenate([v for *_, v in parts]))
+                yield ClipUnits(clip, *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
                 parts = []
 
 
 def write_dump(folder: Path, clips: Clips, found: Iterable[ClipUnits]) -> tuple[int, int]:
     """Writes units.km (a line of units per clip), units.tsv (its clips: path, samples, frames) and posteriors.npz; how many
-    clips and frames they hold. Memory does not grow with the data.
+    clips and frames they hold. Memory grows with the names of the clips alone.
 
-    posteriors.npz: `clip` (paths), `first_frame` [M + 1], `components` int32 [N, J] and `posteriors` float16 [N, J]; the
-    frames of clip m are rows first_frame[m] to first_frame[m + 1].
+    posteriors.npz: `clip` (paths), `first_frame` [M + 1], `start` int64 [N] (where in its clip a frame starts, samples),
+    `components` int32 [N, J] and `posteriors` float16 [N, J]; the frames of clip m are rows first_frame[m] to
+    first_frame[m + 1].
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines, names, first = ["path\tsamples\tframes"], [], [0]
-    kept = 1
+    lines, names, first, kept = ["path\tsamples\tframes"], [], [0], 1
     with (
+        tempfile.TemporaryFile(dir=folder) as unit_lines,
+        tempfile.TemporaryFile(dir=folder) as starts,
         tempfile.TemporaryFile(dir=folder) as components,
         tempfile.TemporaryFile(dir=folder) as posteriors,
-        atomic_path(folder / "units.km") as unit_path,
     ):
-        with unit_path.open("w", encoding="ascii") as unit_file:
-            for clip in found:
-                kept = clip.component_TJ.shape[1]
-                components.write(clip.component_TJ.tobytes())
-                posteriors.write(clip.posterior_TJ.tobytes())
-                unit_file.write(" ".join(map(str, clip.component_TJ[:, 0].tolist())) + "\n")
-                names.append(clips.path(clip.position))
-                first.append(first[-1] + len(clip.component_TJ))
-                lines.append(f"{names[-1]}\t{clips.length_N[clip.position]}\t{len(clip.component_TJ)}")
-        write_text(folder / "units.tsv", "\n".join(lines) + "\n")
-        shape = (first[-1], kept)
+        for clip in found:
+            kept = clip.component_TJ.shape[1]
+            unit_lines.write((" ".join(map(str, clip.component_TJ[:, 0].tolist())) + "\n").encode())
+            starts.write(clip.start_T.tobytes())
+            components.write(clip.component_TJ.tobytes())
+            posteriors.write(clip.posterior_TJ.tobytes())
+            names.append(clips.path(clip.position))
+            first.append(first[-1] + len(clip.component_TJ))
+            lines.append(f"{names[-1]}\t{clips.length_N[clip.position]}\t{len(clip.component_TJ)}")
         with atomic_path(folder / "posteriors.npz") as npz_path, zipfile.ZipFile(npz_path, "w") as archive:
-            _store(archive, "clip", np.array(names))
+            _store(archive, "clip", np.array(names, np.str_))
             _store(archive, "first_frame", np.array(first, np.int64))
-            _store_stream(archive, "components", components, np.dtype(np.int32), shape)
-            _store_stream(archive, "posteriors", posteriors, np.dtype(np.float16), shape)
+            _store_stream(archive, "start", starts, np.dtype(np.int64), (first[-1],))
+            _store_stream(archive, "components", components, np.dtype(np.int32), (first[-1], kept))
+            _store_stream(archive, "posteriors", posteriors, np.dtype(np.float16), (first[-1], kept))
+        write_text(folder / "units.tsv", "\n".join(lines) + "\n")
+        unit_lines.seek(0)
+        with atomic_path(folder / "units.km") as path, path.open("wb") as file:
+            shutil.copyfileobj(unit_lines, file, _COPY_BYTES)
     return len(names), first[-1]
 
 

@@ -39,15 +39,15 @@ class Extractor:
         UserError if there is no such layer."""
         if self.num_layers == 1:
             return [("", [0])]
-        found: list[tuple[str, list[int]]] = []
+        found: dict[str, list[int]] = {}  # -1 and the last one's number are one
         for spec in specs:
             if spec == "learned":
-                found.append(("learned", list(range(self.num_layers))))
+                found["learned"] = list(range(self.num_layers))
             elif -self.num_layers <= spec < self.num_layers:
-                found.append((str(spec % self.num_layers), [spec % self.num_layers]))
+                found[str(spec % self.num_layers)] = [spec % self.num_layers]
             else:
                 raise UserError(f"probe.layers: {self.name} has layers 0 to {self.num_layers - 1}, not {spec}")
-        return found
+        return list(found.items())
 
 
 def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> Extractor:
@@ -114,14 +114,19 @@ def extract(
         found_BTLD = found_LBTD.permute(1, 2, 0, 3).float().cpu()
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
             clip, frames = int(windows.clip_N[window]), SPEECH.frames(samples)
-            own_TLD = found_BTLD[row, :frames]
+            seconds = frame_centres(int(windows.start_N[window]), frames)
+            new = slice(int(np.searchsorted(seconds, times[clip][-1][-1], side="right")) if times[clip] else 0, frames)
+            own_TLD = found_BTLD[row, new]  # a clip's last window may begin in the one before
             parts[clip].append(own_TLD.clone() if keep_frames else own_TLD.sum(0, keepdim=True))
-            times[clip].append(frame_centres(int(windows.start_N[window]), frames))
+            times[clip].append(seconds[new])
+    window_count_N = np.bincount(windows.clip_N, minlength=num_clips)
     means: list[Tensor | None] = []
     kept: list[Tensor | None] = []
-    for own, seconds in zip(parts, times, strict=True):
-        whole_TLD = torch.cat(own) if own else None
-        count = sum(map(len, seconds))
-        means.append(None if whole_TLD is None else whole_TLD.sum(0) / count)
-        kept.append(whole_TLD if keep_frames else None)
+    for clip, own in enumerate(parts):
+        is_whole = len(own) == window_count_N[clip]
+        whole_TLD = torch.cat(own) if is_whole else torch.zeros(0)
+        own.clear()  # one copy at a time
+        count = sum(map(len, times[clip]))
+        means.append(whole_TLD.sum(0) / count if is_whole else None)
+        kept.append(whole_TLD if is_whole and keep_frames else None)
     return ClipFeatures(means, kept, [np.concatenate(own) if own else np.zeros(0) for own in times])

@@ -20,6 +20,8 @@ from sjepa.dataset.clips import Clips
 SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "pau", "h#", "<sil>"})
 TEXT_COLUMNS = ("words", "text", "transcript")
 
+_OVERLAP_SECONDS = 0.0015  # that rounding may make
+_LARGEST_FIELD = 1 << 30
 _STRESS = re.compile(r"(?<=[A-Z])[012]$")  # of ARPAbet's vowels
 _SPAN = re.compile(r"(?P<phone>.+):(?P<start>[0-9.]+)-(?P<end>[0-9.]+)")
 
@@ -73,20 +75,26 @@ class Labels:
 def read_labels(path: str | None, clips: Clips, *, split: str) -> Labels:
     """The labels of `clips`, which are those of the `split` "train" or "test".
 
-    A table (.tsv, .csv, .jsonl) names clips by `path` as their archive or folder does, with or without the ending; where two
-    rows name one clip, the one whose column `split` says so counts. Without a table: what the manifest says. Raises
-    UserError if the table cannot be read or names no clip.
+    A table (.tsv, .csv, .jsonl) names clips by `path` as their archive or folder does, with or without the ending. Rows
+    whose column `split` says the other one do not count, those that say this one come first. Without a table: what the
+    manifest says. Raises UserError if the table cannot be read, names no clip, or one twice.
     """
     if path is None:
         rows = [_texts(clips.labels(position)) for position in range(len(clips))]
         return Labels(rows, "evaluation.labels: null, and the manifest")
     exact: dict[str, Row] = {}
     bare: dict[str, Row] = {}
-    for row in sorted(_read(Path(path)), key=lambda row: row.get("split") != split):
-        exact.setdefault(row["path"], row)
+    other = {"train": "test", "test": "train"}[split]
+    counted = [row for row in _read(Path(path)) if row.get("split") != other]
+    for row in sorted(counted, key=lambda row: row.get("split") != split):
+        first = exact.setdefault(row["path"], row)
+        if first is not row and first.get("split") == row.get("split"):
+            raise UserError(
+                f"evaluation.labels: {path} names {row['path']!r} twice, and no column split tells which counts"
+            )
         bare.setdefault(_bare(row["path"]), row)
     names = [clips.path(position) for position in range(len(clips))]
-    rows = [exact.get(name) or bare.get(_bare(name)) or {} for name in names]
+    rows = [exact.get(name) or exact.get(_bare(name)) or bare.get(_bare(name)) or {} for name in names]
     if not any(rows):
         raise UserError(f"evaluation.labels: {path} names none of the clips (one is {names[0]!r})")
     return Labels(rows, f"evaluation.labels: {path}")
@@ -105,6 +113,8 @@ def spans_of(times: str) -> list[Span]:
         if match is None:
             raise ValueError(f"{text!r} is not PHONE:start-end in seconds")
         spans.append(Span(_STRESS.sub("", match["phone"]), float(match["start"]), float(match["end"])))
+        if spans[-1].end <= spans[-1].start or (len(spans) > 1 and spans[-1].start < spans[-2].end - _OVERLAP_SECONDS):
+            raise ValueError(f"{text!r} ends before it starts, or starts before the one before it ends")
     return spans
 
 
@@ -130,10 +140,16 @@ def _bare(name: str) -> str:
 
 
 def _texts(fields: Mapping[str, Any]) -> Row:
-    return {str(name): str(value).strip() for name, value in fields.items() if value is not None}
+    """As texts; lists with spaces between their items."""
+    found = {name: value for name, value in fields.items() if value is not None}
+    return {
+        str(name): (" ".join(map(str, value)) if isinstance(value, list) else str(value)).strip()
+        for name, value in found.items()
+    }
 
 
 def _read(path: Path) -> list[Row]:
+    csv.field_size_limit(_LARGEST_FIELD)  # the times of an hour are a long field
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":

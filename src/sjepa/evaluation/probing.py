@@ -58,7 +58,7 @@ class Score(NamedTuple):
 
 class ProbeRow(NamedTuple):
     """A row of probes.csv. `deviation` is that of a sample (n − 1) over splits, NaN for a single one; `chance`: what naming
-    the most frequent class always gives, NaN where there are no classes."""
+    the most frequent class of the training examples gives, NaN where there are no classes."""
 
     task: str
     probe: str
@@ -108,17 +108,19 @@ def run_task(
     yield from kinds.get(task, _clip_labels)(task, clips, features, list(columns), settings)
 
 
-def check_task(task: str, clips: LabelledClips, apart: str | None) -> None:
+def check_task(task: str, clips: LabelledClips, settings: ProbeSettings) -> None:
     """Raises UserError if the labels do not do for a task."""
     if task in (CHARACTERS, PHONES):
-        _texts(task, clips.labels)
+        values: Sequence[Any] = _texts(task, clips.labels)
     elif task == FRAME_PHONES:
+        values = [[span.phone for span in spans if span.phone not in SILENCES] for spans in clips.labels.spans()]
         clips.labels.column("times")
-        clips.labels.spans()
+        _classes(task, [phone for phones in values for phone in phones])
     else:
-        _classes(task, [value for value in clips.labels.column(task) if value])
-    if apart is not None:
-        clips.labels.column(apart)
+        values = clips.labels.column(task)
+        _classes(task, [value for value in values if value])
+    usable = np.array([position for position, value in enumerate(values) if value], np.int64)
+    _splits(task, clips, usable, settings)
 
 
 def needs_frames(task: str) -> bool:
@@ -162,8 +164,7 @@ def _clip_labels(
     class_N = np.array([classes.index(value) if value in classes else -1 for value in values])
     mean_NLD = torch.stack([_mean(features, i)[columns] for i in usable])
     place = {clip: row for row, clip in enumerate(usable.tolist())}
-    apart = None if settings.apart == task else settings.apart
-    parts = _splits(task, clips, usable, apart, settings, across=False)
+    parts = _splits(task, clips, usable, settings)
 
     def examples(positions: Positions) -> tuple[Tensor, Tensor]:
         x_NLD = mean_NLD[[place[i] for i in positions.tolist()]]
@@ -201,7 +202,7 @@ def _frame_phones(
         ]
         return torch.cat(rows).to(settings.device), torch.from_numpy(class_N[known]).to(settings.device)
 
-    parts = _splits(task, clips, usable, settings.apart, settings, across=True)
+    parts = _splits(task, clips, usable, settings)
     found = [
         (examples(part.train, "train", index), examples(part.test, "test", index)) for index, part in enumerate(parts)
     ]
@@ -216,8 +217,13 @@ def _classifiers(
     settings: ProbeSettings,
 ) -> Iterator[tuple[str, list[Score], float]]:
     """A linear probe, called `linear`, and an MLP on the (train, test) examples of every split."""
-    shares = [float(torch.bincount(test[1], minlength=num_classes).max() / len(test[1])) for _, test in examples]
-    chance = statistics.fmean(shares)
+    for train, test in examples:
+        if not len(train[1]) or not len(test[1]):
+            raise UserError("probe.tasks: frame_phones: a split has nothing but silence on one side")
+    common = [torch.bincount(train[1], minlength=num_classes).argmax() for train, _ in examples]
+    chance = statistics.fmean(
+        float((test[1] == most).float().mean()) for (_, test), most in zip(examples, common, strict=True)
+    )
 
     def scores(fit: Callable[[Tensor, Tensor, int], Classify]) -> list[Score]:
         found = []
@@ -241,7 +247,7 @@ def _recognition(
     usable = clips.usable(texts, features)
     symbols = sorted({symbol for i in usable for symbol in texts[i]})
     number = {symbol: index + 1 for index, symbol in enumerate(symbols)}
-    parts = _splits(task, clips, usable, settings.apart, settings, across=True)
+    parts = _splits(task, clips, usable, settings)
 
     def example(position: int) -> Transcribed:
         x_TLD = _frames(features, position)[:, columns].to(settings.device)
@@ -295,31 +301,32 @@ def _classes(task: str, values: Sequence[str]) -> list[str]:
     return classes
 
 
-def _splits(
-    task: str,
-    clips: LabelledClips,
-    usable: Positions,
-    apart: str | None,
-    settings: ProbeSettings,
-    *,
-    across: bool,
-) -> list[Split]:
-    """Random 80/20 splits of the usable clips; or, `across`, four fifths of the training set against the whole test set, if
-    there are both. Clips that share the label `apart` stay together."""
+def _splits(task: str, clips: LabelledClips, usable: Positions, settings: ProbeSettings) -> list[Split]:
+    """Random 80/20 splits of the usable clips; for frames and recognition, if there is a training set, four fifths of that
+    against the whole test set. Clips that share the label `apart` are never on both sides."""
     own_train, own_test = usable[clips.in_train[usable]], usable[~clips.in_train[usable]]
+    apart = None if settings.apart in (None, task) else clips.labels.column(str(settings.apart))
+    group_N = usable if apart is None else np.array([apart[position] for position in usable])
+    across = needs_frames(task) and bool(clips.in_train.any())
+    if across and apart is not None:
+        known = {apart[position] for position in own_test}
+        own_train = own_train[[apart[position] not in known for position in own_train]]
     found = []
     for index in range(settings.splits):
         draws = generator(settings.seed, "probe split", task, index)
-        if across and len(own_train):
-            part = Split(np.sort(draws.permutation(own_train)[: max(1, round(0.8 * len(own_train)))]), own_test)
+        if across:
+            kept = max(1, round((1 - _HELD_OUT) * len(own_train)))
+            part = Split(np.sort(draws.permutation(own_train)[:kept]), own_test)
         else:
-            groups = usable if apart is None else np.array([clips.labels.column(apart)[i] for i in usable])
-            names = draws.permutation(np.unique(groups))
-            held_out = np.isin(groups, names[: max(1, round(_HELD_OUT * len(names)))])
+            names = draws.permutation(np.unique(group_N))
+            held_out = np.isin(group_N, names[: max(1, round(_HELD_OUT * len(names)))])
             part = Split(usable[~held_out], usable[held_out])
         if not len(part.train) or not len(part.test):
-            alike = f"; probe.apart: {apart} has too few values" if apart else ""
-            raise UserError(f"probe.tasks: {task}: {len(usable)} labelled clips do not do for training and test{alike}")
+            there = f"{len(usable)} labelled clips"
+            if across:
+                there = f"{len(own_train)} labelled clips of probe.train_path and {len(own_test)} of the test set"
+            alike = f", with probe.apart: {settings.apart}" if apart is not None else ""
+            raise UserError(f"probe.tasks: {task}: {there} do not do for training and test{alike}")
         found.append(part)
     return found
 

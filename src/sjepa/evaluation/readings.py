@@ -114,7 +114,7 @@ class EntropyHistogram:
         return [count / self.frames for count in self.above]
 
     def add(self, bits_N: Tensor) -> None:
-        bits = bits_N.double().clamp(min=0).cpu().numpy()
+        bits = bits_N.cpu().double().clamp(min=0).numpy()
         bins = np.minimum((bits * _BINS_PER_BIT).astype(np.int64), len(self.count_E) - 1)
         self.count_E += np.bincount(bins, minlength=len(self.count_E))
         self.frames += len(bits)

@@ -98,7 +98,7 @@ def train_head(
         raise ValueError("no clip is long enough for its transcript")
     device = fitting[0].features_TLD.device
     torch.manual_seed(key(seed, "probe"))
-    mix = LayerMix(torch.cat([clip.features_TLD for clip in fitting]))
+    mix = LayerMix([clip.features_TLD for clip in fitting])
     head = CTCHead(mix, num_symbols, kind).to(device)
     rate = lr or _RATES[kind]
     optimizer = torch.optim.Adam(parameter_groups(head, mix, rate))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.modules.frontend import Frontend, PatchStatistics
@@ -66,13 +68,16 @@ class TransformerStack(nn.Module):
         self.layer_norm = nn.LayerNorm(shape.width)
         self.dropout = nn.Dropout(shape.transformer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(shape.transformer) for _ in range(shape.num_layers))
+        self.recomputes = False  # in training, what is inside a layer once more in the backward pass, to save memory
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None, up_to: int, dropped: Collection[int]) -> list[Tensor]:
         """Outputs of layers 0 … up_to; a dropped one passes its input on, yet stays in the graph."""
         x_BTD = self.dropout(self.layer_norm(x_BTD + self.pos_conv_embed(x_BTD)))
         outputs: list[Tensor] = []
+        recomputes = self.recomputes and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers[: up_to + 1]):
-            x_BTD = layer(x_BTD, real_BT, passed_by=index in dropped)
+            run = partial(checkpoint, layer, use_reentrant=False) if recomputes else layer
+            x_BTD = run(x_BTD, real_BT, passed_by=index in dropped)
             outputs.append(x_BTD)
         return outputs
 
@@ -90,6 +95,11 @@ class Encoder(nn.Module):
     @property
     def num_layers(self) -> int:
         return self.shape.num_layers
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Whether training keeps only the inputs of the transformer layers and computes the rest again in the backward pass,
+        dropout included: the same gradients, less memory, about a third more time."""
+        self.encoder.recomputes = wanted
 
     def forward(
         self,

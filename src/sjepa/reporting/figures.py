@@ -23,6 +23,7 @@ from sjepa.reporting.plots import save_figure
 
 _MARKS = ("#999999", "#666666", "#333333")
 _SHOWN_POSTERIORS = 3
+_TITLE_LETTERS = 110
 _LEAST_BITS_SHOWN = 3.0
 
 
@@ -72,7 +73,9 @@ def draw_utterance(shown: Utterance, path: Path) -> Path:
     mel_MT = log_mel(shown.waveform)
     spectrum.imshow(mel_MT, origin="lower", aspect="auto", cmap="magma", extent=(*span, 0, len(mel_MT)))
     spectrum.set_ylabel("mel band")
-    spectrum.set_title(f"{shown.name}{'  ·  ' if shown.words else ''}{shown.words}", loc="left", fontsize=10, pad=18)
+    title = f"{shown.name}{'  ·  ' if shown.words else ''}{shown.words}"
+    title = title if len(title) <= _TITLE_LETTERS else title[: _TITLE_LETTERS - 1] + "…"
+    spectrum.set_title(title, loc="left", fontsize=10, pad=18, parse_math=False)
     unit_T = shown.posterior_TK.argmax(1)
     _draw_strip(strip, unit_T, span, hop)
     best_TJ = -np.sort(-shown.posterior_TK, axis=1)[:, :_SHOWN_POSTERIORS]
@@ -85,11 +88,13 @@ def draw_utterance(shown: Utterance, path: Path) -> Path:
     lines.legend(loc="lower left", fontsize=7, ncols=len(labels), framealpha=0.8)
     lines.set_xlabel("seconds")
     lines.set_xlim(0, seconds)
-    for phone in shown.spans:
+    for phone in [span for span in shown.spans if span.start < seconds]:
         for axes in (spectrum, strip, lines):
             axes.axvline(phone.start, color="#ffffff" if axes is spectrum else "#555555", linewidth=0.4)
-        middle = (phone.start + phone.end) / 2
-        spectrum.text(middle, len(mel_MT) * 1.01, phone.phone, ha="center", va="bottom", fontsize=7)
+        middle = (phone.start + min(phone.end, seconds)) / 2
+        name = spectrum.text(middle, len(mel_MT) * 1.01, phone.phone, ha="center", va="bottom", fontsize=7)
+        name.set_parse_math(False)
+        name.set_in_layout(False)
     return save_figure(figure, path)
 
 
@@ -100,12 +105,12 @@ def draw_components(report: ComponentReport, path: Path) -> Path:
     count_KP = report.count_KP[used]
     phone_P = np.flatnonzero(count_KP.sum(0))
     given_phone_KP = count_KP[:, phone_P] / count_KP[:, phone_P].sum(0)
-    best_K = given_phone_KP.argmax(1)
+    best_K = count_KP[:, phone_P].argmax(1)
     order = np.lexsort((-given_phone_KP.max(1), best_K))
     figure = Figure(figsize=(10, max(3.0, 0.19 * len(phone_P) + 1.2)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(given_phone_KP[order].T, aspect="auto", cmap="Blues", interpolation="nearest")
-    axes.set_yticks(range(len(phone_P)), [report.phones[phone] for phone in phone_P], fontsize=7)
+    axes.set_yticks(range(len(phone_P)), [report.phones[phone] for phone in phone_P], fontsize=7, parse_math=False)
     axes.set_xlabel(f"{len(used)} units, by the phone that they hold most of")
     axes.set_title(f"P(unit | phone): purity {report.purity:.3f}, PNMI {report.pnmi:.3f}", loc="left", fontsize=10)
     figure.colorbar(image, ax=axes, pad=0.01)
@@ -130,13 +135,13 @@ def draw_probes(rows: Sequence[ProbeRow], path: Path) -> Path:
             range(len(own)), [row.mean for row in own], xerr=errors, height=0.7,
             color=[colours(names.index(row.features) % 10) for row in own], error_kw={"linewidth": 0.8},
         )  # fmt: skip
-        axes.set_yticks(range(len(own)), labels, fontsize=8)
+        axes.set_yticks(range(len(own)), labels, fontsize=8, parse_math=False)
         for index, row in enumerate(own):
             axes.text(0.01, index, f" {row.mean:.3f}", va="center", fontsize=7, transform=axes.get_yaxis_transform())
         if not np.isnan(own[0].chance):
             axes.axvline(own[0].chance, color="#777777", linestyle=":", linewidth=1)
         better = "more is better" if metric == "accuracy" else "less is better"
-        axes.set_title(f"{task}, {probe}\n{metric} ({better})", loc="left", fontsize=9)
+        axes.set_title(f"{task}, {probe}\n{metric} ({better})", loc="left", fontsize=9, parse_math=False)
         axes.set_xlim(0, max(1.0, *(row.mean + error for row, error in zip(own, errors, strict=True))))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:

@@ -92,6 +92,7 @@ def estimated_bytes(config: Config, run: Prepared) -> int:
         averaged=any(stage.targets == "online" for stage in stages),
         autocast=run.engine.autocast_dtype,
         copies=weight_copies(config.train.strategy, run.engine.processes.total),
+        recomputes=config.train.activation_checkpointing,
     )
 
 

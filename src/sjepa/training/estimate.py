@@ -37,6 +37,7 @@ def training_bytes(
     averaged: bool,
     autocast: torch.dtype | None,
     copies: float = 4.0,
+    recomputes: bool = False,
 ) -> int:
     """Bytes that weights, optimiser and the tensors kept for the backward pass take for a micro-batch of `clips` clips of
     `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser take `copies` times the weights.
@@ -57,6 +58,7 @@ def training_bytes(
         torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None),
     ):
         ghost = SJEPA(shape).train()
+        ghost.encoder.recompute_activations(recomputes)
         ghost(
             torch.empty(clips, samples),
             torch.full((clips,), samples),

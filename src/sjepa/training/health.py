@@ -56,26 +56,30 @@ class NonFiniteUpdates:
 
 @dataclass
 class UnreadableClips:
-    """Clips of an epoch that failed to decode, with the reason; `clips` is how many the epoch has."""
+    """Clips of an epoch that failed to decode, with the reason; `clips` is how many the epoch has. Those that have stopped
+    the run already (`told` of them) do not stop it again when it goes on in the same epoch."""
 
     clips: int
     found: dict[str, str] = field(default_factory=dict)
+    told: int = 0
 
     def saw(self, failures: Iterable[Failure]) -> None:
         self.found.update({failure.name: failure.reason for failure in failures if failure.is_own})
 
     def reset(self) -> None:
         self.found.clear()
+        self.told = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"found": dict(self.found)}
+        return {"found": dict(self.found), "told": self.told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.found = dict(state["found"])
+        self.found, self.told = dict(state["found"]), state["told"]
 
     def check(self) -> None:
         """Raises RunStopped, with the list, when more than 1 % of the epoch's clips (and more than one) failed."""
-        if len(self.found) > max(1, _MOST_FAILED_SHARE * self.clips):
+        if len(self.found) - self.told > max(1, _MOST_FAILED_SHARE * self.clips):
+            self.told = len(self.found)
             shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.found.items())[:_NAMED])
             reasons = Counter(self.found.values())
             rest = f" … and {len(self.found) - _NAMED} more" if len(self.found) > _NAMED else ""

@@ -48,7 +48,9 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
 def new_model(config: Config, stage: Stage) -> SJEPA:
     """The network of a stage, drawn by seed."""
     torch.manual_seed(key(config.seed, "model"))
-    return SJEPA(model_shape(config, stage.num_clusters))
+    model = SJEPA(model_shape(config, stage.num_clusters))
+    model.encoder.recompute_activations(config.train.activation_checkpointing)
+    return model
 
 
 def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) -> SJEPA:
