@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sjepa.core.frames import SPEECH, FrameGeometry
+from sjepa.modules.dropout import Dropout
 from sjepa.modules.frontend import Frontend, PatchStatistics
 from sjepa.modules.gradient_scale import scale_gradient
 from sjepa.modules.positions import ConvPositions
@@ -53,7 +54,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(channels)
         self.projection = init_linear(nn.Linear(channels, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.dropout(self.projection(self.layer_norm(x_BTC)))  # type: ignore[no-any-return]
@@ -66,7 +67,7 @@ class TransformerStack(nn.Module):
         super().__init__()
         self.pos_conv_embed = ConvPositions(shape.width, kernel=shape.position_kernel, groups=shape.position_groups)
         self.layer_norm = nn.LayerNorm(shape.width)
-        self.dropout = nn.Dropout(shape.transformer.dropout)
+        self.dropout = Dropout(shape.transformer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(shape.transformer) for _ in range(shape.num_layers))
         self.recomputes = False  # in training, what is inside a layer once more in the backward pass, to save memory
 

@@ -9,6 +9,7 @@ w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised output is a single matri
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
+
+_PIECE_POSITIONS = 512  # whose float32 values of 512 channels are a megabyte
 
 
 class PatchStatistics(NamedTuple):
@@ -53,7 +56,7 @@ class Frontend(nn.Module):
         patches_BPk = waveform_BS.unfold(1, self.geometry.kernels[0], self.geometry.strides[0])
         if statistics is None:
             statistics = self.statistics(waveform_BS, num_samples_B)
-        x_BPC = F.gelu(self._first_layer(patches_BPk, statistics))
+        x_BPC = self._first_layer(patches_BPk, statistics)
         x = x_BPC.transpose(1, 2).unsqueeze(2)  # [B, C, 1, P], channels last in memory
         for layer in self.conv_layers[1:]:
             conv = layer.conv
@@ -84,11 +87,51 @@ class Frontend(nn.Module):
         return weight_Ck * scale_BC[..., None], norm.bias - mean_BC * scale_BC
 
     def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
-        """Convolution and group norm at once, computed in float32: [B, P, k] → [B, P, C]."""
-        with torch.autocast(patches_BPk.device.type, enabled=False):
+        """Convolution, group norm and GELU at once, computed in float32: [B, P, k] → [B, P, C] in the run's arithmetic."""
+        device = patches_BPk.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        with torch.autocast(device, enabled=False):
             kernel_BCk, shift_BC = self.first_layer(statistics)
-            normalised_BPC = torch.baddbmm(shift_BC[:, None], patches_BPk.float(), kernel_BCk.transpose(1, 2))
-        device = patches_BPk.device.type  # from here on in the run's arithmetic
-        return (
-            normalised_BPC.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normalised_BPC
-        )
+            return _NormalisedGELU.apply(patches_BPk.float(), kernel_BCk, shift_BC, dtype)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _NormalisedGELU(torch.autograd.Function):
+    """gelu(patches · kernelᵀ + shift), a piece at a time, so that float32 values stay in a CPU's cache: this is the widest
+    tensor of the network, and moving it costs more than computing it. The backward pass computes what is inside the GELU
+    again. The patches have no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(patches_BPk, kernel_BCk, shift_BC)
+        batch, positions, _ = patches_BPk.shape
+        out_BPC = torch.empty(batch, positions, kernel_BCk.shape[1], dtype=dtype, device=patches_BPk.device)
+        for clips, piece in _pieces(patches_BPk):
+            out_BPC[clips, piece] = F.gelu(_inside(patches_BPk[clips, piece], kernel_BCk[clips], shift_BC[clips]))
+        return out_BPC
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[None, Tensor, Tensor, None]:  # type: ignore[override]
+        patches_BPk, kernel_BCk, shift_BC = ctx.saved_tensors
+        kernel_gradient_BCk, shift_gradient_BC = torch.zeros_like(kernel_BCk), torch.zeros_like(shift_BC)
+        for clips, piece in _pieces(patches_BPk):
+            own_BPk = patches_BPk[clips, piece]
+            inside_BPC = _inside(own_BPk, kernel_BCk[clips], shift_BC[clips])
+            inner_BPC = torch.ops.aten.gelu_backward(gradient_BPC[clips, piece].float(), inside_BPC)
+            kernel_gradient_BCk[clips].baddbmm_(inner_BPC.transpose(1, 2), own_BPk)
+            shift_gradient_BC[clips] += inner_BPC.sum(1)
+        return None, kernel_gradient_BCk, shift_gradient_BC, None
+
+
+def _inside(patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor) -> Tensor:
+    return torch.baddbmm(shift_BC[:, None], patches_BPk, kernel_BCk.transpose(1, 2))
+
+
+def _pieces(patches_BPk: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Clips and positions that are computed at a time: on a GPU all at once."""
+    batch, positions, _ = patches_BPk.shape
+    if patches_BPk.device.type != "cpu":
+        yield slice(None), slice(None)
+        return
+    for clip in range(batch):
+        for start in range(0, positions, _PIECE_POSITIONS):
+            yield slice(clip, clip + 1), slice(start, start + _PIECE_POSITIONS)

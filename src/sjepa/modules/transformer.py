@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sjepa.modules.dropout import Dropout, dropout
+
 
 @dataclass(frozen=True)
 class TransformerShape:
@@ -45,14 +47,28 @@ class Attention(nn.Module):
         def heads(projection: nn.Linear) -> Tensor:  # [B, H, T, D/H]
             return projection(x_BTD).view(batch, frames, self.num_heads, -1).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
-            heads(self.q_proj),
-            heads(self.k_proj),
-            heads(self.v_proj),
-            attn_mask=None if real_BT is None else real_BT[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query, keys, values = heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
+        rate = self.dropout if self.training else 0.0
+        if rate and x_BTD.device.type == "cpu":
+            mixed = _attention_with_dropout(query, keys, values, real_BT, rate)
+        else:
+            seen = None if real_BT is None else real_BT[:, None, None, :]
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, dropout_p=rate)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
+
+
+def _attention_with_dropout(query: Tensor, keys: Tensor, values: Tensor, real_BT: Tensor | None, rate: float) -> Tensor:
+    """What `scaled_dot_product_attention` computes on a CPU, which has no kernel of its own for dropout; [B, H, T, D/H]."""
+    batch, heads, frames, _ = query.shape
+    bias_BT = torch.zeros(batch, frames, dtype=query.dtype)
+    if real_BT is not None:
+        bias_BT.masked_fill_(~real_BT, -torch.inf)
+    query, keys, values = (x.reshape(batch * heads, frames, -1) for x in (query, keys, values))
+    with torch.autocast("cpu", enabled=False):
+        bias_NT = bias_BT.repeat_interleave(heads, dim=0)
+        scores = torch.baddbmm(bias_NT[:, None], query, keys.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
+        mixed = torch.bmm(dropout(scores.softmax(-1), rate), values)
+    return mixed.view(batch, heads, frames, -1)
 
 
 class FeedForward(nn.Module):
@@ -61,7 +77,7 @@ class FeedForward(nn.Module):
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.intermediate_dense = init_linear(nn.Linear(shape.width, shape.ffn_width))
-        self.intermediate_dropout = nn.Dropout(shape.activation_dropout)
+        self.intermediate_dropout = Dropout(shape.activation_dropout)
         self.output_dense = init_linear(nn.Linear(shape.ffn_width, shape.width))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -74,7 +90,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.attention = Attention(shape)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.layer_norm = nn.LayerNorm(shape.width)
         self.feed_forward = FeedForward(shape)
         self.final_layer_norm = nn.LayerNorm(shape.width)

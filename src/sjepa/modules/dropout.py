@@ -1,0 +1,37 @@
+"""Dropout whose draws are cheap on a CPU, where torch's own take one core a third of a transformer's time."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LEVELS = 1 << 16  # of a draw, four of which come from one number of the generator
+_DRAWS_IN_NUMBER = 4
+
+
+def dropout(x: Tensor, probability: float) -> Tensor:
+    """Each value is zero with `probability` (to within 1/131,072) and else divided by 1 − probability. Draws come from torch's
+    default generator of the device."""
+    if probability == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, probability)
+    numbers = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // _DRAWS_IN_NUMBER),))
+    draws = numbers.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = (draws >= round(probability * _LEVELS) - _LEVELS // 2).to(x.dtype)
+    return x * kept * (1 / (1 - probability))
+
+
+class Dropout(nn.Module):
+    """`dropout` while training."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.probability) if self.training else x
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:g}"
