@@ -61,21 +61,12 @@ def test_all_problems_are_reported_at_once():
         ("run_name=a/b", "run_name: 'a/b' is not a plain folder name"),
         ("run_name=..", "run_name: '..' is not a plain folder name"),
         ("model.overrides.dropout=1.0", "model.overrides.dropout: 1.0 is not between 0 and 1 (bounds excluded)"),
+        ("train={compile: true, strategy: fsdp}", "train: compile: true goes with strategy ddp, not with fsdp"),
         ("masking=3", "masking: 3 is not a section with keys of its own"),
     ],
 )
 def test_messages_name_key_value_and_what_would_be_right(override, message):
     assert problems(override) == [f"configuration: {message}"]
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["train.compile=true"],
-)  # fmt: skip
-def test_what_is_still_to_come_is_refused(override):
-    (problem,) = problems(override)
-    assert problem.startswith(f"configuration: {override.split('=')[0]}: ")
-    assert problem.endswith("not available yet")
 
 
 def test_files_that_are_no_configuration_are_refused(tmp_path):

@@ -256,6 +256,12 @@ class Train(Section):
         "moments, deepspeed a piece of the moments.",
     )
 
+    @model_validator(mode="after")
+    def _compiled(self) -> Train:
+        if self.compile and self.strategy not in ("auto", "ddp"):
+            raise ValueError(f"compile: true goes with strategy ddp, not with {self.strategy}")
+        return self
+
 
 class Optimizer(Section):
     name: Literal["adamw"] = Field("adamw", description="AdamW; weight decay acts on matrices only.")

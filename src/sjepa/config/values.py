@@ -7,17 +7,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 
-def later(feature: str, *available: Any) -> AfterValidator:
-    """For a key whose machinery is still to come: only the values in `available` are taken."""
-
-    def check(value: Any) -> Any:
-        if value not in available:
-            raise ValueError(f"{feature} not available yet")
-        return value
-
-    return AfterValidator(check)
-
-
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError(f"{list(value)} is not [low, high]")

@@ -30,6 +30,7 @@ from sjepa.training.assembly import (
     step_settings,
 )
 from sjepa.training.checkpoint import Checkpoints
+from sjepa.training.compilation import check_compiler
 from sjepa.training.estimate import probe_memory, seconds_per_audio_second
 from sjepa.training.feeding import evaluation_loader, load_data, train_loader
 from sjepa.training.network import build_model, new_model
@@ -128,6 +129,8 @@ def _prepare(
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
     if resumed:
         data.fingerprint.load_state_dict(resumed.data)  # before anything else can be wrong because of it
+    if config.train.compile:
+        check_compiler(engine.device)
     processes = engine.processes.total
     grad_accum = resumed.grad_accum(processes) if resumed else config.train.grad_accum
     schedule = plan_run(

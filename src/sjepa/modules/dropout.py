@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ _DRAWS_IN_NUMBER = 4
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
-    """Each value is zero with `probability` (to within 1/131,072) and else divided by 1 − probability. Draws come from torch's
+    """Each value is zero with `probability` (to within 1/131,072), else divided by 1 − probability. Draws come from torch's
     default generator of the device."""
     if probability == 0:
         return x
@@ -20,7 +22,22 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     numbers = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // _DRAWS_IN_NUMBER),))
     draws = numbers.view(torch.int16)[: x.numel()].view(x.shape)
     kept = (draws >= round(probability * _LEVELS) - _LEVELS // 2).to(x.dtype)
-    return x * kept * (1 / (1 - probability))
+    return _Scaled.apply(x, kept, 1 / (1 - probability))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Scaled(torch.autograd.Function):
+    """x · kept · scale, with one new tensor each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return (x * kept).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept).mul_(ctx.scale), None, None
 
 
 class Dropout(nn.Module):

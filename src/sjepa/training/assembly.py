@@ -25,6 +25,7 @@ from sjepa.targets.online import OnlineSettings
 from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.collapse import CollapseAlarm
+from sjepa.training.compilation import compile_layers
 from sjepa.training.data import (
     tiling,
     training_windows,
@@ -157,6 +158,8 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
     """A trainer at the start of the run's stage: with targets fitted, or blank ones whose state is still to be loaded."""
     engine, data, stage = run.engine, run.data, run.stage
     model = engine.to_device(run.model)
+    if config.train.compile:
+        compile_layers([*model.encoder.encoder.layers, model.predictor.layer])
 
     def new_optimizer(module: nn.Module) -> torch.optim.AdamW:
         return build_optimizer(

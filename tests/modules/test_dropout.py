@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sjepa.modules.dropout import Dropout, dropout
+from sjepa.modules.transformer import Attention, TransformerShape
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_share_of_zeros_and_the_scale(probability, dtype):
+    """A million draws: the share's deviation is √(p(1 − p)/10⁶) ≤ 0.0005, and five of them are allowed."""
+    torch.manual_seed(0)
+    y = dropout(torch.ones(1000, 1001, dtype=dtype), probability)
+    assert abs(float((y == 0).double().mean()) - probability) < 5 * math.sqrt(probability * (1 - probability) / 1e6)
+    kept = y[y != 0].float()
+    assert (kept - 1 / (1 - probability)).abs().max() < (1e-6 if dtype == torch.float32 else 0.01)
+
+
+def test_draws_are_independent():
+    """Zeros of neighbours in a row, of rows, at the distances at which one number of the generator is cut up, and of two
+    calls: none is correlated (a million pairs: deviation 0.001)."""
+    torch.manual_seed(1)
+    a, b = (dropout(torch.ones(1 << 20), 0.1).eq(0).double() for _ in range(2))
+    pairs = [(a, b), *((a[:-step], a[step:]) for step in (1, 2, 3, 4, 5, 8, 624, 1248, 2496))]
+    for first, second in pairs:
+        assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.005
+    positions = a.view(-1, 4).mean(0)  # each quarter of a number
+    assert (positions - 0.1).abs().max() < 0.004
+
+
+def test_the_gradient_is_that_of_what_was_kept():
+    torch.manual_seed(2)
+    x = torch.randn(50, 40, requires_grad=True)
+    y = dropout(x, 0.3)
+    y.backward(torch.full_like(y, 2.0))
+    assert torch.allclose(x.grad, 2 * (y != 0) / 0.7)
+    assert torch.allclose(y, x * (y != 0) / 0.7)
+
+
+def test_the_same_seed_drops_the_same_and_evaluation_nothing():
+    module, x = Dropout(0.2), torch.randn(30, 7)
+    torch.manual_seed(3)
+    first = module(x)
+    torch.manual_seed(3)
+    assert torch.equal(first, module(x))
+    assert not torch.equal(first, module(x))
+    assert module.eval()(x) is x
+    assert dropout(x, 0.0) is x
+
+
+def test_attention_with_dropout_is_attention_on_average():
+    """Without its dropout it is torch's; with it, the mean over draws comes near (deviation of the mean of 400: about 2 %
+    of the values' size)."""
+    torch.manual_seed(4)
+    attention = Attention(TransformerShape(32, 4, 64, attention_dropout=0.1))
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, real = torch.randn(2, 11, 32), torch.arange(11) < torch.tensor([[11], [6]])
+    expected = attention.eval()(x, real)
+    attention.train()
+    attention.dropout = 1e-9  # the path of dropout, with nothing dropped
+    assert (attention(x, real) - expected)[real].abs().max() < 1e-5
+    attention.dropout = 0.1
+    mean = torch.stack([attention(x, real) for _ in range(400)]).mean(0)
+    assert (mean - expected)[real].norm() < 0.05 * expected[real].norm()
+    assert not F.mse_loss(attention(x, real), expected) < 1e-6
+    noisy = x + 100 * ~real[..., None]  # what padded frames hold changes nothing
+    attention.dropout = 1e-9
+    assert (attention(noisy, real) - expected)[real].abs().max() < 1e-5
