@@ -89,6 +89,9 @@ bench: $(STAMPS)/dev
 	$(PY) -m benchmarks.scan
 	$(PY) -m benchmarks.loader
 	$(PY) -m benchmarks.export
+	$(PY) -m benchmarks.train_step
+	$(PY) -m benchmarks.memory
+	$(PY) -m benchmarks.scaling
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,8 +9,10 @@ and the share of the machine's rate that they reach; and what padding costs, in 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -58,7 +60,8 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """One part on one batch: median seconds, audio seconds per second, operations counted, share of the bf16 rate."""
+    """One part on one batch: median seconds, audio seconds per second, operations counted, share of the machine's rate (NaN
+    where they were not counted)."""
 
     part: str
     seconds: float
@@ -105,8 +108,11 @@ class Bench:
                 own.append(time.perf_counter() - started)
         return [statistics.median(own) for own in found]
 
-    def hubert(self, batch: Batch, attention: str, dtype: torch.dtype | None) -> Callable[[], object]:
-        """Forward and backward of HuBERT in training mode, no SpecAugment and no LayerDrop."""
+    def hubert(
+        self, batch: Batch, attention: str, dtype: torch.dtype | None, *, updates: bool = False
+    ) -> Callable[[], object]:
+        """Forward and backward of HuBERT in training mode, no SpecAugment and no LayerDrop; with `updates` also AdamW, and a
+        copy of the weights beside it."""
         values = self.values
         config = HubertConfig(
             hidden_size=values.width, num_hidden_layers=values.num_layers, num_attention_heads=values.num_heads,
@@ -116,12 +122,16 @@ class Bench:
         )  # fmt: skip
         model = HubertModel(config).to(self.engine.device).train()
         waveform = batch.clean_BS.to(self.engine.device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True) if updates else None
+        average = copy.deepcopy(model) if updates else None
 
         def work() -> None:
             model.zero_grad(set_to_none=True)
             with torch.autocast(self.engine.device.type, dtype=dtype, enabled=dtype is not None):
                 loss = model(waveform).last_hidden_state.float().square().mean()
             loss.backward()
+            if optimizer is not None and average is not None:
+                optimizer.step()
 
         return work
 
@@ -141,10 +151,12 @@ class Bench:
 
         return work
 
-    def step(self, batch: Batch, phase: int) -> Callable[[], object]:
+    def step(self, batch: Batch, phase: int, *, recomputes: bool = False) -> Callable[[], object]:
         """A whole update: targets, encoder, predictor, head, KL, clipping, AdamW; in phase 2 also mixture and average."""
         clusters = 500 if phase == 2 else 100
         config = load_config(None, [f"model.size={self.size}", f"train.phase={phase}", f"gmm.num_clusters={clusters}",
+                                    "gmm.ema_layer=-1",
+                                    f"train.activation_checkpointing={str(recomputes).lower()}",
                                     f"dataset.max_seconds={max(16.0, batch.clean_BS.shape[1] / 16000)}"])  # fmt: skip
         stage = plan(config, 10).at(0)
         network = build_model(config, stage, note=lambda _: None)
@@ -297,7 +309,7 @@ def main() -> None:
         for timing in details[name]:
             print(
                 f"{'':4}{timing.part:<28}{timing.seconds:>9.3f}{timing.audio_rate:>11.1f}"
-                f"{timing.gflop:>9.0f}{timing.share:>10.0%}"
+                + ("" if math.isnan(timing.gflop) else f"{timing.gflop:>9.0f}{timing.share:>10.0%}")
             )
     if options.device == "cuda":
         print(f"memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sjepa.config.schema import Section
-from sjepa.config.values import Fraction, Rate
+from sjepa.config.values import Fraction, Rate, Section
 
 
 class Hyperparameters(Section):
