@@ -39,6 +39,7 @@ def peak_gib(kind: str) -> float:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_peak, args=(kind, sender))
     process.start()
+    sender.close()  # so that the end of a process that dies is seen
     found: float = receiver.recv()
     process.join()
     return found

@@ -16,7 +16,7 @@ def test_the_share_of_zeros_and_the_scale(probability, dtype):
     y = dropout(torch.ones(1000, 1001, dtype=dtype), probability)
     assert abs(float((y == 0).double().mean()) - probability) < 5 * math.sqrt(probability * (1 - probability) / 1e6)
     kept = y[y != 0].float()
-    assert (kept - 1 / (1 - probability)).abs().max() < (1e-6 if dtype == torch.float32 else 0.01)
+    assert (kept - 1 / (1 - probability)).abs().max() < (3e-5 if dtype == torch.float32 else 0.01)
 
 
 def test_draws_are_independent():
@@ -70,3 +70,39 @@ def test_attention_with_dropout_is_attention_on_average():
     noisy = x + 100 * ~real[..., None]  # what padded frames hold changes nothing
     attention.dropout = 1e-9
     assert (attention(noisy, real) - expected)[real].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.999, 0.99999, 0.9999999])
+def test_even_of_next_to_everything_dropped_the_mean_stays(probability):
+    """Of 16 million: the rate is rounded to a 65,536th, and the scale goes with it (deviation of the mean: at most 0.063)."""
+    torch.manual_seed(5)
+    y = dropout(torch.ones(1 << 24), probability)
+    assert abs(float(y.double().mean()) - 1) < 0.2
+    assert not dropout(torch.ones(100), 1.0).any()
+
+
+def test_scores_are_exact_in_bf16():
+    """As near to float64 as torch's own attention, within a factor of 1.5."""
+    torch.manual_seed(6)
+    attention = Attention(TransformerShape(64, 2, 64, attention_dropout=0.0))
+    for projection in (attention.q_proj, attention.k_proj):
+        torch.nn.init.normal_(projection.weight, std=0.4)  # peaked weights
+    x = torch.randn(2, 60, 64)
+    exact = attention.double().eval()(x.double(), None).detach()
+    attention.float().train()
+
+    def error(rate):
+        attention.dropout = rate
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return float((attention(x, None).detach().double() - exact).norm() / exact.norm())
+
+    assert error(1e-9) < 1.5 * error(0.0)
+
+
+def test_a_clip_of_no_frame_spoils_nothing():
+    attention = Attention(TransformerShape(32, 4, 64, attention_dropout=0.1)).train()
+    x, real = torch.randn(2, 5, 32), torch.tensor([[True] * 5, [False] * 5])
+    y = attention(x, real)
+    y[0].sum().backward()
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in attention.parameters())

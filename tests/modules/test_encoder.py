@@ -168,4 +168,21 @@ def test_recomputed_activations_are_not_kept():
                        autocast=torch.bfloat16, copies=0.0, recomputes=recomputes)
         for recomputes in (False, True)
     )  # fmt: skip
-    assert recomputed < 0.4 * kept
+    assert recomputed < 0.5 * kept
+
+
+def test_the_waveform_has_a_gradient_too(tiny):
+    """Against differences, the statistics of the group norm held fixed."""
+    frontend, waveform, number = tiny.feature_extractor, waves(4000)[0][None], torch.tensor([4000])
+    statistics = frontend.statistics(waveform, number)
+    weights = torch.randn(1, 12, TINY.conv_channels)
+
+    def value(x):
+        return (frontend(x, number, statistics) * weights).double().sum()
+
+    heard, direction = waveform.clone().requires_grad_(), torch.randn_like(waveform)
+    value(heard).backward()
+    with torch.no_grad():
+        difference = float(value(waveform + 1e-3 * direction) - value(waveform - 1e-3 * direction)) / 2e-3
+    assert difference == pytest.approx(float((heard.grad * direction).sum()), rel=0.02)
+    assert abs(difference) > 0.01

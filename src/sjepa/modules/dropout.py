@@ -17,12 +17,13 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     default generator of the device."""
     if probability == 0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or probability == 1:
         return F.dropout(x, probability)
     numbers = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // _DRAWS_IN_NUMBER),))
     draws = numbers.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = (draws >= round(probability * _LEVELS) - _LEVELS // 2).to(x.dtype)
-    return _Scaled.apply(x, kept, 1 / (1 - probability))  # type: ignore[no-any-return, no-untyped-call]
+    dropped = min(round(probability * _LEVELS), _LEVELS - 1)
+    kept = (draws >= dropped - _LEVELS // 2).to(x.dtype)
+    return _Scaled.apply(x, kept, _LEVELS / (_LEVELS - dropped))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Scaled(torch.autograd.Function):

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sjepa.core.frames import FrameGeometry
 
+_GPU_VALUES = 1 << 28
 _PIECE_POSITIONS = 512  # whose float32 values of 512 channels are a megabyte
 
 
@@ -98,39 +100,46 @@ class Frontend(nn.Module):
 class _NormalisedGELU(torch.autograd.Function):
     """gelu(patches · kernelᵀ + shift), a piece at a time, so that float32 values stay in a CPU's cache: this is the widest
     tensor of the network, and moving it costs more than computing it. The backward pass computes what is inside the GELU
-    again. The patches have no gradient."""
+    again."""
 
     @staticmethod
     def forward(ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(patches_BPk, kernel_BCk, shift_BC)
         batch, positions, _ = patches_BPk.shape
         out_BPC = torch.empty(batch, positions, kernel_BCk.shape[1], dtype=dtype, device=patches_BPk.device)
-        for clips, piece in _pieces(patches_BPk):
+        for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
             out_BPC[clips, piece] = F.gelu(_inside(patches_BPk[clips, piece], kernel_BCk[clips], shift_BC[clips]))
         return out_BPC
 
     @staticmethod
-    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[None, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
         patches_BPk, kernel_BCk, shift_BC = ctx.saved_tensors
         kernel_gradient_BCk, shift_gradient_BC = torch.zeros_like(kernel_BCk), torch.zeros_like(shift_BC)
-        for clips, piece in _pieces(patches_BPk):
+        patch_gradient_BPk = torch.empty_like(patches_BPk) if ctx.needs_input_grad[0] else None
+        for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
             own_BPk = patches_BPk[clips, piece]
             inside_BPC = _inside(own_BPk, kernel_BCk[clips], shift_BC[clips])
             inner_BPC = torch.ops.aten.gelu_backward(gradient_BPC[clips, piece].float(), inside_BPC)
             kernel_gradient_BCk[clips].baddbmm_(inner_BPC.transpose(1, 2), own_BPk)
             shift_gradient_BC[clips] += inner_BPC.sum(1)
-        return None, kernel_gradient_BCk, shift_gradient_BC, None
+            if patch_gradient_BPk is not None:
+                patch_gradient_BPk[clips, piece] = inner_BPC @ kernel_BCk[clips]
+        return patch_gradient_BPk, kernel_gradient_BCk, shift_gradient_BC, None
 
 
 def _inside(patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor) -> Tensor:
     return torch.baddbmm(shift_BC[:, None], patches_BPk, kernel_BCk.transpose(1, 2))
 
 
-def _pieces(patches_BPk: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Clips and positions that are computed at a time: on a GPU all at once."""
+def _pieces(patches_BPk: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
+    """Clips and positions to compute at a time: on a GPU as many clips as take a gigabyte; without data everything."""
     batch, positions, _ = patches_BPk.shape
-    if patches_BPk.device.type != "cpu":
+    if isinstance(patches_BPk, FakeTensor):
         yield slice(None), slice(None)
+        return
+    if patches_BPk.device.type != "cpu":
+        clips = max(1, _GPU_VALUES // (positions * channels))
+        yield from ((slice(start, start + clips), slice(None)) for start in range(0, batch, clips))
         return
     for clip in range(batch):
         for start in range(0, positions, _PIECE_POSITIONS):

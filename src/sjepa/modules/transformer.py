@@ -58,16 +58,19 @@ class Attention(nn.Module):
 
 
 def _attention_with_dropout(query: Tensor, keys: Tensor, values: Tensor, real_BT: Tensor | None, rate: float) -> Tensor:
-    """What `scaled_dot_product_attention` computes on a CPU, which has no kernel of its own for dropout; [B, H, T, D/H]."""
+    """What `scaled_dot_product_attention` computes on a CPU, which has no kernel of its own for dropout; [B, H, T, D/H].
+    Scores and softmax are float32."""
     batch, heads, frames, _ = query.shape
-    bias_BT = torch.zeros(batch, frames, dtype=query.dtype)
+    bias_BT = torch.zeros(batch, frames)
     if real_BT is not None:
-        bias_BT.masked_fill_(~real_BT, -torch.inf)
+        bias_BT.masked_fill_(~real_BT, torch.finfo(torch.float32).min)  # finite: a clip of no frame is not NaN
     query, keys, values = (x.reshape(batch * heads, frames, -1) for x in (query, keys, values))
     with torch.autocast("cpu", enabled=False):
         bias_NT = bias_BT.repeat_interleave(heads, dim=0)
-        scores = torch.baddbmm(bias_NT[:, None], query, keys.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
-        mixed = torch.bmm(dropout(scores.softmax(-1), rate), values)
+        scores = torch.baddbmm(
+            bias_NT[:, None], query.float(), keys.float().transpose(1, 2), alpha=query.shape[-1] ** -0.5
+        )
+        mixed = torch.bmm(dropout(scores.softmax(-1).to(values.dtype), rate), values)
     return mixed.view(batch, heads, frames, -1)
 
 

@@ -94,6 +94,7 @@ def estimated_bytes(config: Config, run: Prepared) -> int:
         autocast=run.engine.autocast_dtype,
         copies=weight_copies(config.train.strategy, run.engine.processes.total),
         recomputes=config.train.activation_checkpointing,
+        fused_attention=run.engine.device.type != "cpu",
     )
 
 

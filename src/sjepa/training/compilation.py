@@ -5,29 +5,42 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 
 import torch
+import torch._dynamo
+import torch._inductor.config
 from torch import nn
 
 from sjepa.core.errors import UserError
 
-_CPU_COMPILERS = ("c++", "g++", "clang++", "cl")
+_CPU_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+_C_COMPILERS = ("gcc", "clang", "cc")
+_MOST_VARIANTS = 64  # of a layer: training or not, passed by or not, one clip or many, in encoder and predictor
 
 
 def check_compiler(device: torch.device) -> None:
     """Raises UserError if the machine lacks what torch.compile calls: a C++ compiler for a CPU, Triton for a GPU."""
     if device.type == "cpu":
-        wanted = os.environ.get("CXX")
-        if not any(shutil.which(name) for name in ([wanted] if wanted else _CPU_COMPILERS)):
-            raise UserError("train.compile: true needs a C++ compiler (g++, clang++ or CXX), and there is none")
+        wanted = os.environ.get("CXX") or _CPU_COMPILER
+        if shutil.which(wanted) is None:
+            raise UserError(
+                f"train.compile: true needs a C++ compiler ({wanted}, or what CXX names), and there is none"
+            )
     elif device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             raise UserError("train.compile: true needs the package triton on a GPU; install it or set it to false")
+        if not any(shutil.which(name) for name in (os.environ.get("CC", ""), *_C_COMPILERS)):
+            raise UserError("train.compile: true needs a C compiler on a GPU (gcc, clang or CC), and there is none")
     else:
         raise UserError(f"train.compile: true is for cpu, cuda and rocm, not for {device.type}")
 
 
-def compile_layers(layers: list[nn.Module]) -> None:
-    """Compiles modules in place, for any number of frames."""
+def compile_layers(layers: list[nn.Module], *, backend: str = "inductor") -> None:
+    """Compiles modules in place, for any number of frames. Random draws stay torch's own, so that a step gives the same
+    result whatever was compiled before it."""
+    torch._inductor.config.fallback_random = True
+    torch._dynamo.config.optimize_ddp = False  # which would cut a layer into pieces of DDP's buckets, and fails on that
+    torch._dynamo.config.recompile_limit = _MOST_VARIANTS
     for layer in layers:
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, backend=backend)

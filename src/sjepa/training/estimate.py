@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,12 +39,19 @@ def training_bytes(
     autocast: torch.dtype | None,
     copies: float = 4.0,
     recomputes: bool = False,
+    fused_attention: bool = False,
 ) -> int:
     """Bytes that weights, optimiser and the tensors kept for the backward pass take for a micro-batch of `clips` clips of
-    `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser take `copies` times the weights.
+    `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser take `copies` times the weights;
+    with `recomputes` the insides of transformer layers are not kept, with `fused_attention` (GPUs) its weights are not.
     Counted on a model without data; workspaces and the allocator's rounding come on top."""
     frames = SPEECH.frames(samples)
     masked = clips * num_masked(frames, settings.mask_ratio)
+    if fused_attention:  # which the ghost, on a CPU, has without dropout alone
+        transformer, predictor = (
+            replace(own, attention_dropout=0.0) for own in (shape.encoder.transformer, shape.predictor)
+        )
+        shape = replace(shape, encoder=replace(shape.encoder, transformer=transformer), predictor=predictor)
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
