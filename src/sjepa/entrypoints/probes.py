@@ -99,7 +99,10 @@ def _run(
                 for name, scores, chance in run_task(task, labelled, features, columns, settings):
                     rows = rows_of(task, name, extractor.name, layer, scores, chance)
                     yield from rows
-                    shown = ", ".join(f"{row.metric} {row.mean:.4f} ± {row.deviation:.4f}" for row in rows)
+                    shown = ", ".join(
+                        f"{row.metric} {row.mean:.4f}" + (f" ± {row.deviation:.4f}" if row.splits > 1 else "")
+                        for row in rows
+                    )
                     console.note(f"{extractor.name}{f', layer {layer}' if layer else ''}: {task}, {name}: {shown}")
         del features  # before those of the next one
 
