@@ -10,6 +10,7 @@ from transformers import HubertConfig, HubertModel
 
 from sjepa.config.load import load_config, overridden
 from sjepa.core.errors import UserError
+from sjepa.entrypoints import evaluate as evaluate_module
 from sjepa.entrypoints.build_h5 import build_files
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.export import export_encoder
@@ -228,3 +229,12 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(corpus, trained,
     with pytest.raises(UserError, match=message):
         evaluated(corpus, tmp_path, trained / "weights/best.pt", f"evaluation.labels={corpus / 'labels.tsv'}", *options)
     assert not list(tmp_path.glob("e/eval*"))
+
+
+def test_a_reader_that_is_killed_is_told(corpus, trained, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(evaluate_module, "survey", killed)
+    with pytest.raises(UserError, match=r"dataset.num_workers: a process that reads audio was killed .* run it again"):
+        evaluated(corpus, tmp_path, trained / "weights/best.pt")

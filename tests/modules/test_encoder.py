@@ -171,6 +171,19 @@ def test_recomputed_activations_are_not_kept():
     assert recomputed < 0.5 * kept
 
 
+def test_weights_of_fused_attention_are_not_counted():
+    """Without them the count grows with the frames, with them by their square too."""
+    shape = ModelShape(EncoderShape(num_layers=2), TransformerShape(768, 8, 1536), 500, 3200)
+    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 2)
+
+    def count(seconds, fused):
+        return training_bytes(shape, clips=2, samples=16000 * seconds, settings=settings, visible=True, averaged=False,
+                              autocast=torch.bfloat16, copies=0.0, fused_attention=fused)  # fmt: skip
+
+    assert count(60, True) / count(30, True) < 2.1
+    assert count(60, False) / count(30, False) > 2.5
+
+
 def test_the_waveform_has_a_gradient_too(tiny):
     """Against differences, the statistics of the group norm held fixed."""
     frontend, waveform, number = tiny.feature_extractor, waves(4000)[0][None], torch.tensor([4000])

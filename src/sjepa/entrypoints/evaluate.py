@@ -23,7 +23,7 @@ from sjepa.entrypoints.probes import probe_rows
 from sjepa.entrypoints.settled import settled
 from sjepa.evaluation.dump import encoder_reader, target_reader, units, write_dump
 from sjepa.evaluation.evaluate import evaluate, saved_targets, write_results
-from sjepa.evaluation.labels import Labels, read_labels
+from sjepa.evaluation.labels import Labels, Span, read_labels
 from sjepa.evaluation.probing import ProbeRow, write_rows
 from sjepa.evaluation.readings import read_encoder
 from sjepa.evaluation.survey import Survey, TimedPhones, survey
@@ -32,7 +32,7 @@ from sjepa.reporting.figures import Utterance, draw_components, draw_entropies, 
 from sjepa.reporting.history import read_history
 from sjepa.reporting.plots import LAYERS, draw_layers
 from sjepa.reporting.run_dir import RunDir, new_run
-from sjepa.reporting.summary import probe_table
+from sjepa.reporting.tables import probe_table
 from sjepa.training.assembly import step_settings
 from sjepa.training.feeding import evaluation_loader, load_set, load_sources
 from sjepa.weights import Weights, load_weights
@@ -43,8 +43,7 @@ _SHOWN_SECONDS = (2.0, 5.0)  # of the clip that is drawn, if none is named
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every part of an evaluation needs: `shown` is the clip that is drawn, `dumped` the clips whose units are
-    written, None for none."""
+    """What every part of an evaluation needs; `shown` is the clip that is drawn."""
 
     config: Config
     engine: Engine
@@ -52,8 +51,8 @@ class Evaluation:
     run_dir: RunDir
     clips: Clips
     labels: Labels
+    spans: list[list[Span]]
     shown: int
-    dumped: Clips | None
 
     @cached_property
     def loader(self) -> Loader:
@@ -61,11 +60,12 @@ class Evaluation:
 
     @cached_property
     def phones(self) -> TimedPhones:
-        return TimedPhones(self.labels.spans(), self.loader.dataset.windows)
+        return TimedPhones(self.spans, self.loader.dataset.windows)
 
 
 def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int:
-    """What `_evaluate` does; a process that reads audio may be killed meanwhile."""
+    """Fills runs/<run_name>/eval[N]/: results.csv, pictures, and what `probe` and `dump` ask for. The model, its masking and
+    its mixture come from the weights file. `overridden`: keys set on the command line. Returns the exit code."""
     try:
         return _evaluate(config, overridden)
     except RuntimeError as error:
@@ -73,8 +73,6 @@ def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int
 
 
 def _evaluate(config: Config, overridden: Collection[str]) -> int:
-    """Fills runs/<run_name>/eval[N]/: results.csv, pictures, and what `probe` and `dump` ask for. The model, its masking and
-    its mixture come from the weights file. `overridden`: keys set on the command line."""
     if config.init_weights is None:
         raise UserError("init_weights: name the weights to evaluate (best.pt of a run)")
     console = Console()
@@ -101,7 +99,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
     )
     # everything is checked before a folder is made
     labels = read_labels(config.evaluation.labels, clip_set.clips, split="test")
-    labels.spans()
+    spans = labels.spans
     shown, dumped = _shown_clip(config, clip_set.clips), _dumped_clips(config, console)
     probes = None
     if config.probe.tasks:
@@ -113,7 +111,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
     write_text(run_dir.config, dump_config(config))
     console.note(said)
     console.plain(f"test        {clip_set.describe()}")
-    evaluation = Evaluation(config, engine, console, run_dir, clip_set.clips, labels, shown, dumped)
+    evaluation = Evaluation(config, engine, console, run_dir, clip_set.clips, labels, spans, shown)
     if weights is not None:
         _measure(evaluation, weights)
         if dumped is not None:
@@ -194,7 +192,7 @@ def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
         waveform,
         posterior_TK,
         evaluation.labels.text(position),
-        evaluation.phones.spans[position],
+        evaluation.spans[position],
     )
     draw_utterance(shown, folder / "utterance.jpg")
 

@@ -61,7 +61,7 @@ def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> 
 
 
 def untrained_extractor(shape: EncoderShape, seed: int, engine: Engine) -> Extractor:
-    """An encoder of that shape with the weights that training would start from."""
+    """An encoder of that shape with freshly drawn weights."""
     torch.manual_seed(key(seed, "untrained"))
     return encoder_extractor("untrained", PretrainedEncoder(Encoder(shape)), engine)
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ class Labels:
         """Whether some clip has that label."""
         return any(row.get(name) for row in self.rows)
 
+    @cached_property
     def spans(self) -> list[list[Span]]:
         """The phones of each clip and their times, from the column `times`. Raises UserError if it cannot be read."""
         try:

@@ -113,7 +113,7 @@ def check_task(task: str, clips: LabelledClips, settings: ProbeSettings) -> None
     if task in (CHARACTERS, PHONES):
         values: Sequence[Any] = _texts(task, clips.labels)
     elif task == FRAME_PHONES:
-        values = [[span.phone for span in spans if span.phone not in SILENCES] for spans in clips.labels.spans()]
+        values = [[span.phone for span in spans if span.phone not in SILENCES] for spans in clips.labels.spans]
         clips.labels.column("times")
         _classes(task, [phone for phones in values for phone in phones])
     else:
@@ -180,7 +180,7 @@ def _frame_phones(
     """The phone at the centre of a frame, silence left out."""
     times = clips.labels.column("times")
     usable = clips.usable(times, features)
-    spans = clips.labels.spans()
+    spans = clips.labels.spans
     spoken = {
         i: ["" if phone in SILENCES else phone for phone in phones_at(spans[i], features.seconds[i])]
         for i in usable.tolist()

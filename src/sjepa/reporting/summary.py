@@ -1,15 +1,12 @@
-"""What a run says before its first step: data, model, batch, plan; and the table of probes."""
+"""What a run says before its first step: data, model, batch, plan."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from torchinfo import summary as torchinfo_summary
 
 from sjepa.config.schedule import Schedule
 from sjepa.config.schema import Config
 from sjepa.dataset.loader import EpochLoader
-from sjepa.evaluation.probing import ProbeRow
 from sjepa.model import SJEPA
 from sjepa.training.feeding import Data
 
@@ -77,18 +74,3 @@ def describe_plan(schedule: Schedule) -> str:
     ]
     total = f"{schedule.total_steps:,} updates, {schedule.steps_per_epoch:,} in an epoch, {schedule.epochs:,} epochs"
     return "\n".join([*lines, total])
-
-
-def probe_table(rows: Sequence[ProbeRow]) -> str:
-    """A block per probe and metric, one source of features per line."""
-    lines: list[str] = []
-    for title in dict.fromkeys(row[:3] for row in rows):
-        own = [row for row in rows if row[:3] == title]
-        chance = f", the most frequent class {own[0].chance:.4f}" if own[0].chance == own[0].chance else ""
-        task, probe, metric = title
-        lines.append(f"{task}, {probe}: {metric} ({own[0].train:,} to train, {own[0].test:,} to test{chance})")
-        for row in own:
-            name = row.features + (f", layer {row.layer}" if row.layer else "")
-            spread = f" ± {row.deviation:.4f} ({row.splits} splits)" if row.splits > 1 else ""
-            lines.append(f"    {name:<44} {row.mean:.4f}{spread}")
-    return "\n".join(lines)
