@@ -35,16 +35,27 @@ class MetricSums:
         self._posterior_K = torch.zeros(num_clusters, dtype=wide, device=device)
 
     @torch.no_grad()
-    def add(self, targets_NK: Tensor, logits_NK: Tensor, masked_kl_N: Tensor, visible_kl_N: Tensor) -> None:
-        """Counts masked frames with their targets and logits [N, K], and the KL of the visible frames in the loss."""
+    def add(
+        self,
+        targets_NK: Tensor,
+        logits_NK: Tensor,
+        masked_kl_N: Tensor,
+        visible_kl_N: Tensor,
+        *,
+        visible_weight: float = 1.0,
+    ) -> None:
+        """Counts masked frames with their targets and logits [N, K], and the KL of the visible frames in the loss, each of
+        which counts as `visible_weight` frames."""
         log_predicted = torch.log_softmax(logits_NK.float(), dim=-1)
         entropy_N = -(log_predicted.exp() * log_predicted).sum(-1) / math.log(2)
         target_entropy = torch.special.entr(targets_NK).sum() / math.log(2)
         agree_N = targets_NK.argmax(-1) == logits_NK.argmax(-1)
         kl = masked_kl_N.double().sum() if self._sums.dtype == torch.float64 else masked_kl_N.sum()
-        masked, visible = masked_kl_N.numel(), visible_kl_N.numel()
+        masked, visible = masked_kl_N.numel(), visible_weight * visible_kl_N.numel()
         counts = torch.tensor([masked + visible, masked], dtype=self._sums.dtype)
-        values = torch.stack([kl + visible_kl_N.sum(), kl, agree_N.sum(), entropy_N.sum(), target_entropy])
+        values = torch.stack(
+            [kl + visible_weight * visible_kl_N.sum(), kl, agree_N.sum(), entropy_N.sum(), target_entropy]
+        )
         self._sums += torch.cat([values.to(self._sums.dtype), counts.to(values.device, non_blocking=True)])
         self._posterior_K += targets_NK.sum(0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ import sjepa
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.encoder import Encoder
 
-_KIND, _FORMAT = "sjepa weights", 2
+_KIND, _FORMAT = "sjepa weights", 3
+_OLDER_FORMATS = (2,)  # without a space: its mixture is over the features as they are
 
 
 @dataclass(frozen=True)
 class Weights:
     """What such a file holds: the model, the mixture its targets came from, the configuration and the stage (plain values),
     where in training it was written (`progress`: epoch, step, validation metrics); in phase 2 also the EMA encoder and the
-    layer of it that the mixture reads."""
+    layer of it that the mixture reads. `space` is what is done to frames before the mixture sees
+    them, None if nothing."""
 
     model: SJEPA
     gmm: DiagonalGMM
@@ -32,11 +35,12 @@ class Weights:
     progress: dict[str, Any] = field(default_factory=dict)
     target_encoder: Encoder | None = None
     target_layer: int | None = None
+    space: MixtureSpace | None = None
 
 
 def save_weights(path: Path, weights: Weights) -> None:
     """Writes the file whole or not at all."""
-    gmm, encoder = weights.gmm, weights.target_encoder
+    gmm, encoder, space = weights.gmm, weights.target_encoder, weights.space
     content = {
         "kind": _KIND,
         "format": _FORMAT,
@@ -44,6 +48,9 @@ def save_weights(path: Path, weights: Weights) -> None:
         "shape": weights.model.shape.to_dict(),
         "model": weights.model.state_dict(),
         "gmm": {"features": gmm.features, "parameters": gmm.state_dict()},
+        "space": None
+        if space is None
+        else {"settings": asdict(space.settings), "source": space.source, "parameters": space.state_dict()},
         "target_encoder": None if encoder is None else encoder.state_dict(),
         "target_layer": weights.target_layer,
         "config": weights.config,
@@ -57,7 +64,7 @@ def save_weights(path: Path, weights: Weights) -> None:
 def load_weights(path: str | Path) -> Weights:
     """Reads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, something else or of another
     format."""
-    content = read_torch_file(Path(path), kind=_KIND, format_number=_FORMAT)
+    content = _read(Path(path))
     try:
         model = SJEPA(ModelShape.from_dict(content["shape"]))
         model.load_state_dict(content["model"])
@@ -76,6 +83,7 @@ def load_weights(path: str | Path) -> Weights:
             dict(content["progress"]),
             encoder,
             content["target_layer"],
+            _space(content.get("space")),
         )
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path}: incomplete weights ({_one_line(error)})") from None
@@ -83,12 +91,24 @@ def load_weights(path: str | Path) -> Weights:
 
 def read_stage(path: Path) -> dict[str, Any]:
     """The stage that a weights file was written in (plain values). Raises UserError as `load_weights` does."""
-    return dict(read_torch_file(path, kind=_KIND, format_number=_FORMAT)["stage"])
+    return dict(_read(path)["stage"])
 
 
-def read_torch_file(path: Path, *, kind: str, format_number: int) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    return read_torch_file(path, kind=_KIND, format_number=_FORMAT, older=_OLDER_FORMATS)
+
+
+def _space(saved: dict[str, Any] | None) -> MixtureSpace | None:
+    if saved is None:
+        return None
+    space = MixtureSpace(SpaceSettings(**saved["settings"]), saved["source"])
+    space.load_state_dict(saved["parameters"])
+    return space
+
+
+def read_torch_file(path: Path, *, kind: str, format_number: int, older: tuple[int, ...] = ()) -> dict[str, Any]:
     """A dictionary that torch.save wrote, tensors and plain values only. Raises UserError otherwise, and if its format is
-    another than `format_number`."""
+    neither `format_number` nor one of the `older` ones that can still be read."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -97,7 +117,7 @@ def read_torch_file(path: Path, *, kind: str, format_number: int) -> dict[str, A
         raise UserError(f"{path}: not a file of {kind}, or damaged ({_one_line(error)[:80]})") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise UserError(f"{path}: not a file of {kind}")
-    if content.get("format") != format_number:
+    if content.get("format") not in (format_number, *older):
         version = content.get("version", "another version")
         raise UserError(
             f"{path}: written by sjepa {version} in format {content.get('format')}, which this version does not know "

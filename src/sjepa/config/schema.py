@@ -118,6 +118,15 @@ class Dataset(Section):
 
 class Model(Section):
     size: Literal["tiny", "small", "base", "large"] = Field("base", description="Named size (base: HuBERT, 6 layers).")
+    frontend: Literal["waveform", "logmel"] = Field(
+        "waveform",
+        description="What frames are made of: HuBERT's convolutions over the waveform, or log-mel bands, which need not be "
+        "learnt (for hours of audio rather than thousands).",
+    )
+    mel_statistics: Literal["corpus", "clip"] = Field(
+        "corpus",
+        description="logmel: mean and deviation of the bands over the training set, kept in the weights, or of each clip.",
+    )
     overrides: dict[str, Any] = Field({}, description="Single hyperparameters instead of the size's own (see below).")
 
 
@@ -155,6 +164,9 @@ class Train(Section):
         1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
     )
     use_visible_loss: bool = Field(True, description="The loss also covers frames that were not masked.")
+    visible_weight: float = Field(
+        1.0, gt=0, le=1, description="Weight of a visible frame in the loss, where a masked one has 1."
+    )
     phase2_start_epoch: EpochOrFraction = Field(
         -1,
         description="Epoch of the run at which phase 2 starts; below 1: this fraction of the run (at the end of an epoch, "
@@ -220,6 +232,32 @@ class GMM(Section):
     num_clusters_phase2: int = Field(
         500, ge=2, le=100_000, description="Components after a switch to phase 2 within the run."
     )
+    normalise: Literal["none", "clip"] = Field(
+        "none",
+        description="Before frames are clustered: clip takes each clip's mean and deviation out of every feature, and with "
+        "them much of speaker and channel.",
+    )
+    context: int = Field(
+        0, ge=0, le=20, description="Phase 1: frames on each side that are spliced to a frame (with gmm.dimensions)."
+    )
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="Phase 1: directions that the mixture is over, by a linear discriminant analysis on a first clustering; "
+        "null: the features as they are.",
+    )
+    dimensions_phase2: int | None = Field(None, ge=1, description="Phase 2: the same of the encoder's layer.")
+    entropy_bits: float | None = Field(
+        None,
+        gt=0,
+        description="Phase 1: mean entropy of the targets, reached by a temperature when the mixture is fitted; null: the "
+        "mixture's own posteriors.",
+    )
+    entropy_bits_phase2: float | None = Field(
+        None,
+        gt=0,
+        description="Phase 2: the same. A mixture in hundreds of dimensions else says one component and nothing more.",
+    )
     kmeans_iters: int = Field(5, ge=1, description="k-means passes before EM.")
     em_iters: int = Field(20, ge=0, description="EM iterations.")
     fit_frames: int = Field(200000, ge=10, description="Frames, uniform over the training set, to fit on.")
@@ -233,6 +271,13 @@ class GMM(Section):
     layer_check_every: int = Field(10000, ge=1, description="Optimiser steps between two choices.")
     refit_on_switch: bool = Field(False, description="Fit the GMM anew when another layer is chosen.")
     erank_decay: float = Field(0.9, ge=0, lt=1, description="Smoothing of the effective rank across checks.")
+    hold_steps: float | None = Field(
+        None,
+        gt=0,
+        description="Phase 2 in rounds: the EMA encoder and the mixture stay as they are for so many optimiser steps (below "
+        "1: a fraction of phase 2), then a new copy is taken, a new mixture fitted and the head renewed; null: both "
+        "follow at every step, as in the paper.",
+    )
     ema_decay_fast: float = Field(0.999, ge=0, le=1, description="First decay of the EMA encoder.")
     ema_decay_slow: float = Field(0.9999, ge=0, le=1, description="The decay it alternates with.")
     ema_switch_every: int = Field(20000, ge=1, description="Optimiser steps between the two.")

@@ -147,7 +147,7 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
         encoder_extractor(_short_name(Path(other)), load_encoder(other), engine) for other in config.probe.compare
     ]
     if config.probe.baselines:
-        found += [mfcc_extractor(engine), untrained_extractor(encoder.encoder.shape, config.seed, engine)]
+        found += [mfcc_extractor(engine), untrained_extractor(encoder.encoder, config.seed, engine)]
     names = [extractor.name for extractor in found]
     twice = {name for name in names if names.count(name) > 1}
     given = [str(path), *config.probe.compare]

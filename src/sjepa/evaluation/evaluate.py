@@ -59,10 +59,11 @@ def evaluate(
 def saved_targets(engine: Engine, weights: Weights) -> Targets:
     """The targets that a model was trained towards last, as its file holds them."""
     if weights.target_encoder is None or weights.target_layer is None:
-        return engine.to_device(MFCCTargets(weights.gmm))
+        return engine.to_device(MFCCTargets(weights.gmm, weights.space))
     choice = LayerChoice(weights.target_layer, smoothing=0.0)
     settings = OnlineSettings(parameter_decay=1.0, ema_decay=lambda step: 1.0, layer_check_every=None)
-    return engine.to_device(OnlineTargets(weights.gmm, EMAEncoder(weights.target_encoder), choice, settings))
+    average = EMAEncoder(weights.target_encoder)
+    return engine.to_device(OnlineTargets(weights.gmm, average, choice, settings, weights.space))
 
 
 def write_results(path: Path, results: Results) -> None:

@@ -20,7 +20,7 @@ from sjepa.dataset.batch import Batch, Failure
 from sjepa.dataset.windows import Windows
 from sjepa.evaluation.labels import frame_centres
 from sjepa.features.mfcc import MFCC
-from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.modules.encoder import Encoder
 from sjepa.pretrained import PretrainedEncoder
 
 LayerSpec = int | Literal["learned"]
@@ -60,10 +60,13 @@ def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> 
     return Extractor(name, encoder.num_layers, compute)
 
 
-def untrained_extractor(shape: EncoderShape, seed: int, engine: Engine) -> Extractor:
-    """An encoder of that shape with freshly drawn weights."""
+def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extractor:
+    """An encoder of that shape with freshly drawn weights; what the trained one has measured of its corpus stays."""
     torch.manual_seed(key(seed, "untrained"))
-    return encoder_extractor("untrained", PretrainedEncoder(Encoder(shape)), engine)
+    encoder = Encoder(trained.shape)
+    for own, measured in zip(encoder.buffers(), trained.buffers(), strict=True):
+        own.copy_(measured)
+    return encoder_extractor("untrained", PretrainedEncoder(encoder), engine)
 
 
 def mfcc_extractor(engine: Engine) -> Extractor:

@@ -37,7 +37,8 @@ class WaveformToFeatures(nn.Module):
         self.encoder, self.all_layers = copy.deepcopy(encoder).eval(), all_layers
         positions = self.encoder.encoder.pos_conv_embed
         positions.conv = _folded(positions.conv)
-        self.encoder.feature_extractor = _ChannelsFirst(self.encoder.feature_extractor)  # type: ignore[assignment]
+        if isinstance(self.encoder.feature_extractor, Frontend):
+            self.encoder.feature_extractor = _ChannelsFirst(self.encoder.feature_extractor)
         for layer in self.encoder.encoder.layers:
             layer.attention = _PlainAttention(layer.attention)  # type: ignore[arg-type]
 

@@ -58,8 +58,9 @@ class DiagonalGMM(nn.Module):
         self.variances.copy_(floored(variances_KD, weights_K, means_KD))
 
     @torch.no_grad()
-    def posteriors(self, features_ND: Tensor) -> Posteriors:
-        """Responsibilities of every component for every frame, in float32 log space.
+    def posteriors(self, features_ND: Tensor, *, temperature: Tensor | None = None) -> Posteriors:
+        """Responsibilities of every component for every frame, in float32 log space; with a `temperature` the log joint is
+        divided by it, and the log-likelihood says nothing then.
 
         Log N(m; μ, σ²) expands into two matrix products; memory is bounded by chunks of rows. Raises ValueError if the
         number of features differs. [GMM Details, Posterior Computation]
@@ -67,7 +68,7 @@ class DiagonalGMM(nn.Module):
         if features_ND.shape[-1] != self.num_features:
             raise ValueError(f"{features_ND.shape[-1]} features where the GMM has {self.num_features}")
         rows = max(1, _CHUNK_ELEMENTS // self.num_components)
-        parts = [self._chunk(chunk) for chunk in features_ND.split(rows)]
+        parts = [self._chunk(chunk, temperature) for chunk in features_ND.split(rows)]
         if len(parts) == 1:
             return parts[0]
         return Posteriors(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -90,8 +91,10 @@ class DiagonalGMM(nn.Module):
         coefficients = torch.cat([-0.5 * precision_KD, mean_KD * precision_KD], dim=1)
         return torch.addmm(constant_K, torch.cat([x_ND.square(), x_ND], dim=1), coefficients.T)
 
-    def _chunk(self, features_ND: Tensor) -> Posteriors:
+    def _chunk(self, features_ND: Tensor, temperature: Tensor | None) -> Posteriors:
         joint_NK = self.log_joint(features_ND)
+        if temperature is not None:
+            joint_NK = joint_NK.div_(temperature)
         highest_N1 = joint_NK.amax(dim=1, keepdim=True)
         # one exponential serves the sum and the posterior; none so small that products with it are denormal and slow
         scaled_NK = joint_NK.sub_(highest_N1).clamp_(min=_LOWEST_LOG).exp_()

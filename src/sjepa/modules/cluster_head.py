@@ -13,11 +13,11 @@ class ClusterHead(nn.Module):
     def __init__(self, width: int, num_clusters: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            init_linear(nn.Linear(width, width)),
+            init_linear(nn.Linear(width, width), width),
             nn.GELU(),
-            init_linear(nn.Linear(width, width)),
+            init_linear(nn.Linear(width, width), width),
             nn.GELU(),
-            init_linear(nn.Linear(width, num_clusters)),
+            init_linear(nn.Linear(width, num_clusters), width),
         )
 
     def forward(self, x_ND: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.modules.dropout import Dropout
-from sjepa.modules.frontend import Frontend, PatchStatistics
+from sjepa.modules.frontend import Frontend
 from sjepa.modules.gradient_scale import scale_gradient
+from sjepa.modules.mel_frontend import MelFrontend, MelStatistics
 from sjepa.modules.positions import ConvPositions
 from sjepa.modules.transformer import TransformerLayer, TransformerShape, init_linear
 
@@ -32,6 +33,8 @@ class EncoderShape:
     position_kernel: int = 128
     position_groups: int = 16
     frontend_gradient_scale: float = 0.1
+    frontend: Literal["waveform", "logmel"] = "waveform"
+    mel_statistics: MelStatistics = "corpus"
 
     @property
     def width(self) -> int:
@@ -48,12 +51,13 @@ class EncoderOutput(NamedTuple):
 
 
 class FeatureProjection(nn.Module):
-    """LayerNorm over the channels, Linear to the width, dropout."""
+    """LayerNorm over the channels, Linear to the width, dropout. Without `normalised` no norm: it would take the loudness
+    out of log-mel frames."""
 
-    def __init__(self, channels: int, width: int, dropout: float) -> None:
+    def __init__(self, channels: int, width: int, dropout: float, *, normalised: bool) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(channels)
-        self.projection = init_linear(nn.Linear(channels, width))
+        self.layer_norm = nn.LayerNorm(channels) if normalised else nn.Identity()
+        self.projection = init_linear(nn.Linear(channels, width), width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
@@ -83,14 +87,25 @@ class TransformerStack(nn.Module):
         return outputs
 
 
+def _frontend(shape: EncoderShape, geometry: FrameGeometry) -> Any:
+    if shape.frontend == "logmel":
+        return MelFrontend(statistics=shape.mel_statistics, geometry=geometry)
+    return Frontend(shape.conv_channels, geometry=geometry)
+
+
 class Encoder(nn.Module):
     """Raw 16 kHz audio to one vector per 20 ms frame."""
 
     def __init__(self, shape: EncoderShape, *, geometry: FrameGeometry = SPEECH) -> None:
         super().__init__()
         self.shape, self.geometry = shape, geometry
-        self.feature_extractor = Frontend(shape.conv_channels, geometry=geometry)
-        self.feature_projection = FeatureProjection(shape.conv_channels, shape.width, shape.transformer.dropout)
+        self.feature_extractor = _frontend(shape, geometry)
+        self.feature_projection = FeatureProjection(
+            self.feature_extractor.num_channels,
+            shape.width,
+            shape.transformer.dropout,
+            normalised=shape.frontend == "waveform",
+        )
         self.encoder = TransformerStack(shape)
 
     @property
@@ -110,13 +125,14 @@ class Encoder(nn.Module):
         mask_BT: Tensor | None = None,
         up_to: int | None = None,
         dropped: Collection[int] = (),
-        statistics: PatchStatistics | None = None,
+        statistics: Any = None,
     ) -> EncoderOutput:
         """Features of every layer up to index `up_to` (default: the last).
 
         `waveform_BS` float32 in −1…1; `num_samples_B` int64, the real samples of each clip (default: all). Frames where
         `mask_BT` is True are zeroed before the positions, so nothing of them enters. `dropped` layers are passed by.
-        `statistics` replaces the group norm's own. What lies beyond a clip's samples never changes its features.
+        `statistics` replaces what the frontend measures of a clip. What lies beyond a clip's samples never changes
+        its features.
         """
         if num_samples_B is None:
             num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)

@@ -46,7 +46,8 @@ class Frontend(nn.Module):
 
     def __init__(self, channels: int, *, geometry: FrameGeometry) -> None:
         super().__init__()
-        self.geometry = geometry
+        self.geometry, self.num_channels = geometry, channels
+        self.mel_statistics = None
         sizes = zip(geometry.kernels, geometry.strides, strict=True)
         self.conv_layers: Any = nn.ModuleList(
             ConvLayer(channels if index else 1, channels, kernel, stride, normalised=index == 0)

@@ -16,7 +16,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(shape.width).normal_(std=0.02))
         self.positions = nn.Parameter(torch.empty(max_frames, shape.width).normal_(std=0.02))
         self.layer = TransformerLayer(shape)
-        self.output = init_linear(nn.Linear(shape.width, shape.width))
+        self.output = init_linear(nn.Linear(shape.width, shape.width), shape.width)
 
     @property
     def max_frames(self) -> int:

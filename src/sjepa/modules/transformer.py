@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,13 @@ class TransformerShape:
     activation_dropout: float = 0.1
 
 
-def init_linear(linear: nn.Linear) -> nn.Linear:
-    """Weights N(0, 0.02), zero bias, as HuBERT."""
-    nn.init.normal_(linear.weight, mean=0.0, std=0.02)
+_BASE_WIDTH = 768
+
+
+def init_linear(linear: nn.Linear, width: int) -> nn.Linear:
+    """Weights N(0, 0.02) and zero bias in a network of width 768, as HuBERT; in narrower ones as much larger as keeps the
+    size of what comes out."""
+    nn.init.normal_(linear.weight, mean=0.0, std=0.02 * math.sqrt(_BASE_WIDTH / width))
     nn.init.zeros_(linear.bias)
     return linear
 
@@ -37,7 +42,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = shape.num_heads, shape.attention_dropout
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
-            init_linear(nn.Linear(shape.width, shape.width)) for _ in range(4)
+            init_linear(nn.Linear(shape.width, shape.width), shape.width) for _ in range(4)
         )
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
@@ -79,9 +84,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
-        self.intermediate_dense = init_linear(nn.Linear(shape.width, shape.ffn_width))
+        self.intermediate_dense = init_linear(nn.Linear(shape.width, shape.ffn_width), shape.width)
         self.intermediate_dropout = Dropout(shape.activation_dropout)
-        self.output_dense = init_linear(nn.Linear(shape.ffn_width, shape.width))
+        self.output_dense = init_linear(nn.Linear(shape.ffn_width, shape.width), shape.width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.output_dense(self.intermediate_dropout(F.gelu(self.intermediate_dense(x_BTD))))  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace
 
 
 class FrameChoice(NamedTuple):
@@ -28,13 +29,18 @@ class Targets(Protocol):
     """
 
     gmm: DiagonalGMM
+    space: MixtureSpace
     encoder: Any
 
     @property
     def layer(self) -> int | None: ...
 
+    def frames(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """What `space` projects for the mixture to see, of every frame [B, T, C], float32 without gradient."""
+        ...
+
     def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
-        """What the mixture sees, [N, D] float32 without gradient, at the flat frame indices b·T + t."""
+        """What the mixture sees, [N, E] float32 without gradient, at the flat frame indices b·T + t."""
         ...
 
     def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
@@ -51,6 +57,14 @@ class Targets(Protocol):
 
     def discard(self) -> None:
         """The update was left out: forget what was observed."""
+        ...
+
+    def renewal_due(self, step: int) -> bool:
+        """Whether `renew` is due, and a new fit after it, now that `step` updates of the phase were made."""
+        ...
+
+    def renew(self, encoder: nn.Module) -> None:
+        """Takes a new copy of `encoder`; the mixture no longer fits then."""
         ...
 
     def layer_check_due(self, step: int) -> bool:

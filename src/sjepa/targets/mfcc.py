@@ -8,37 +8,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sjepa.core.ranks import Ranks
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.targets.base import FrameChoice, TargetFigures
+from sjepa.targets.mixture import MixtureTargets
 
 MFCC_FEATURES = f"mfcc{NUM_FEATURES}"
 
 
-class MFCCTargets(nn.Module):
+class MFCCTargets(MixtureTargets):
     """Soft targets that never change."""
 
     encoder: Any = None
     layer: int | None = None
 
-    def __init__(self, gmm: DiagonalGMM) -> None:
-        super().__init__()
-        self.gmm = gmm
+    def __init__(self, gmm: DiagonalGMM, space: MixtureSpace | None = None) -> None:
+        super().__init__(gmm, space or MixtureSpace(SpaceSettings(), NUM_FEATURES))
         self.mfcc = MFCC()
 
-    @torch.no_grad()
-    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
-        """MFCC [N, D] at the flat frame indices b·T + t."""
-        return self.mfcc(clean_BS, num_samples_B).flatten(0, 1)[frame_N]  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
-        """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
-        return self.gmm.posteriors(self.features(clean_BS, num_samples_B, frame_N)).responsibilities_NK
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """MFCC [B, T, 39]"""
+        return self.mfcc(clean_BS, num_samples_B)  # type: ignore[no-any-return]
 
     def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
         return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)
@@ -48,6 +42,12 @@ class MFCCTargets(nn.Module):
 
     def discard(self) -> None:
         """Nothing was kept."""
+
+    def renewal_due(self, step: int) -> bool:
+        return False
+
+    def renew(self, encoder: nn.Module) -> None:
+        """Nothing to take."""
 
     def layer_check_due(self, step: int) -> bool:
         return False

@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
 from sjepa.gmm.online import Candidates, blend, reseed
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.gmm.statistics import SufficientStatistics
 from sjepa.targets.base import FrameChoice, TargetFigures
 from sjepa.targets.layer_choice import LayerChoice
+from sjepa.targets.mixture import MixtureTargets
 
 
 @dataclass(frozen=True)
 class OnlineSettings:
     """How the targets move: decay of the mixture's parameters, decay of the EMA as a function of the phase's step, and
-    how many steps lie between two layer checks (None: the layer stays)."""
+    how many steps lie between two layer checks (None: the layer stays).
+    With `hold_steps` neither moves; both are renewed after so many steps."""
 
     parameter_decay: float
     ema_decay: Callable[[int], float]
     layer_check_every: int | None
+    hold_steps: int | None = None
 
 
 class _Seen(NamedTuple):
@@ -37,15 +41,22 @@ class _Seen(NamedTuple):
     candidates: Candidates
 
 
-class OnlineTargets(nn.Module):
+class OnlineTargets(MixtureTargets):
     """Soft targets that follow the encoder. `encoder` is called with waveforms, their samples and the last layer wanted
     (`up_to`), and moves by `follow(source, decay)`."""
 
     num_reseeded: Tensor
 
-    def __init__(self, gmm: DiagonalGMM, encoder: nn.Module, choice: LayerChoice, settings: OnlineSettings) -> None:
-        super().__init__()
-        self.gmm, self.encoder, self.settings = gmm, encoder, settings
+    def __init__(
+        self,
+        gmm: DiagonalGMM,
+        encoder: nn.Module,
+        choice: LayerChoice,
+        settings: OnlineSettings,
+        space: MixtureSpace | None = None,
+    ) -> None:
+        super().__init__(gmm, space or MixtureSpace(SpaceSettings(), gmm.num_features))
+        self.encoder, self.settings = encoder, settings
         self._choice = choice
         self.register_buffer("num_reseeded", torch.zeros((), dtype=torch.int64))
         self._seen: _Seen | None = None
@@ -54,29 +65,29 @@ class OnlineTargets(nn.Module):
     def layer(self) -> int:
         return self._choice.layer
 
-    @torch.no_grad()
-    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
-        """The active layer [N, D] at the flat frame indices b·T + t."""
-        output = self.encoder(clean_BS, num_samples_B, up_to=self.layer)
-        return output.features_BTD.flatten(0, 1)[frame_N].float()  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
-        """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
-        return self.gmm.posteriors(self.features(clean_BS, num_samples_B, frame_N)).responsibilities_NK
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """The active layer [B, T, D]."""
+        return self.encoder(clean_BS, num_samples_B, up_to=self.layer).features_BTD  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
         """[N, K] at the chosen frames; the statistics of all real frames are added up until the update."""
+        if self.settings.hold_steps is not None:
+            return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)
         features_ND = self.features(clean_BS, num_samples_B, torch.cat([frames.chosen_N, frames.other_M]))
         posteriors = self.gmm.posteriors(features_ND)
         seen = self._seen or self._nothing_seen()
         seen.statistics.add(features_ND, posteriors)
         self._seen = seen._replace(candidates=seen.candidates.merge(Candidates.of(frames.draw, features_ND)))
-        return posteriors.responsibilities_NK[: len(frames.chosen_N)]
+        chosen = slice(len(frames.chosen_N))
+        if self.space.is_tempered:
+            return self.space.posteriors(self.gmm, features_ND[chosen])
+        return posteriors.responsibilities_NK[chosen]
 
     @torch.no_grad()
     def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
+        if self.settings.hold_steps is not None:
+            return
         seen = self._seen or self._nothing_seen()
         ranks.add_up(*seen.statistics.tensors)
         blend(self.gmm, seen.statistics, self.settings.parameter_decay)
@@ -86,6 +97,13 @@ class OnlineTargets(nn.Module):
 
     def discard(self) -> None:
         self._seen = None
+
+    def renewal_due(self, step: int) -> bool:
+        every = self.settings.hold_steps
+        return every is not None and step > 0 and step % every == 0
+
+    def renew(self, encoder: nn.Module) -> None:
+        self.encoder.follow(encoder, 0.0)  # type: ignore[operator]
 
     def layer_check_due(self, step: int) -> bool:
         every = self.settings.layer_check_every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,10 @@ from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.loader import EpochLoader
-from sjepa.features.mfcc import NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import SpaceSettings
 from sjepa.model import SJEPA
 from sjepa.modules.ema import switched_decay
-from sjepa.targets.mfcc import MFCC_FEATURES
 from sjepa.targets.online import OnlineSettings
 from sjepa.training.best import Best
 from sjepa.training.checkpoint import Checkpoints
@@ -32,14 +32,14 @@ from sjepa.training.data import (
 )
 from sjepa.training.estimate import training_bytes, weight_copies
 from sjepa.training.feeding import Data, fixed_loader
-from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames
+from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames, measure_bands
 from sjepa.training.keeper import WeightsFolder
 from sjepa.training.optimizer import build_optimizer
 from sjepa.training.parts import Parts, Plan
 from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
 from sjepa.training.trainer import Trainer
-from sjepa.training.transition import TargetMaker, encoder_features
+from sjepa.training.transition import TargetMaker, target_source
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def step_settings(config: Config) -> StepSettings:
         config.train.grad_clip_norm,
         values.layer_drop,
         values.num_layers,
+        config.train.visible_weight,
     )
 
 
@@ -102,8 +103,14 @@ def given_gmm(config: Config, stage: Stage) -> DiagonalGMM | None:
     """The mixture that `gmm.path` names, if it does. Raises UserError if it does not fit the stage it is for."""
     if config.gmm.path is None:
         return None
-    width = hyperparameters(config.model.size, config.model.overrides).width
-    wanted = (NUM_FEATURES, MFCC_FEATURES) if stage.targets == "mfcc" else (width, encoder_features(width))
+    settings = space_settings(config, stage)
+    if settings.dimensions is not None or settings.entropy_bits is not None:
+        raise UserError(
+            "gmm.path: a mixture's file holds neither projection nor temperature; leave out gmm.dimensions and "
+            "gmm.entropy_bits of that phase, or gmm.path"
+        )
+    source, width = target_source(stage, hyperparameters(config.model.size, config.model.overrides).width)
+    wanted = (settings.width(width), settings.describe(source))
     gmm = DiagonalGMM.load(Path(config.gmm.path))
     if (gmm.num_components, gmm.num_features, gmm.features) != (stage.num_clusters, *wanted):
         raise UserError(
@@ -111,6 +118,14 @@ def given_gmm(config: Config, stage: Stage) -> DiagonalGMM | None:
             f"({gmm.features or 'unnamed'}), not {stage.num_clusters} (gmm.num_clusters) over {wanted[0]} ({wanted[1]})"
         )
     return gmm
+
+
+def space_settings(config: Config, stage: Stage) -> SpaceSettings:
+    """What is done to the frames of a stage's source before they are clustered."""
+    gmm = config.gmm
+    if stage.targets == "mfcc":
+        return SpaceSettings(gmm.normalise, gmm.context, gmm.dimensions, gmm.entropy_bits)
+    return SpaceSettings(gmm.normalise, 0, gmm.dimensions_phase2, gmm.entropy_bits_phase2)
 
 
 def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
@@ -126,11 +141,24 @@ def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
             )
 
 
-def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, report: Report) -> TargetMaker:
-    """What makes the targets of each stage."""
-    settings, train = config.gmm, data.train.clips
+def hold_steps(config: Config, schedule: Schedule) -> int | None:
+    """Updates in a round of phase 2, if it goes in rounds."""
+    wanted = config.gmm.hold_steps
+    if wanted is None or wanted >= 1:
+        return None if wanted is None else round(wanted)
+    steps = sum(stage.end_step - stage.start_step for stage in schedule.stages if stage.phase == 2)
+    return max(1, math.ceil(wanted * steps))
+
+
+def training_frames(config: Config, data: Data, engine: Engine) -> TrainingFrames:
+    train = data.train.clips
     windows, workers = tiling(train, config.dataset), config.dataset.num_workers
-    frames = TrainingFrames(train, windows, config.seed, workers, engine.device, engine.ranks)
+    return TrainingFrames(train, windows, config.seed, workers, engine.device, engine.ranks)
+
+
+def target_maker(config: Config, run: Prepared, files: RunFiles, report: Report) -> TargetMaker:
+    """What makes the targets of each stage."""
+    settings, engine, frames = config.gmm, run.engine, training_frames(config, run.data, run.engine)
 
     def keep(gmm: DiagonalGMM, stage: Stage) -> None:
         if engine.ranks.is_main:
@@ -145,9 +173,15 @@ def target_maker(config: Config, data: Data, engine: Engine, files: RunFiles, re
     )
     return TargetMaker(
         engine=engine,
+        space=partial(space_settings, config),
         fitter=MixtureFitter(frames, settings.fit_frames, settings.kmeans_iters, settings.em_iters, report),
         layer_ranks=LayerRanks(frames),
-        online=OnlineSettings(settings.param_decay, decay, settings.layer_check_every if settings.auto_layer else None),
+        online=OnlineSettings(
+            settings.param_decay,
+            decay,
+            settings.layer_check_every if settings.auto_layer else None,
+            hold_steps(config, run.schedule),
+        ),
         first_layer=settings.ema_layer,
         layer_smoothing=settings.erank_decay,
         refit_on_switch=settings.refit_on_switch,
@@ -171,7 +205,10 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
             scales_loss=engine.scales_loss,
         )
 
-    maker = target_maker(config, data, engine, files, report)
+    frontend = model.encoder.feature_extractor
+    if run.fresh and config.init_weights is None and frontend.mel_statistics == "corpus":
+        measure_bands(training_frames(config, data, engine), frontend)
+    maker = target_maker(config, run, files, report)
     windows, writes = training_windows(data.validation, config.dataset), engine.ranks.is_main
     targets = maker.fitted(stage, model.encoder, given=run.given) if run.fresh else maker.blank(stage, model.encoder)
     wrapped, optimizer = engine.setup(model, new_optimizer)

@@ -16,7 +16,7 @@ from sjepa.core.files import atomic_path
 from sjepa.core.sharding import load_state, whole
 from sjepa.weights import read_torch_file
 
-_KIND, _FORMAT = "sjepa checkpoint", 3
+_KIND, _FORMAT = "sjepa checkpoint", 4
 _NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
 
 

@@ -110,12 +110,16 @@ def seconds_per_audio_second(
             batch = batch.or_silence().to(engine.device)
             frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
             losses = frame_losses(
-                engine, model, plain_posteriors(targets, batch), batch, frames, visible=stage.visible_loss
+                engine,
+                model,
+                plain_posteriors(targets, batch),
+                batch,
+                frames,
+                visible=stage.visible_loss,
+                settings=settings,
             )
             engine.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
-            sums.add(
-                losses.targets_NK, losses.logits_NK.detach(), losses.masked_kl_N.detach(), losses.visible_kl_N.detach()
-            )
+            losses.count_in(sums)
             sums.read()  # waits for the device
             seconds, samples = time.perf_counter() - started, samples + batch.total_samples
             if rate is None:  # warm-up: counted only if nothing else comes

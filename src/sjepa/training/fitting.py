@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,10 +26,14 @@ from sjepa.features.effective_rank import RANK_FRAMES, effective_rank
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.fit import fit_gmm
 from sjepa.gmm.reservoir import FrameSample, draw_frames
+from sjepa.gmm.space import MixtureSpace
+from sjepa.modules.mel_frontend import MelFrontend
 from sjepa.training.report import Report
 
 _BATCH_CLIPS = 16
 _RANK_GROUPS = 40
+_BAND_FRAMES = 20_000
+_UNREADABLE = "dataset.train_path: not one of the clips to draw frames from could be read"
 
 Extractor = Callable[[Tensor, Tensor], Tensor]  # [B, S] waveforms and [B] their samples → [B, T, …] features
 
@@ -66,42 +71,64 @@ class MixtureFitter:
     em_iters: int
     report: Report
 
-    def fit(self, extract: Extractor, num_components: int, *, features: str, pause: Callable[[], None]) -> DiagonalGMM:
-        """A mixture over what `extract` gives for the sampled frames; `features` names that in the mixture. `pause` is
-        called between batches.
+    def fit(self, extract: Extractor, gmm: DiagonalGMM, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
+        """Fits `space` and `gmm` to what `extract` gives for the sampled frames, which `space` projects. `pause` is called
+        between batches.
 
         Raises SharedError if there are fewer frames than components.
         """
         device, ranks, report = self.frames.device, self.frames.ranks, self.report
+        num_components, features = gmm.num_components, gmm.features
         sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
         batches = report.progress(loader.epoch(0), total=loader.num_rounds, label="GMM: reading frames")
-        features_ND, draw_N = gather_features(_pausing(batches, pause), sample, extract, device)
-        total = int(sum(ranks.each(len(features_ND))))
+        frames_NC, draw_N = gather_features(_pausing(batches, pause), sample, extract, device)
+        total = int(sum(ranks.each(len(frames_NC))))
         if total == 0:
-            raise SharedError("dataset.train_path: not one of the clips to draw frames from could be read")
+            raise SharedError(_UNREADABLE)
         if total < num_components:
             raise SharedError(
                 f"gmm.fit_frames: {num_components} components cannot be fitted on {total} frames of the training set"
             )
         on = "cpu" if device.type == "mps" else device  # sums in float64, which mps does not have
-        fit = fit_gmm(
-            features_ND.to(on),
-            num_components,
+        fitted = partial(
+            fit_gmm,
+            num_components=num_components,
             seed=key(self.frames.seed, "gmm"),
             kmeans_iters=self.kmeans_iters,
             em_iters=self.em_iters,
-            features=features,
             log=lambda iteration, value: report.detail(
                 f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
             ),
             draw_N=draw_N.to(on),
             ranks=ranks,
         )
+        if space.projects:
+            centre_ND = space.centre_frame(frames_NC)
+            first = fitted(centre_ND.to(on)).gmm.to(device)
+            space.fit_projection(frames_NC, first.posteriors(centre_ND).responsibilities_NK, ranks)
+        features_NE = space.project(frames_NC)
+        fit = fitted(features_NE.to(on))
+        gmm.load_state_dict(fit.gmm.state_dict())
+        space.fit_temperature(gmm, features_NE, ranks)
         report.note(
             f"GMM: {num_components} components over {features}, {total:,} frames of "
             f"{len(sample.window_M):,} windows, log-likelihood {fit.log_likelihoods[0]:.3f} → {fit.log_likelihoods[-1]:.3f}"
+            + (f", temperature {float(space.temperature):.2f}" if space.is_tempered else "")
         )
-        return fit.gmm.to(device)
+
+
+def measure_bands(frames: TrainingFrames, frontend: MelFrontend) -> None:
+    """Gives a log-mel frontend the mean and deviation of its bands over a sample of the training set."""
+    sample, loader = frames.draw(_BAND_FRAMES, "mel statistics")
+
+    def levels(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        return frontend.levels(waveform_BS)
+
+    own_NC, _ = gather_features(loader.epoch(0), sample, levels, frames.device)
+    level_NC = frames.ranks.rows(own_NC)
+    if not len(level_NC):
+        raise SharedError(_UNREADABLE)
+    frontend.measure(level_NC)
 
 
 @dataclass
@@ -120,7 +147,7 @@ class LayerRanks:
         own_NLD, _ = gather_features(self._batches, self._sample, layers, self.frames.device)
         features_NLD = self.frames.ranks.rows(own_NLD)
         if not len(features_NLD):
-            raise SharedError("dataset.train_path: not one of the clips to draw frames from could be read")
+            raise SharedError(_UNREADABLE)
         found = tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
         return self.frames.ranks.from_main(found)  # the last bits may differ between machines
 

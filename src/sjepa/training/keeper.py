@@ -41,6 +41,7 @@ class WeightsFolder:
             },
             None if targets.encoder is None else targets.encoder.average,
             targets.layer,
+            targets.space,
         )
         save_weights(self.folder / "last.pt", weights)
         if is_best:

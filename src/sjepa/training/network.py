@@ -38,6 +38,8 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
         values.position_kernel,
         values.position_groups,
         values.frontend_gradient_scale,
+        config.model.frontend,
+        config.model.mel_statistics,
     )
     rate = values.predictor_dropout
     predictor = TransformerShape(values.width, values.predictor_heads, values.predictor_ffn_width, rate, rate, rate)

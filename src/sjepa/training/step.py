@@ -31,6 +31,7 @@ class StepSettings:
     grad_clip_norm: float
     layer_drop: float
     num_layers: int
+    visible_weight: float = 1.0
 
 
 class Update(NamedTuple):
@@ -56,12 +57,25 @@ class FrameLosses(NamedTuple):
     visible_kl_N: Tensor
     targets_NK: Tensor
     logits_NK: Tensor
+    visible_weight: float
+
+    def total(self) -> Tensor:
+        """The sum of the loss over the frames, visible ones with their weight."""
+        return self.masked_kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
+
+    def count_in(self, sums: MetricSums) -> None:
+        """Adds what the metrics need of these frames."""
+        logits_NK, masked_kl_N, visible_kl_N = (
+            tensor.detach() for tensor in (self.logits_NK, self.masked_kl_N, self.visible_kl_N)
+        )
+        sums.add(self.targets_NK, logits_NK, masked_kl_N, visible_kl_N, visible_weight=self.visible_weight)
 
 
-def loss_frames(batch: Batch, mask_ratio: float, *, visible: bool) -> int:
-    """Frames of a micro-batch that the loss covers; known without asking the device."""
+def loss_frames(batch: Batch, settings: StepSettings, *, visible: bool) -> float:
+    """Frames of a micro-batch that the loss covers, visible ones with their weight; known without asking the device."""
     frames = [SPEECH.frames(samples) for samples in batch.num_samples]
-    return sum(frames) if visible else sum(num_masked(count, mask_ratio) for count in frames)
+    masked = sum(num_masked(count, settings.mask_ratio) for count in frames)
+    return masked + visible * settings.visible_weight * (sum(frames) - masked)
 
 
 class MaskedFrames(NamedTuple):
@@ -98,6 +112,7 @@ def frame_losses(
     frames: MaskedFrames,
     *,
     visible: bool,
+    settings: StepSettings,
     dropped: Sequence[int] = (),
 ) -> FrameLosses:
     """Predicts the masked frames of a micro-batch (and, with `visible`, the others) and compares them with their targets:
@@ -113,6 +128,7 @@ def frame_losses(
         kl_divergence(visible_targets_NK, logits.visible_NK),
         masked_targets_NK,
         logits.masked_NK,
+        settings.visible_weight,
     )
 
 
@@ -136,14 +152,14 @@ def optimiser_update(
     the micro-batch's number among all), so that a step gives the same result whenever it is made. [KL Loss]
     """
     ranks = engine.ranks
-    frames_in_loss = sum(loss_frames(batch, settings.mask_ratio, visible=stage.visible_loss) for batch in window)
+    frames_in_loss = sum(loss_frames(batch, settings, visible=stage.visible_loss) for batch in window)
     if ranks.size == 1 and not frames_in_loss:
         return Update(True, 0.0, 0, (), news)
-    count: int | Tensor = frames_in_loss
+    count: float | Tensor = frames_in_loss
     if ranks.size > 1:
-        count = to_device([frames_in_loss], engine.device)[0]
+        count = torch.tensor(frames_in_loss).to(engine.device, non_blocking=True)
         ranks.add_up(count)
-        if engine.scales_loss and not int(count):  # the scaler takes no gradients without an update
+        if engine.scales_loss and not float(count):  # the scaler takes no gradients without an update
             return Update(True, 0.0, 0, (), ranks.any(news))
         count = count.clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
@@ -170,7 +186,7 @@ def _gradients(
     model: Any,
     targets: Targets,
     window: Sequence[Batch],
-    count: int | Tensor,
+    count: float | Tensor,
     *,
     step: int,
     stage: Stage,
@@ -190,15 +206,14 @@ def _gradients(
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
         posteriors = _observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
         with engine.accumulating(model, more=index + 1 < len(window)):
-            losses = frame_losses(engine, model, posteriors, batch, frames, visible=stage.visible_loss, dropped=dropped)
-            loss = (losses.masked_kl_N.sum() + losses.visible_kl_N.sum()) / count * real
+            losses = frame_losses(
+                engine, model, posteriors, batch, frames, visible=stage.visible_loss, settings=settings, dropped=dropped
+            )
+            loss = losses.total() / count * real
             engine.backward(loss)
         total += loss.detach()
         if real:
-            logits_NK, masked_kl_N, visible_kl_N = (
-                tensor.detach() for tensor in (losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
-            )
-            sums.add(losses.targets_NK, logits_NK, masked_kl_N, visible_kl_N)
+            losses.count_in(sums)
     return total, sums
 
 

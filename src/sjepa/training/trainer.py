@@ -79,6 +79,7 @@ class Trainer:
             return
         for window in self._windows():
             self._enter_stage_if_due()
+            self._renew_targets_if_due()
             self._choose_layer_if_due()
             update, rate = self._update(window)
             self._move_targets(update)
@@ -106,6 +107,15 @@ class Trainer:
         self.parts.weights.close_phase(self._stage.phase)
         self.parts = replace(self.parts, targets=targets)
         self._renew_head(stage.num_clusters)
+
+    def _renew_targets_if_due(self) -> None:
+        """Targets that were held still: a new copy of the encoder, before an update that will use it."""
+        targets, stage = self.parts.targets, self._stage
+        if targets.renewal_due(self.clock.step - stage.phase_start_step):
+            self.report.note(f"step {self.clock.step}: the next round of {stage.name}")
+            targets.renew(self.parts.network.encoder)
+            self.parts.maker.refit(targets, stage)
+            self._renew_head(stage.num_clusters)
 
     def _choose_layer_if_due(self) -> None:
         """The layer that targets come from, before an update that will use it."""

@@ -13,8 +13,9 @@ from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.random import key
 from sjepa.core.sharding import load_state, whole
-from sjepa.features.mfcc import MFCC, NUM_FEATURES
+from sjepa.features.mfcc import NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.model import SJEPA
 from sjepa.modules.ema import EMAEncoder
 from sjepa.modules.encoder import Encoder
@@ -22,7 +23,7 @@ from sjepa.targets.base import Targets
 from sjepa.targets.layer_choice import LayerChoice
 from sjepa.targets.mfcc import MFCC_FEATURES, MFCCTargets
 from sjepa.targets.online import OnlineSettings, OnlineTargets
-from sjepa.training.fitting import Extractor, LayerRanks, MixtureFitter
+from sjepa.training.fitting import LayerRanks, MixtureFitter
 
 
 def _no_pause() -> None:
@@ -31,9 +32,11 @@ def _no_pause() -> None:
 
 @dataclass(frozen=True)
 class TargetMaker:
-    """Makes the targets of a stage, and fits their mixture. `keep` receives every mixture as fitted."""
+    """Makes the targets of a stage, and fits their mixture in the `space` of the stage. `keep` receives every mixture as
+    fitted."""
 
     engine: Engine
+    space: Callable[[Stage], SpaceSettings]
     fitter: MixtureFitter
     layer_ranks: LayerRanks
     online: OnlineSettings
@@ -57,20 +60,24 @@ class TargetMaker:
 
     def refit(self, targets: Targets, stage: Stage, *, pause: Callable[[], None] = _no_pause) -> None:
         """Fits the mixture to the layer that is active now. Its components mean something else from then on."""
-        gmm, extract = targets.gmm, self._extractor(targets)
-        fitted = self.fitter.fit(extract, gmm.num_components, features=gmm.features, pause=pause)
-        gmm.load_state_dict(fitted.state_dict())
-        self.keep(gmm, stage)
+
+        def frames(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:  # [B, T, C]
+            with self.engine.autocast():
+                return targets.frames(waveform_BS, num_samples_B)
+
+        self.fitter.fit(frames, targets.gmm, targets.space, pause=pause)
+        self.keep(targets.gmm, stage)
 
     def blank(self, stage: Stage, encoder: Encoder) -> Targets:
         """Targets of a stage whose state is still to be loaded."""
+        source, width = target_source(stage, encoder.shape.width)
+        settings = self.space(stage)
+        space = MixtureSpace(settings, width)
+        gmm = DiagonalGMM(stage.num_clusters, settings.width(width), features=settings.describe(source))
         if stage.targets == "mfcc":
-            return self.engine.to_device(
-                MFCCTargets(DiagonalGMM(stage.num_clusters, NUM_FEATURES, features=MFCC_FEATURES))
-            )
-        gmm = DiagonalGMM(stage.num_clusters, encoder.shape.width, features=encoder_features(encoder.shape.width))
+            return self.engine.to_device(MFCCTargets(gmm, space))
         choice = LayerChoice(self.first_layer % encoder.num_layers, smoothing=self.layer_smoothing)
-        return self.engine.to_device(OnlineTargets(gmm, EMAEncoder(encoder), choice, self.online))
+        return self.engine.to_device(OnlineTargets(gmm, EMAEncoder(encoder), choice, self.online, space))
 
     def choose_layer(self, targets: Targets) -> bool:
         """Ranks the layers of the targets' encoder and lets them choose; whether another layer is active now."""
@@ -81,21 +88,10 @@ class TargetMaker:
 
         return targets.choose_layer(self.layer_ranks(layers))
 
-    def _extractor(self, targets: Targets) -> Extractor:
-        """The features that the mixture is over, [B, T, D]."""
-        if targets.encoder is None:
-            return MFCC().to(self.engine.device)
 
-        def active_layer(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-            with self.engine.autocast():
-                return targets.encoder(waveform_BS, num_samples_B, up_to=targets.layer).features_BTD  # type: ignore[no-any-return]
-
-        return active_layer
-
-
-def encoder_features(width: int) -> str:
-    """How a mixture over the layers of an encoder names its features."""
-    return f"encoder{width}"
+def target_source(stage: Stage, encoder_width: int) -> tuple[str, int]:
+    """What the targets of a stage are made from: its name, and features per frame."""
+    return (MFCC_FEATURES, NUM_FEATURES) if stage.targets == "mfcc" else (f"encoder{encoder_width}", encoder_width)
 
 
 def renew_head(

@@ -64,9 +64,11 @@ def validate(
             continue
         batch = batch.or_silence().to(engine.device)
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
-        losses = frame_losses(engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible)
+        losses = frame_losses(
+            engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible, settings=settings
+        )
         if real:
-            sums.add(losses.targets_NK, losses.logits_NK, losses.masked_kl_N, losses.visible_kl_N)
+            losses.count_in(sums)
         if missing > 0:
             layers.append(ranks.rows(_layers(engine, encoder, batch, missing if real else 0), most=missing))
             missing -= len(layers[-1])

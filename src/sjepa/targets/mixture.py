@@ -1,0 +1,41 @@
+"""What both kinds of targets share: a mixture over the frames of a source.
+
+B batch, S samples, T frames, N chosen frames, D features of the source, C normalised and spliced ones, E projected ones,
+K components.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.core.frames import SPEECH
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace
+
+
+class MixtureTargets(nn.Module):
+    """Posteriors of `gmm` in `space`. A kind of targets says what the source is."""
+
+    def __init__(self, gmm: DiagonalGMM, space: MixtureSpace) -> None:
+        super().__init__()
+        self.gmm, self.space = gmm, space
+
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """The features of every frame, [B, T, D]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def frames(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """What a mixture is fitted from, [B, T, C] float32."""
+        return self.space.frames(self.source(clean_BS, num_samples_B), SPEECH.frames(num_samples_B))
+
+    @torch.no_grad()
+    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+        """What the mixture sees, [N, E] float32, at the flat frame indices b·T + t."""
+        return self.space.project(self.frames(clean_BS, num_samples_B).flatten(0, 1)[frame_N])
+
+    @torch.no_grad()
+    def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+        """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
+        return self.space.posteriors(self.gmm, self.features(clean_BS, num_samples_B, frame_N))
