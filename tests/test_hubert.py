@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor, pipeline
 
 from sjepa import load_encoder
 from sjepa.core.errors import UserError
-from sjepa.hubert import load_hubert
+from sjepa.hubert import load_hubert, save_hubert
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
 
@@ -96,3 +96,29 @@ def test_a_folder_of_any_size_is_an_encoder_to_use(tmp_path, normalises):
     assert len(layers) == len(expected) - 1
     for own, theirs in zip(layers, expected[1:], strict=True):
         assert (own - theirs[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("statistics", ["corpus", "clip", "both"])
+def test_a_log_mel_encoder_goes_to_transformers_with_its_own_code(tmp_path, statistics):
+    """`AutoModel` and the pipeline load the folder; padded clips have the features that they have with us."""
+    torch.manual_seed(0)
+    ours = encoder(frontend="logmel", mel_statistics=statistics)
+    ours.feature_extractor.measure(torch.randn(300, 80) * 2 - 4)
+    save_hubert(tmp_path, ours)
+    theirs = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    audio, samples = 0.3 * torch.randn(2, 16000), torch.tensor([16000, 9000])
+    mask = torch.arange(16000) < samples[:, None]
+    with torch.no_grad():
+        expected = ours(audio, samples).features_BTD
+        found = theirs(audio, attention_mask=mask.long()).last_hidden_state
+    for row, frames in enumerate((49, 27)):
+        assert (found[row, :frames] - expected[row, :frames]).abs().max() < 1e-4
+    extract = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)
+    features = extract(audio[0].numpy(), return_tensors=True)
+    assert (features[0] - expected[0]).abs().max() < 1e-4
+
+
+def test_a_hubert_folder_is_not_for_a_log_mel_encoder(tmp_path):
+    save_hubert(tmp_path, encoder())
+    with pytest.raises(UserError, match=r"needs model.frontend: waveform"):
+        load_hubert(tmp_path, encoder(frontend="logmel"))

@@ -15,6 +15,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path, write_text
 from sjepa.core.frames import SPEECH
 from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.modules.mel_frontend import FFT_SAMPLES, LEAST_DEVIATION, NUM_BANDS, POWER_FLOOR, MelFrontend
 from sjepa.modules.transformer import TransformerShape
 
 # Where a folder's configuration must say what our encoder is built like; left out, it means HuBERT Base.
@@ -40,6 +41,7 @@ _BASE_SIZES: dict[str, Any] = {
 }
 _DIVIDE_WIDTH = ("num_attention_heads", "num_conv_pos_embedding_groups")
 _OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+_MODELLING = Path(__file__).with_name("modeling_sjepa.py")
 _PREFIX = re.compile(r"^hubert\.")  # of models with a task head
 
 
@@ -49,6 +51,8 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     Raises UserError if a file is missing or damaged, or the model has another layout or size than `encoder`.
     """
     config = _read_config(folder / "config.json")
+    if encoder.shape.frontend != "waveform":
+        raise UserError(f"init_weights: {folder} is a HuBERT folder, which needs model.frontend: waveform")
     wrong = _other_layout(config) + _other_sizes(config, encoder.shape)
     if wrong:
         raise UserError(f"init_weights: {folder} holds an encoder of another shape ({'; '.join(wrong)})")
@@ -96,7 +100,8 @@ def read_hubert(folder: Path) -> tuple[Encoder, bool]:
 
 def save_hubert(folder: Path, encoder: Encoder) -> None:
     """Writes `encoder` as a folder that `transformers.HubertModel` and `AutoFeatureExtractor` load as it is: config.json,
-    model.safetensors, preprocessor_config.json. Recordings are not normalised, as in training."""
+    model.safetensors, preprocessor_config.json. Recordings are not normalised, as in training. With a log-mel frontend
+    `modeling_sjepa.py` lies beside them, and `AutoModel` loads the folder with `trust_remote_code=True`."""
     shape, layer = encoder.shape, encoder.shape.transformer
     config = {
         **_LAYOUT,
@@ -123,10 +128,41 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
         "return_attention_mask": True,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    if shape.frontend == "logmel":
+        config |= _mel_config(encoder)
+        tensors |= _mel_tensors(encoder.feature_extractor)
+        write_text(folder / _MODELLING.name, _MODELLING.read_text(encoding="utf-8"))
     with atomic_path(folder / "model.safetensors") as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     write_text(folder / "preprocessor_config.json", json.dumps(extractor, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _mel_config(encoder: Encoder) -> dict[str, Any]:
+    """What the configuration of a log-mel encoder says otherwise than HuBERT's: `modeling_sjepa.py` reads it."""
+    frontend, module = encoder.feature_extractor, _MODELLING.stem
+    return {
+        "model_type": "sjepa",
+        "architectures": ["SJEPAModel"],
+        "auto_map": {"AutoConfig": f"{module}.SJEPAConfig", "AutoModel": f"{module}.SJEPAModel"},
+        "custom_pipelines": {"feature-extraction": {"impl": f"{module}.SJEPAFeatures", "pt": ["AutoModel"]}},
+        "conv_dim": [frontend.num_channels] * len(SPEECH.kernels),  # the last one is what frames have
+        "feat_proj_layer_norm": False,
+        "mel_bands": NUM_BANDS,
+        "mel_window": frontend.window.shape[0],
+        "mel_hop": frontend.hop_samples,
+        "mel_fft": FFT_SAMPLES,
+        "mel_power_floor": POWER_FLOOR,
+        "mel_least_deviation": LEAST_DEVIATION,
+        "mel_statistics": encoder.shape.mel_statistics,
+    }
+
+
+def _mel_tensors(frontend: MelFrontend) -> dict[str, Tensor]:
+    return {
+        "feature_extractor.window": frontend.window.cpu(),
+        "feature_extractor.mel_FM": frontend.mel_FM.cpu().contiguous(),
+    }
 
 
 def _other_layout(config: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ SHAPES = {
         num_layers=2, transformer=TransformerShape(32, 2, 64), position_kernel=8, position_groups=4, frontend="logmel",
         mel_statistics=kind,
     )
-    for kind in ("corpus", "clip")
+    for kind in ("corpus", "clip", "both")
 }  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def test_a_frame_hears_its_own_samples_alone():
     assert torch.equal(frontend().levels(edge)[0, 5], before[0, 5])
 
 
-@pytest.mark.parametrize("kind", ["corpus", "clip"])
+@pytest.mark.parametrize("kind", list(SHAPES))
 @pytest.mark.parametrize("fill", [0.0, 0.7])
 def test_padding_never_changes_features(kind, fill):
     torch.manual_seed(0)
@@ -79,6 +79,11 @@ def test_a_clips_own_statistics_take_loudness_and_channel_out():
     assert x.mean(0).abs().max() < 1e-4
     assert (x.std(0, correction=0) - 1).abs().max() < 1e-4
     assert (frontend()(clip[None], lengths) - frontend()(louder[None], lengths)).abs().max() > 1
+    both = frontend("both")
+    assert both.num_channels == 160
+    assert torch.equal(
+        both(clip[None], lengths), torch.cat([frontend()(clip[None], lengths), own(clip[None], lengths)], -1)
+    )
 
 
 def test_the_corpus_statistics_are_in_the_weights():

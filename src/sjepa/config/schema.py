@@ -123,9 +123,11 @@ class Model(Section):
         description="What frames are made of: HuBERT's convolutions over the waveform, or log-mel bands, which need not be "
         "learnt (for hours of audio rather than thousands).",
     )
-    mel_statistics: Literal["corpus", "clip"] = Field(
-        "corpus",
-        description="logmel: mean and deviation of the bands over the training set, kept in the weights, or of each clip.",
+    mel_statistics: Literal["corpus", "clip", "both"] = Field(
+        "both",
+        description="logmel: whose mean and deviation the bands are freed of: corpus, the training set's, kept in the "
+        "weights; clip, each clip's own; both: a frame has either form, since the first tells who speaks and the second "
+        "what is said.",
     )
     overrides: dict[str, Any] = Field({}, description="Single hyperparameters instead of the size's own (see below).")
 

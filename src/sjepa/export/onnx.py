@@ -19,6 +19,7 @@ from sjepa.core.files import atomic_path
 from sjepa.core.frames import SPEECH
 from sjepa.modules.encoder import Encoder
 from sjepa.modules.frontend import Frontend, PatchStatistics
+from sjepa.modules.mel_frontend import POWER_FLOOR, MelFrontend
 from sjepa.modules.transformer import Attention
 
 OPSET = 20  # the first with GELU as one operation
@@ -37,8 +38,10 @@ class WaveformToFeatures(nn.Module):
         self.encoder, self.all_layers = copy.deepcopy(encoder).eval(), all_layers
         positions = self.encoder.encoder.pos_conv_embed
         positions.conv = _folded(positions.conv)
-        if isinstance(self.encoder.feature_extractor, Frontend):
-            self.encoder.feature_extractor = _ChannelsFirst(self.encoder.feature_extractor)
+        frontend = self.encoder.feature_extractor
+        self.encoder.feature_extractor = (
+            _MelByConvolutions(frontend) if isinstance(frontend, MelFrontend) else _ChannelsFirst(frontend)
+        )
         for layer in self.encoder.encoder.layers:
             layer.attention = _PlainAttention(layer.attention)  # type: ignore[arg-type]
 
@@ -68,6 +71,25 @@ class _ChannelsFirst(nn.Module):
         for layer in frontend.conv_layers[1:]:
             x_BCP = F.gelu(F.conv1d(x_BCP, layer.conv.weight, stride=layer.conv.stride))
         return x_BCP.transpose(1, 2)
+
+
+class _MelByConvolutions(nn.Module):
+    """The log-mel frontend without matrix products, whose fixed weights 8 bits would spoil."""
+
+    def __init__(self, frontend: MelFrontend) -> None:
+        super().__init__()
+        self.frontend = frontend
+
+    def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: Any = None) -> Tensor:
+        """[B, S] to [B, T, C]."""
+        frontend = self.frontend
+        spectrum_FW, mel_MF = frontend.spectrum_WF.T[:, None], frontend.mel_FM.T[..., None]
+        waves_BFN = F.conv1d(waveform_BS[:, None], spectrum_FW, stride=frontend.hop_samples)
+        real_BFN, imaginary_BFN = waves_BFN.chunk(2, dim=1)
+        power_BMN = F.conv1d(real_BFN.square() + imaginary_BFN.square(), mel_MF)
+        level_BNM = power_BMN.clamp(min=POWER_FLOOR).log().transpose(1, 2)
+        frames = frontend.geometry.frames(waveform_BS.shape[1])
+        return frontend.normalised(frontend.stacked(level_BNM, frames), num_samples_B, statistics)
 
 
 class _PlainAttention(nn.Module):

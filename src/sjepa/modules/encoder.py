@@ -34,7 +34,7 @@ class EncoderShape:
     position_groups: int = 16
     frontend_gradient_scale: float = 0.1
     frontend: Literal["waveform", "logmel"] = "waveform"
-    mel_statistics: MelStatistics = "corpus"
+    mel_statistics: MelStatistics = "both"
 
     @property
     def width(self) -> int:

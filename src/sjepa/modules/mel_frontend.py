@@ -1,10 +1,10 @@
 """The log-mel frontend: a spectrum that is known, in place of convolutions that have to learn one. [Architecture Details]
 
 Two windows of 15 ms, 10 ms apart, cover exactly the samples of a frame; their 40 log-mel bands each, one after the other,
-are its 80 channels. Reference: librosa's `melspectrogram(n_fft=512, win_length=240, hop_length=160, n_mels=40, htk=True,
+are its 80 levels. Reference: librosa's `melspectrogram(n_fft=512, win_length=240, hop_length=160, n_mels=40, htk=True,
 norm=None, center=False)`.
 
-B batch, S samples, T frames, W samples of a window, F frequencies, M bands, C channels (2 M).
+B batch, S samples, T frames, W samples of a window, F frequencies, M bands, C levels of a frame (2 M).
 """
 
 from __future__ import annotations
@@ -20,68 +20,81 @@ from sjepa.core.frames import FrameGeometry
 
 NUM_BANDS = 40
 _STEPS = 2  # in a frame
-_FFT_SAMPLES = 512
-_POWER_FLOOR = 1e-8  # about what the rounding of 16-bit samples has in a band
-_LEAST_DEVIATION = 1e-3
+FFT_SAMPLES = 512
+POWER_FLOOR = 1e-8  # about what the rounding of 16-bit samples has in a band
+LEAST_DEVIATION = 1e-3
 
-MelStatistics = Literal["corpus", "clip"]
+MelStatistics = Literal["corpus", "clip", "both"]
 
 
 class BandMoments(NamedTuple):
-    """Mean and deviation of every band, [B, 1, C] or [C]."""
+    """Mean and deviation of every band in a clip."""
 
-    mean: Tensor
-    deviation: Tensor
+    mean_B1C: Tensor
+    deviation_B1C: Tensor
 
 
 class MelFrontend(nn.Module):
-    """Waveforms to normalised log-mel frames. `mean_C` and `deviation_C` are the corpus' own, which training measures once;
-    with `statistics="clip"` every clip is brought to zero mean and unit deviation by itself."""
+    """Waveforms to normalised log-mel frames. With `statistics="corpus"` the mean and deviation that are taken out are those
+    of the training set, `mean_C` and `deviation_C`, which training measures once; with "clip" every clip's own; with "both"
+    a frame has either form, one after the other: the first tells who speaks, the second what."""
 
     mean_C: Tensor
     deviation_C: Tensor
+    window: Tensor
     spectrum_WF: Tensor
     mel_FM: Tensor
 
     def __init__(self, *, statistics: MelStatistics, geometry: FrameGeometry) -> None:
         super().__init__()
         self.geometry, self.mel_statistics = geometry, statistics
-        self.num_channels = _STEPS * NUM_BANDS
-        size = geometry.receptive_field_samples - (_STEPS - 1) * self._hop
-        angle_WF = 2 * np.pi * np.outer(np.arange(size), np.arange(_FFT_SAMPLES // 2 + 1)) / _FFT_SAMPLES
-        window_W1 = torch.hann_window(size, periodic=True, dtype=torch.float64)[:, None]
+        self._bands = _STEPS * NUM_BANDS
+        self.num_channels = self._bands * (2 if statistics == "both" else 1)
+        size = geometry.receptive_field_samples - (_STEPS - 1) * self.hop_samples
+        angle_WF = 2 * np.pi * np.outer(np.arange(size), np.arange(FFT_SAMPLES // 2 + 1)) / FFT_SAMPLES
+        window_W = torch.hann_window(size, periodic=True, dtype=torch.float64)
         waves_WF = torch.from_numpy(np.concatenate([np.cos(angle_WF), np.sin(angle_WF)], axis=1))
         mel_MF = filters.mel(
-            sr=geometry.sample_rate, n_fft=_FFT_SAMPLES, n_mels=NUM_BANDS, htk=True, norm=None, dtype=np.float32
+            sr=geometry.sample_rate, n_fft=FFT_SAMPLES, n_mels=NUM_BANDS, htk=True, norm=None, dtype=np.float32
         )
-        self.register_buffer("mean_C", torch.zeros(self.num_channels))
-        self.register_buffer("deviation_C", torch.ones(self.num_channels))
-        self.register_buffer("spectrum_WF", (window_W1 * waves_WF).float(), persistent=False)
+        self.register_buffer("mean_C", torch.zeros(self._bands))
+        self.register_buffer("deviation_C", torch.ones(self._bands))
+        self.register_buffer("window", window_W.float(), persistent=False)
+        self.register_buffer("spectrum_WF", (window_W[:, None] * waves_WF).float(), persistent=False)
         self.register_buffer("mel_FM", torch.from_numpy(mel_MF.T.copy()), persistent=False)
 
     @property
-    def _hop(self) -> int:
+    def hop_samples(self) -> int:
+        """Samples from one window to the next."""
         return self.geometry.hop_samples // _STEPS
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: BandMoments | None = None) -> Tensor:
-        """Features [B, T, C] float32. What lies beyond a clip's samples changes nothing of its frames; `statistics` replaces
-        the clip's own or the corpus'."""
-        level_BTC = self.levels(waveform_BS)
-        if statistics is None:
-            own = self.mel_statistics == "clip"
-            statistics = self.moments(level_BTC, num_samples_B) if own else BandMoments(self.mean_C, self.deviation_C)
-        return (level_BTC - statistics.mean) / statistics.deviation
+        """Features [B, T, num_channels] float32. What lies beyond a clip's samples changes nothing of its frames;
+        `statistics` replaces the clip's own."""
+        return self.normalised(self.levels(waveform_BS), num_samples_B, statistics)
+
+    def normalised(self, level_BTC: Tensor, num_samples_B: Tensor, statistics: BandMoments | None = None) -> Tensor:
+        """What `forward` makes of levels."""
+        forms = []
+        if self.mel_statistics != "clip":
+            forms.append((level_BTC - self.mean_C) / self.deviation_C)
+        if self.mel_statistics != "corpus":
+            own = statistics or self.moments(level_BTC, num_samples_B)
+            forms.append((level_BTC - own.mean_B1C) / own.deviation_B1C)
+        return torch.cat(forms, dim=-1)
 
     @torch.no_grad()
     def levels(self, waveform_BS: Tensor) -> Tensor:
         """Natural logarithms of the power in each band [B, T, C] float32, before any normalisation."""
         with torch.autocast(waveform_BS.device.type, enabled=False):
-            windows_BNW = waveform_BS.float().unfold(1, self.spectrum_WF.shape[0], self._hop)
+            windows_BNW = waveform_BS.float().unfold(1, self.spectrum_WF.shape[0], self.hop_samples)
             real_BNF, imaginary_BNF = (windows_BNW @ self.spectrum_WF).chunk(2, dim=-1)
             power_BNM = (real_BNF.square() + imaginary_BNF.square()) @ self.mel_FM
-            frames = self.geometry.frames(waveform_BS.shape[1])
-            level_BNM = power_BNM.clamp(min=_POWER_FLOOR).log()[:, : _STEPS * frames]
-        return level_BNM.reshape(len(waveform_BS), frames, self.num_channels)
+            return self.stacked(power_BNM.clamp(min=POWER_FLOOR).log(), self.geometry.frames(waveform_BS.shape[1]))
+
+    def stacked(self, level_BNM: Tensor, frames: int) -> Tensor:
+        """The steps of each frame one after the other, [B, T, C]."""
+        return level_BNM[:, : _STEPS * frames].reshape(level_BNM.shape[0], frames, self._bands)
 
     def moments(self, level_BTC: Tensor, num_samples_B: Tensor) -> BandMoments:
         """Of each clip's own frames."""
@@ -91,10 +104,10 @@ class MelFrontend(nn.Module):
         count_B11 = count_B[:, None, None].clamp(min=1)
         mean_B1C = (level_BTC * real_BT1).sum(1, keepdim=True) / count_B11
         square_B1C = ((level_BTC - mean_B1C) * real_BT1).square().sum(1, keepdim=True) / count_B11
-        return BandMoments(mean_B1C, square_B1C.sqrt().clamp(min=_LEAST_DEVIATION))
+        return BandMoments(mean_B1C, square_B1C.sqrt().clamp(min=LEAST_DEVIATION))
 
     @torch.no_grad()
     def measure(self, level_NC: Tensor) -> None:
         """Takes the corpus' mean and deviation from frames of it."""
         self.mean_C.copy_(level_NC.mean(0))
-        self.deviation_C.copy_(level_NC.std(0, correction=0).clamp(min=_LEAST_DEVIATION))
+        self.deviation_C.copy_(level_NC.std(0, correction=0).clamp(min=LEAST_DEVIATION))

@@ -206,7 +206,7 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
         )
 
     frontend = model.encoder.feature_extractor
-    if run.fresh and config.init_weights is None and frontend.mel_statistics == "corpus":
+    if run.fresh and config.init_weights is None and frontend.mel_statistics in ("corpus", "both"):
         measure_bands(training_frames(config, data, engine), frontend)
     maker = target_maker(config, run, files, report)
     windows, writes = training_windows(data.validation, config.dataset), engine.ranks.is_main

@@ -1,0 +1,114 @@
+"""The encoder of sjepa with a log-mel frontend, as a model of the transformers library.
+
+It needs torch and transformers alone, and lies beside the weights that it is for: AutoModel.from_pretrained(folder,
+trust_remote_code=True), or pipeline("feature-extraction", model=folder, trust_remote_code=True).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertConfig, HubertModel, Pipeline
+
+_STEPS = 2  # windows in a frame
+
+
+class SJEPAConfig(HubertConfig):
+    """HuBERT's, and what the log-mel bands are made like."""
+
+    model_type = "sjepa"
+
+    def __init__(
+        self,
+        mel_bands: int = 40,
+        mel_window: int = 240,
+        mel_hop: int = 160,
+        mel_fft: int = 512,
+        mel_power_floor: float = 1e-8,
+        mel_statistics: str = "both",
+        mel_least_deviation: float = 1e-3,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.mel_bands, self.mel_window, self.mel_hop, self.mel_fft = mel_bands, mel_window, mel_hop, mel_fft
+        self.mel_power_floor, self.mel_statistics = mel_power_floor, mel_statistics
+        self.mel_least_deviation = mel_least_deviation
+
+
+class LogMel(nn.Module):
+    """Waveforms [batch, samples] to normalised log-mel bands [batch, channels, frames]."""
+
+    def __init__(self, config: SJEPAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.samples: Tensor | None = None  # of each clip that are real; None: all
+        channels = _STEPS * config.mel_bands
+        self.register_buffer("mean_C", torch.zeros(channels))
+        self.register_buffer("deviation_C", torch.ones(channels))
+        self.register_buffer("window", torch.zeros(config.mel_window))
+        self.register_buffer("mel_FM", torch.zeros(config.mel_fft // 2 + 1, config.mel_bands))
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        config = self.config
+        windows = input_values.float().unfold(1, config.mel_window, config.mel_hop) * self.window
+        power = torch.fft.rfft(windows, n=config.mel_fft).abs().square() @ self.mel_FM.float()
+        level = power.clamp(min=config.mel_power_floor).log()
+        frames = level.shape[1] // _STEPS
+        level = level[:, : frames * _STEPS].reshape(len(level), frames, -1)
+        forms = []
+        if config.mel_statistics != "clip":
+            forms.append((level - self.mean_C.float()) / self.deviation_C.float())
+        if config.mel_statistics != "corpus":
+            mean, deviation = self._own(level)
+            forms.append((level - mean) / deviation)
+        return torch.cat(forms, dim=-1).transpose(1, 2).to(self.mean_C.dtype)
+
+    def _own(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each clip's real frames."""
+        hop, field = _STEPS * self.config.mel_hop, self.config.mel_window + (_STEPS - 1) * self.config.mel_hop
+        count = torch.full((len(level),), level.shape[1], device=level.device)
+        if self.samples is not None:
+            count = ((self.samples - field) // hop + 1).clamp(min=1)
+        real = (torch.arange(level.shape[1], device=level.device) < count[:, None])[..., None]
+        mean = (level * real).sum(1, keepdim=True) / count[:, None, None]
+        square = ((level - mean) * real).square().sum(1, keepdim=True) / count[:, None, None]
+        return mean, square.sqrt().clamp(min=self.config.mel_least_deviation)
+
+
+class SJEPAModel(HubertModel):
+    """HuBERT with log-mel bands in place of its convolutions."""
+
+    config_class = SJEPAConfig
+
+    def __init__(self, config: SJEPAConfig) -> None:
+        super().__init__(config)
+        self.feature_extractor = LogMel(config)
+        self.post_init()
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
+        """`attention_mask`: 1 at a clip's own samples, 0 at padding, which then changes nothing."""
+        self.feature_extractor.samples = None if attention_mask is None else attention_mask.sum(-1)
+        return super().forward(input_values, attention_mask=attention_mask, **others)
+
+
+class SJEPAFeatures(Pipeline):
+    """The pipeline "feature-extraction" for waveforms (float32 at 16 kHz, one dimension): a list of frames."""
+
+    _load_processor = False
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = True
+
+    def _sanitize_parameters(self, return_tensors: bool | None = None, **others: Any) -> tuple[dict, dict, dict]:
+        return others, {}, {} if return_tensors is None else {"return_tensors": return_tensors}
+
+    def preprocess(self, inputs: Any, **others: Any) -> Any:
+        rate = self.feature_extractor.sampling_rate
+        return self.feature_extractor(inputs, sampling_rate=rate, return_tensors="pt", **others)
+
+    def _forward(self, model_inputs: Any, **others: Any) -> Any:
+        return self.model(**model_inputs)
+
+    def postprocess(self, model_outputs: Any, return_tensors: bool = False) -> Any:
+        features = model_outputs[0]
+        return features if return_tensors else features.tolist()
