@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from sjepa.core.errors import UserError
+from sjepa.evaluation.examples import LabelledClips, ProbeSettings
 from sjepa.evaluation.features import ClipFeatures
 from sjepa.evaluation.labels import Labels, frame_centres
-from sjepa.evaluation.probing import LabelledClips, ProbeSettings, check_task, rows_of, run_task
+from sjepa.evaluation.probing import check_task, run_task
+from sjepa.evaluation.scores import rows_of
 
 
 def settings(**changes):
@@ -139,7 +141,7 @@ def test_labels_that_do_not_do_are_said(clips):
 def test_rows_hold_mean_and_deviation_of_a_sample(clips):
     labelled, features = clips
     name, found, chance = next(run_task("who", labelled, features, [1], settings(splits=3)))
-    (row,) = rows_of("who", name, "ours", "1", found, chance)
+    (row,) = rows_of("who", name, "ours", "1", found, chance, seed=0)
     values = [score.values["accuracy"] for score in found]
     assert row.mean == pytest.approx(np.mean(values))
     assert row.deviation == pytest.approx(np.std(values, ddof=1))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sjepa.config.values import Layers, Names, Paths, Section
+from sjepa.config.values import USUAL_BASELINES, Baselines, Layers, Names, Paths, Section
 
 
 class Hdf5(Section):
@@ -42,13 +42,19 @@ class Probe(Section):
     tasks: Names = Field(
         [],
         description="What evalsjepa probes for: columns of evaluation.labels with one value per clip (speaker, gender, …), "
-        "frame_phones (needs times), phones and characters (recognition).",
+        "frame_phones (needs times), abx (discriminability of triphones; needs times and speaker), phones and characters "
+        "(recognition).",
     )
     layers: Layers = Field(
         [-1], description="Layers to probe, each for itself; learned: a trained weighting of all of them."
     )
     compare: Names = Field([], description="Other encoders beside it: weights files and Hugging Face HuBERT folders.")
-    baselines: bool = Field(True, description="Probe MFCC and an untrained encoder beside it.")
+    baselines: Baselines = Field(
+        USUAL_BASELINES,
+        description="What is probed beside it: true (mfcc, mfcc_clip, untrained), false, or a list of mfcc, mfcc_clip (each "
+        "clip's mean and deviation taken out), mfcc_context (and with 4 frames on each side), logmel, logmel_clip, "
+        "logmel_context, mixture (the posteriors that training aimed at), untrained (fresh weights).",
+    )
     train_path: Paths | None = Field(
         None,
         description="More labelled clips; recognition and frame_phones then train on these and test on test_path. null: "

@@ -42,6 +42,18 @@ def _valid_names(value: Any) -> Any:
     return value
 
 
+BASELINES = ("mfcc", "mfcc_clip", "mfcc_context", "logmel", "logmel_clip", "logmel_context", "mixture", "untrained")
+USUAL_BASELINES = ("mfcc", "mfcc_clip", "untrained")
+
+
+def _valid_baselines(value: Any) -> Any:
+    if isinstance(value, bool):
+        return USUAL_BASELINES if value else ()
+    if not isinstance(value, list | tuple) or not all(item in BASELINES for item in value):
+        raise ValueError(f"{value!r} is neither true nor false nor a list of {', '.join(BASELINES)}")
+    return tuple(value)
+
+
 def _valid_layers(value: Any) -> Any:
     def is_layer(item: Any) -> bool:
         return item == "learned" or (isinstance(item, int) and not isinstance(item, bool))
@@ -76,6 +88,7 @@ def _epoch(value: float) -> float:
 Paths = Annotated[Any, BeforeValidator(_valid_paths)]
 Corpora = Annotated[Any, BeforeValidator(_valid_corpora)]
 Names = Annotated[Any, BeforeValidator(_valid_names)]
+Baselines = Annotated[Any, BeforeValidator(_valid_baselines)]
 Layers = Annotated[Any, BeforeValidator(_valid_layers)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

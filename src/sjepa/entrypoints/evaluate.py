@@ -24,8 +24,8 @@ from sjepa.entrypoints.settled import settled
 from sjepa.evaluation.dump import encoder_reader, target_reader, units, write_dump
 from sjepa.evaluation.evaluate import evaluate, saved_targets, write_results
 from sjepa.evaluation.labels import Labels, Span, read_labels
-from sjepa.evaluation.probing import ProbeRow, write_rows
 from sjepa.evaluation.readings import read_encoder
+from sjepa.evaluation.scores import ProbeRow, write_rows
 from sjepa.evaluation.survey import Survey, TimedPhones, survey
 from sjepa.reporting.console import Console
 from sjepa.reporting.figures import Utterance, draw_components, draw_entropies, draw_probes, draw_utterance

@@ -13,31 +13,31 @@ from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
+from sjepa.evaluation.evaluate import saved_targets
+from sjepa.evaluation.examples import LabelledClips, ProbeSettings
 from sjepa.evaluation.features import (
     ClipFeatures,
     Extractor,
     encoder_extractor,
     extract,
     joined,
+    mel_extractor,
     mfcc_extractor,
+    posterior_extractor,
     untrained_extractor,
 )
 from sjepa.evaluation.labels import Labels, read_labels
-from sjepa.evaluation.probing import (
-    LabelledClips,
-    ProbeRow,
-    ProbeSettings,
-    check_task,
-    needs_frames,
-    needs_jiwer,
-    rows_of,
-    run_task,
-)
+from sjepa.evaluation.probing import check_task, needs_frames, needs_jiwer, run_task
+from sjepa.evaluation.scores import ProbeRow, rows_of
+from sjepa.gmm.space import AS_THEY_ARE, SpaceSettings
 from sjepa.pretrained import PretrainedEncoder, load_encoder
 from sjepa.reporting.console import Console
 from sjepa.training.data import drawn
 from sjepa.training.feeding import evaluation_loader, load_sources
 from sjepa.weights import Weights
+
+# what is done to features without a network, by the end of the baseline's name
+_FORMS = {"": AS_THEY_ARE, "clip": SpaceSettings("clip"), "context": SpaceSettings("clip", context=4)}
 
 
 def probe_rows(
@@ -97,7 +97,7 @@ def _run(
             columns = [layers.index(index) for index in own]
             for task in probe.tasks:
                 for name, scores, chance in run_task(task, labelled, features, columns, settings):
-                    rows = rows_of(task, name, extractor.name, layer, scores, chance)
+                    rows = rows_of(task, name, extractor.name, layer, scores, chance, seed=config.seed)
                     yield from rows
                     shown = ", ".join(
                         f"{row.metric} {row.mean:.4f}" + (f" ± {row.deviation:.4f}" if row.splits > 1 else "")
@@ -146,8 +146,7 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
     found += [
         encoder_extractor(_short_name(Path(other)), load_encoder(other), engine) for other in config.probe.compare
     ]
-    if config.probe.baselines:
-        found += [mfcc_extractor(engine), untrained_extractor(encoder.encoder, config.seed, engine)]
+    found += _baselines(config, engine, encoder, weights)
     names = [extractor.name for extractor in found]
     twice = {name for name in names if names.count(name) > 1}
     given = [str(path), *config.probe.compare]
@@ -155,6 +154,23 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
         replace(extractor, name=given[index]) if extractor.name in twice and index < len(given) else extractor
         for index, extractor in enumerate(found)
     ]
+
+
+def _baselines(
+    config: Config, engine: Engine, encoder: PretrainedEncoder, weights: Weights | None
+) -> Iterator[Extractor]:
+    """In the order asked for. Raises UserError if the mixture is, and there is none."""
+    for name in config.probe.baselines:
+        source, _, form = name.partition("_")
+        space = _FORMS[form]
+        if name == "untrained":
+            yield untrained_extractor(encoder.encoder, config.seed, engine)
+        elif name == "mixture":
+            if weights is None:
+                raise UserError(f"probe.baselines: mixture: {config.init_weights} is a folder, which has none")
+            yield posterior_extractor(saved_targets(engine, weights), engine)
+        else:
+            yield mfcc_extractor(engine, space) if source == "mfcc" else mel_extractor(engine, space)
 
 
 def _short_name(path: Path) -> str:

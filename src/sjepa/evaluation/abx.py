@@ -103,6 +103,11 @@ class Errors(NamedTuple):
     rate_PS: NDArray[np.float64]
     speakers: tuple[str, ...]
 
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """The speakers that have some pair, [S]."""
+        return np.any(~np.isnan(self.rate_PS), axis=0)
+
     def mean(self, weight_S: NDArray[np.float64] | None = None) -> float:
         """Over speakers (weighted, for a bootstrap), then over pairs; NaN if nothing can be judged."""
         weight_PS = np.where(np.isnan(self.rate_PS), 0.0, 1.0 if weight_S is None else weight_S)
@@ -177,7 +182,9 @@ def warped(cost_NTU: Floats, length_N: NDArray[np.int64], other_N: NDArray[np.in
     return np.asarray(best[length_N, other_N, each] / steps[length_N, other_N, each])
 
 
-def token_frames(tokens: Iterable[Token], frames: Mapping[int, Floats], seconds: Sequence[Floats]) -> list[Floats]:
+def token_frames(
+    tokens: Iterable[Token], frames: Mapping[int, Floats], seconds: Sequence[NDArray[np.float64]]
+) -> list[Floats]:
     """The frames of every token: those whose middle lies within it, at least the nearest one."""
     found = []
     for token in tokens:

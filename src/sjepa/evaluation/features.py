@@ -19,9 +19,12 @@ from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
 from sjepa.dataset.windows import Windows
 from sjepa.evaluation.labels import frame_centres
-from sjepa.features.mfcc import MFCC
+from sjepa.features.mfcc import MFCC, NUM_FEATURES
+from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace, SpaceSettings
 from sjepa.modules.encoder import Encoder
+from sjepa.modules.mel_frontend import MelFrontend
 from sjepa.pretrained import PretrainedEncoder
+from sjepa.targets.base import Targets
 
 LayerSpec = int | Literal["learned"]
 
@@ -69,9 +72,41 @@ def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extracto
     return encoder_extractor("untrained", PretrainedEncoder(encoder), engine)
 
 
-def mfcc_extractor(engine: Engine) -> Extractor:
+def mfcc_extractor(engine: Engine, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
     mfcc = engine.to_device(MFCC())
-    return Extractor("MFCC", 1, lambda waveform_BS, num_samples_B: mfcc(waveform_BS, num_samples_B)[None])
+    return _plain_extractor("MFCC", mfcc, NUM_FEATURES, space)
+
+
+def mel_extractor(engine: Engine, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
+    """The levels that the log-mel frontend is made of."""
+    frontend = engine.to_device(MelFrontend(statistics="corpus", geometry=SPEECH))
+    width = frontend.num_channels
+    return _plain_extractor("log-mel", lambda waveform_BS, _: frontend.levels(waveform_BS), width, space)
+
+
+def posterior_extractor(targets: Targets, engine: Engine) -> Extractor:
+    """The soft targets themselves: what training aimed at."""
+
+    def compute(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        frames = SPEECH.frames(waveform_BS.shape[1])
+        every_N = torch.arange(len(waveform_BS) * frames, device=waveform_BS.device)
+        with engine.autocast():
+            posteriors_NK = targets.posteriors(waveform_BS, num_samples_B, every_N)
+        return posteriors_NK.view(1, len(waveform_BS), frames, -1)
+
+    return Extractor("posteriors of the mixture", 1, compute)
+
+
+def _plain_extractor(
+    source: str, compute: Callable[[Tensor, Tensor], Tensor], width: int, settings: SpaceSettings
+) -> Extractor:
+    """Features without a network, normalised and spliced as `settings` say."""
+    space = MixtureSpace(settings, width)
+
+    def prepared(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        return space.frames(compute(waveform_BS, num_samples_B), SPEECH.frames(num_samples_B))[None]
+
+    return Extractor(settings.describe(source), 1, prepared)
 
 
 class ClipFeatures(NamedTuple):

@@ -19,6 +19,7 @@ from sjepa.core.frames import SPEECH
 from sjepa.dataset.clips import Clips
 
 SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "pau", "h#", "<sil>"})
+SPEAKER = "speaker"  # the column that tells voices apart
 TEXT_COLUMNS = ("words", "text", "transcript")
 
 _OVERLAP_SECONDS = 0.0015  # that rounding may make

@@ -1,109 +1,56 @@
-"""Probe tasks over labelled clips: which clips train and test, what is measured. [Probing]
+"""Probe tasks over labelled clips: what is measured. [Probing]
 
 N clips or frames, T frames, L layers, D features.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sjepa.core.errors import UserError
-from sjepa.core.files import write_text
 from sjepa.core.random import generator, key
+from sjepa.evaluation.abx import KINDS, Token, draw_triples, error_rates, token_frames, triphones
 from sjepa.evaluation.classifiers import Classify, logistic_regression, multilayer_perceptron
+from sjepa.evaluation.examples import LabelledClips, Positions, ProbeSettings, Split, splits
 from sjepa.evaluation.features import ClipFeatures
-from sjepa.evaluation.labels import SILENCES, TEXT_COLUMNS, Labels, phones_at, phones_of
+from sjepa.evaluation.labels import SILENCES, SPEAKER, TEXT_COLUMNS, Labels, phones_at, phones_of
 from sjepa.evaluation.recognition import Head, Transcribed, beam_search, greedy, train_head
+from sjepa.evaluation.scores import BySpeaker, Score
 
-FRAME_PHONES, PHONES, CHARACTERS = "frame_phones", "phones", "characters"
+FRAME_PHONES, PHONES, CHARACTERS, ABX = "frame_phones", "phones", "characters", "abx"
 
-_HELD_OUT = 0.2
 _CLIP_STEPS, _FRAME_STEPS = 2000, 100  # of L-BFGS; on many frames more change the third digit
 _HEADS: tuple[Head, ...] = ("linear", "bilstm")
 
-Positions = NDArray[np.int64]
+Found = Iterator[tuple[str, list[Score], float]]
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
-    """What a probe depends on besides features and labels, the fields of the section `probe`; and where it computes."""
+class Examples(NamedTuple):
+    """Features [N, L, D], the class of each [N], and the clip that it belongs to."""
 
-    device: torch.device
-    seed: int
-    splits: int
-    apart: str | None
-    max_frames: int
-    steps: int
-    beam: int
-
-
-class Score(NamedTuple):
-    """What one probe found in one split: metric name → value, and how many examples it trained and was tested on."""
-
-    values: dict[str, float]
-    train: int
-    test: int
-
-
-class ProbeRow(NamedTuple):
-    """A row of probes.csv. `deviation` is that of a sample (n − 1) over splits, NaN for a single one; `chance`: what naming
-    the most frequent class of the training examples gives, NaN where there are no classes."""
-
-    task: str
-    probe: str
-    metric: str
-    features: str
-    layer: str
-    mean: float
-    deviation: float
-    splits: int
-    train: int
-    test: int
-    chance: float
-
-
-class Split(NamedTuple):
-    train: Positions
-    test: Positions
-
-
-@dataclass(frozen=True)
-class LabelledClips:
-    """The clips of the test set and, with `in_train` set, of the training set of probes; one label row each."""
-
-    labels: Labels
-    in_train: NDArray[np.bool_]
-
-    def usable(self, values: Sequence[Any], features: ClipFeatures) -> Positions:
-        """The clips that have a value and could be read."""
-        return np.array(
-            [i for i, mean in enumerate(features.means) if mean is not None and values[i]],
-            np.int64,
-        )
+    x_NLD: Tensor
+    class_N: Tensor
+    clip_N: Positions
 
 
 def run_task(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: Sequence[int], settings: ProbeSettings
-) -> Iterator[tuple[str, list[Score], float]]:
+) -> Found:
     """The probes of a task on the chosen `columns` of the layers extracted: name, a score for every split, and chance.
 
     Raises UserError if the labels do not do for it.
     """
-    kinds: dict[str, Callable[..., Iterator[tuple[str, list[Score], float]]]] = {
+    kinds: dict[str, Callable[..., Found]] = {
         FRAME_PHONES: _frame_phones,
         PHONES: _recognition,
         CHARACTERS: _recognition,
+        ABX: _abx,
     }
     yield from kinds.get(task, _clip_labels)(task, clips, features, list(columns), settings)
 
@@ -112,6 +59,12 @@ def check_task(task: str, clips: LabelledClips, settings: ProbeSettings) -> None
     """Raises UserError if the labels do not do for a task."""
     if task in (CHARACTERS, PHONES):
         values: Sequence[Any] = _texts(task, clips.labels)
+    elif task == ABX:
+        clips.labels.column("times")
+        clips.labels.column(SPEAKER)
+        if not len(draw_triples(_tokens(clips, _tested(clips)), "within", seed=settings.seed).a_N):
+            raise UserError("probe.tasks: abx: no speaker says two triphones that differ in the middle phone alone")
+        return
     elif task == FRAME_PHONES:
         values = [[span.phone for span in spans if span.phone not in SILENCES] for spans in clips.labels.spans]
         clips.labels.column("times")
@@ -124,39 +77,16 @@ def check_task(task: str, clips: LabelledClips, settings: ProbeSettings) -> None
 
 
 def needs_frames(task: str) -> bool:
-    return task in (FRAME_PHONES, PHONES, CHARACTERS)
+    return task in (FRAME_PHONES, PHONES, CHARACTERS, ABX)
 
 
 def needs_jiwer(task: str) -> bool:
     return task in (PHONES, CHARACTERS)
 
 
-def rows_of(task: str, probe: str, features: str, layer: str, scores: Sequence[Score], chance: float) -> list[ProbeRow]:
-    """One row per metric, over the splits."""
-    rows = []
-    for metric in scores[0].values:
-        values = [score.values[metric] for score in scores]
-        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-        mean = statistics.fmean(values)
-        train, test = scores[0].train, scores[0].test
-        rows.append(ProbeRow(task, probe, metric, features, layer, mean, deviation, len(values), train, test, chance))
-    return rows
-
-
-def write_rows(path: Path, rows: Sequence[ProbeRow]) -> None:
-    """probes.csv"""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ProbeRow._fields)
-    for row in rows:
-        values = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
-        writer.writerow(["" if value == "nan" else value for value in values])
-    write_text(path, text.getvalue())
-
-
 def _clip_labels(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings
-) -> Iterator[tuple[str, list[Score], float]]:
+) -> Found:
     """One class per clip, on the mean over time."""
     values = clips.labels.column(task)
     usable = clips.usable(values, features)
@@ -166,17 +96,18 @@ def _clip_labels(
     place = {clip: row for row, clip in enumerate(usable.tolist())}
     parts = _splits(task, clips, usable, settings)
 
-    def examples(positions: Positions) -> tuple[Tensor, Tensor]:
+    def examples(positions: Positions) -> Examples:
         x_NLD = mean_NLD[[place[i] for i in positions.tolist()]]
-        return x_NLD.to(settings.device), torch.from_numpy(class_N[positions]).to(settings.device)
+        class_of = torch.from_numpy(class_N[positions])
+        return Examples(x_NLD.to(settings.device), class_of.to(settings.device), positions)
 
     found = [(examples(part.train), examples(part.test)) for part in parts]
-    yield from _classifiers("logistic", found, len(classes), _CLIP_STEPS, settings)
+    yield from _classifiers("logistic", clips, found, len(classes), _CLIP_STEPS, settings)
 
 
 def _frame_phones(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings
-) -> Iterator[tuple[str, list[Score], float]]:
+) -> Found:
     """The phone at the centre of a frame, silence left out."""
     times = clips.labels.column("times")
     usable = clips.usable(times, features)
@@ -188,7 +119,7 @@ def _frame_phones(
     classes = _classes(task, [phone for phones in spoken.values() for phone in phones if phone])
     number = {phone: index for index, phone in enumerate(classes)}
 
-    def examples(positions: Positions, purpose: str, index: int) -> tuple[Tensor, Tensor]:
+    def examples(positions: Positions, purpose: str, index: int) -> Examples:
         class_N = np.array([number.get(phone, -1) for i in positions.tolist() for phone in spoken[i]])
         known = np.flatnonzero(class_N >= 0)
         if len(known) > settings.max_frames:
@@ -200,36 +131,41 @@ def _frame_phones(
             _frames(features, i)[part - start][:, columns]
             for i, start, part in zip(positions.tolist(), starts[:-1], parts, strict=True)
         ]
-        return torch.cat(rows).to(settings.device), torch.from_numpy(class_N[known]).to(settings.device)
+        clip_N = np.repeat(positions, list(map(len, parts)))
+        return Examples(
+            torch.cat(rows).to(settings.device), torch.from_numpy(class_N[known]).to(settings.device), clip_N
+        )
 
     parts = _splits(task, clips, usable, settings)
     found = [
         (examples(part.train, "train", index), examples(part.test, "test", index)) for index, part in enumerate(parts)
     ]
-    yield from _classifiers("linear", found, len(classes), _FRAME_STEPS, settings)
+    yield from _classifiers("linear", clips, found, len(classes), _FRAME_STEPS, settings)
 
 
 def _classifiers(
     linear: str,
-    examples: Sequence[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+    clips: LabelledClips,
+    examples: Sequence[tuple[Examples, Examples]],
     num_classes: int,
     steps: int,
     settings: ProbeSettings,
-) -> Iterator[tuple[str, list[Score], float]]:
+) -> Found:
     """A linear probe, called `linear`, and an MLP on the (train, test) examples of every split."""
     for train, test in examples:
-        if not len(train[1]) or not len(test[1]):
+        if not len(train.class_N) or not len(test.class_N):
             raise UserError("probe.tasks: frame_phones: a split has nothing but silence on one side")
-    common = [torch.bincount(train[1], minlength=num_classes).argmax() for train, _ in examples]
+    common = [torch.bincount(train.class_N, minlength=num_classes).argmax() for train, _ in examples]
     chance = statistics.fmean(
-        float((test[1] == most).float().mean()) for (_, test), most in zip(examples, common, strict=True)
+        float((test.class_N == most).float().mean()) for (_, test), most in zip(examples, common, strict=True)
     )
 
     def scores(fit: Callable[[Tensor, Tensor, int], Classify]) -> list[Score]:
         found = []
         for index, (train, test) in enumerate(examples):
-            right = fit(*train, index)(test[0]) == test[1]
-            found.append(Score({"accuracy": float(right.float().mean())}, len(train[1]), len(test[1])))
+            right_N = fit(train.x_NLD, train.class_N, index)(test.x_NLD) == test.class_N
+            figure = clips.by_speaker(right_N.tolist(), [1.0] * len(right_N), test.clip_N)
+            found.append(_score({"accuracy": (float(right_N.float().mean()), figure)}, len(train.clip_N), len(right_N)))
         return found
 
     yield linear, scores(lambda x, y, _: logistic_regression(x, y, num_classes=num_classes, steps=steps)), chance
@@ -241,7 +177,7 @@ def _classifiers(
 
 def _recognition(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings
-) -> Iterator[tuple[str, list[Score], float]]:
+) -> Found:
     """Phones, or the characters of words, by CTC heads."""
     texts = _texts(task, clips.labels)
     usable = clips.usable(texts, features)
@@ -268,20 +204,61 @@ def _recognition(
                 log_TV = posteriors(example(i).features_TLD)
                 best = greedy(log_TV) if settings.beam == 1 else beam_search(log_TV, width=settings.beam)
                 heard.append([symbols[symbol - 1] for symbol in best])
-            found.append(Score(_errors(task, said, heard), len(part.train), len(part.test)))
+            found.append(_score(_errors(task, said, heard, part.test, clips), len(part.train), len(part.test)))
         yield f"{kind} CTC", found, float("nan")
 
 
-def _errors(task: str, said: list[list[str]], heard: list[list[str]]) -> dict[str, float]:
+def _abx(task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings) -> Found:
+    """Nothing is trained. Of several layers there is no learned weighting, so these have none."""
+    if len(columns) > 1:
+        return
+    readable = [i for i in _tested(clips).tolist() if features.means[i] is not None]
+    tokens = _tokens(clips, np.array(readable, np.int64))
+    frames = {token.clip: _frames(features, token.clip)[:, columns[0]].numpy() for token in tokens}
+    own = token_frames(tokens, frames, features.seconds)
+    values: dict[str, tuple[float, BySpeaker | None]] = {}
+    judged = 0
+    for kind in KINDS:
+        triples = draw_triples(tokens, kind, seed=settings.seed)
+        errors = error_rates(triples, own)
+        judged += len(triples.a_N)
+        values[kind] = (errors.mean(), BySpeaker(errors.present, errors.mean))
+    yield "triphones", [_score(values, 0, judged)], float("nan")
+
+
+def _tested(clips: LabelledClips) -> Positions:
+    """The test set, as nothing is trained."""
+    return np.flatnonzero(~clips.in_train)
+
+
+def _tokens(clips: LabelledClips, positions: Positions) -> list[Token]:
+    spans, rows = clips.labels.spans, clips.labels.rows
+    return [token for i in positions.tolist() for token in triphones(i, rows[i].get(SPEAKER, ""), spans[i])]
+
+
+def _score(values: dict[str, tuple[float, BySpeaker | None]], train: int, test: int) -> Score:
+    by_speaker = {name: figure for name, (_, figure) in values.items() if figure is not None}
+    return Score({name: value for name, (value, _) in values.items()}, train, test, by_speaker)
+
+
+def _errors(
+    task: str, said: list[list[str]], heard: list[list[str]], clip_N: Positions, clips: LabelledClips
+) -> dict[str, tuple[float, BySpeaker | None]]:
+    """Error rates over all clips, and by speaker."""
     import jiwer
 
     if task == PHONES:
-        return {"PER": float(jiwer.wer([" ".join(one) for one in said], [" ".join(one) for one in heard]))}
-    references, hypotheses = (["".join(one) for one in both] for both in (said, heard))
-    return {
-        "CER": float(jiwer.cer(references, hypotheses)),
-        "WER": float(jiwer.wer(references, hypotheses)),
-    }
+        texts, measures = (" ", {"PER": jiwer.process_words})
+    else:
+        texts, measures = ("", {"CER": jiwer.process_characters, "WER": jiwer.process_words})
+    found = {}
+    for name, process in measures.items():
+        counts = [process(texts.join(one), texts.join(other)) for one, other in zip(said, heard, strict=True)]
+        wrong_N = [count.substitutions + count.deletions + count.insertions for count in counts]
+        length_N = [count.hits + count.substitutions + count.deletions for count in counts]
+        rate = sum(wrong_N) / max(1, sum(length_N))
+        found[name] = (rate, clips.by_speaker(wrong_N, length_N, clip_N))
+    return found
 
 
 def _texts(task: str, labels: Labels) -> list[list[str]]:
@@ -302,33 +279,7 @@ def _classes(task: str, values: Sequence[str]) -> list[str]:
 
 
 def _splits(task: str, clips: LabelledClips, usable: Positions, settings: ProbeSettings) -> list[Split]:
-    """Random 80/20 splits of the usable clips; for frames and recognition, if there is a training set, four fifths of that
-    against the whole test set. Clips that share the label `apart` are never on both sides."""
-    own_train, own_test = usable[clips.in_train[usable]], usable[~clips.in_train[usable]]
-    apart = None if settings.apart in (None, task) else clips.labels.column(str(settings.apart))
-    group_N = usable if apart is None else np.array([apart[position] for position in usable])
-    across = needs_frames(task) and bool(clips.in_train.any())
-    if across and apart is not None:
-        known = {apart[position] for position in own_test}
-        own_train = own_train[[apart[position] not in known for position in own_train]]
-    found = []
-    for index in range(settings.splits):
-        draws = generator(settings.seed, "probe split", task, index)
-        if across:
-            kept = max(1, round((1 - _HELD_OUT) * len(own_train)))
-            part = Split(np.sort(draws.permutation(own_train)[:kept]), own_test)
-        else:
-            names = draws.permutation(np.unique(group_N))
-            held_out = np.isin(group_N, names[: max(1, round(_HELD_OUT * len(names)))])
-            part = Split(usable[~held_out], usable[held_out])
-        if not len(part.train) or not len(part.test):
-            there = f"{len(usable)} labelled clips"
-            if across:
-                there = f"{len(own_train)} labelled clips of probe.train_path and {len(own_test)} of the test set"
-            alike = f", with probe.apart: {settings.apart}" if apart is not None else ""
-            raise UserError(f"probe.tasks: {task}: {there} do not do for training and test{alike}")
-        found.append(part)
-    return found
+    return splits(task, clips, usable, settings, has_training_set=needs_frames(task))
 
 
 def _mean(features: ClipFeatures, position: int) -> Tensor:

@@ -57,6 +57,9 @@ class SpaceSettings:
         return ", ".join(parts)
 
 
+AS_THEY_ARE = SpaceSettings()
+
+
 class MixtureSpace(nn.Module):
     """Frames to what the mixture sees. The projection and the temperature are fitted, and are buffers."""
 

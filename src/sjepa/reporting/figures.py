@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sjepa.core.frames import SPEECH
 from sjepa.evaluation.components import ComponentReport
 from sjepa.evaluation.labels import Span
-from sjepa.evaluation.probing import ProbeRow
 from sjepa.evaluation.readings import THRESHOLDS_BITS, EntropyHistogram
+from sjepa.evaluation.scores import ProbeRow
 from sjepa.features.mel import log_mel
 from sjepa.reporting.plots import save_figure
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sjepa.core.ranks import Ranks
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.gmm.space import MixtureSpace, SpaceSettings
+from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace
 from sjepa.targets.base import FrameChoice, TargetFigures
 from sjepa.targets.mixture import MixtureTargets
 
@@ -27,7 +27,7 @@ class MFCCTargets(MixtureTargets):
     layer: int | None = None
 
     def __init__(self, gmm: DiagonalGMM, space: MixtureSpace | None = None) -> None:
-        super().__init__(gmm, space or MixtureSpace(SpaceSettings(), NUM_FEATURES))
+        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, NUM_FEATURES))
         self.mfcc = MFCC()
 
     def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
 from sjepa.gmm.online import Candidates, blend, reseed
-from sjepa.gmm.space import MixtureSpace, SpaceSettings
+from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace
 from sjepa.gmm.statistics import SufficientStatistics
 from sjepa.targets.base import FrameChoice, TargetFigures
 from sjepa.targets.layer_choice import LayerChoice
@@ -55,7 +55,7 @@ class OnlineTargets(MixtureTargets):
         settings: OnlineSettings,
         space: MixtureSpace | None = None,
     ) -> None:
-        super().__init__(gmm, space or MixtureSpace(SpaceSettings(), gmm.num_features))
+        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, gmm.num_features))
         self.encoder, self.settings = encoder, settings
         self._choice = choice
         self.register_buffer("num_reseeded", torch.zeros((), dtype=torch.int64))

@@ -1,0 +1,133 @@
+"""What probes found, and how sure one can be of it. S speakers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.core.files import write_text
+from sjepa.core.random import generator
+
+_DRAWS = 1000
+_CONFIDENCE = 0.95
+_FEWEST_SPEAKERS = 3
+
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BySpeaker:
+    """A figure as a function of how much each speaker counts [S]; `present_S`: those that were measured at all."""
+
+    present_S: NDArray[np.bool_]
+    figure: Callable[[Weights], float]
+
+    @staticmethod
+    def ratio(part_N: Sequence[float], whole_N: Sequence[float], speaker_N: NDArray[np.int64], size: int) -> BySpeaker:
+        """Sums of `part_N` over sums of `whole_N`, of examples by the speakers of these numbers."""
+        part_S = np.bincount(speaker_N, np.asarray(part_N, float), minlength=size)
+        whole_S = np.bincount(speaker_N, np.asarray(whole_N, float), minlength=size)
+
+        def figure(weight_S: Weights) -> float:
+            whole = float(weight_S @ whole_S)
+            return float(weight_S @ part_S) / whole if whole else float("nan")
+
+        return BySpeaker(whole_S > 0, figure)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one probe found in one split: metric name → value, how many examples it trained and was tested on, and for each
+    metric, where speakers are known, the figure by speaker."""
+
+    values: dict[str, float]
+    train: int
+    test: int
+    by_speaker: dict[str, BySpeaker] = field(default_factory=dict, compare=False)
+
+
+class ProbeRow(NamedTuple):
+    """A row of probes.csv. `deviation` is that of a sample (n − 1) over splits, NaN for a single one; `chance`: what naming
+    the most frequent class of the training examples gives, NaN where there are no classes; `low` to `high`: 95 % confidence
+    by a bootstrap over speakers, NaN where they are not known."""
+
+    task: str
+    probe: str
+    metric: str
+    features: str
+    layer: str
+    mean: float
+    deviation: float
+    splits: int
+    train: int
+    test: int
+    chance: float
+    low: float
+    high: float
+
+
+def rows_of(
+    task: str, probe: str, features: str, layer: str, scores: Sequence[Score], chance: float, *, seed: int
+) -> list[ProbeRow]:
+    """One row per metric, over the splits."""
+    rows = []
+    for metric in scores[0].values:
+        values = [score.values[metric] for score in scores]
+        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+        low, high = interval([score.by_speaker.get(metric) for score in scores], seed=seed)
+        rows.append(
+            ProbeRow(
+                task,
+                probe,
+                metric,
+                features,
+                layer,
+                statistics.fmean(values),
+                deviation,
+                len(values),
+                scores[0].train,
+                scores[0].test,
+                chance,
+                low,
+                high,
+            )
+        )
+    return rows
+
+
+def interval(parts: Sequence[BySpeaker | None], *, seed: int) -> tuple[float, float]:
+    """95 % of the figure's means over the splits when speakers are drawn with replacement (Efron 1979); NaN for fewer than
+    three speakers."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return float("nan"), float("nan")
+    present = np.flatnonzero(np.any([part.present_S for part in known], axis=0))
+    if len(present) < _FEWEST_SPEAKERS:
+        return float("nan"), float("nan")
+    draws, weight_S = generator(seed, "bootstrap"), np.zeros(len(known[0].present_S))
+    found = []
+    for _ in range(_DRAWS):
+        weight_S[present] = draws.multinomial(len(present), np.full(len(present), 1 / len(present)))
+        found.append(np.mean([part.figure(weight_S) for part in known]))
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.nanquantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def write_rows(path: Path, rows: Sequence[ProbeRow]) -> None:
+    """probes.csv"""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(ProbeRow._fields)
+    for row in rows:
+        values = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
+        writer.writerow(["" if value == "nan" else value for value in values])
+    write_text(path, text.getvalue())
