@@ -32,6 +32,11 @@ class Evaluation(Section):
         description="evalsjepa: table of the clips' labels (.tsv, .csv or .jsonl with a column path); null: the fields that "
         "a manifest gives.",
     )
+    align: bool = Field(
+        False,
+        description="evalsjepa: find the times of phones that the labels give without times, by a forced alignment "
+        "(monophones on MFCC, trained on these clips alone).",
+    )
     figures: bool = Field(True, description="evalsjepa: draw entropy_hist.jpg, utterance.jpg, erank.jpg and others.")
     utterance: str | None = Field(
         None, description="Clip that utterance.jpg shows, by the end of its name; null: a short one, drawn by seed."

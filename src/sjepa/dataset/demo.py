@@ -4,8 +4,9 @@
 OUT/labels.tsv and OUT/sample.flac (the first clip of the test set).
 
 A source–filter model (Fant 1960): a glottal sawtooth and noise, shaped by formant resonances that glide from phone to
-phone. Formants of the vowels are the averages that Peterson & Barney (1952) measured. Speakers differ in pitch, length
-of the vocal tract, breathiness, rate and room noise. Every file is a function of (seed, speaker, clip).
+phone and often miss their targets. Formants of the vowels are the averages that Peterson & Barney (1952) measured. Speakers
+differ in pitch, length of the vocal tract, breathiness and rate; recordings in room, microphone, noise and level. Every file
+is a function of (seed, speaker, clip).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import istft, stft
+from scipy.signal import fftconvolve, istft, stft
 
 from sjepa.core.files import atomic_path, write_text
 from sjepa.core.random import generator
@@ -29,7 +30,8 @@ from sjepa.core.random import generator
 SAMPLE_RATE = 16000
 _HOP, _WINDOW = 80, 320  # 5 ms control rate
 _CONTROL_HZ = SAMPLE_RATE // _HOP
-_COARTICULATION_SECONDS = 0.045
+_COARTICULATION_SECONDS = 0.08
+_CHANNEL_HZ = (0, 125, 250, 500, 1000, 2000, 4000, 8000)  # where a microphone's gain is drawn
 
 Floats = NDArray[np.float64]
 
@@ -83,7 +85,7 @@ LEXICON: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Speaker:
-    """One voice. `tract` scales formants (1: an adult man), `rate` speeds speech up, `noise_db` is the room's level."""
+    """One voice. `tract` scales formants (1: an adult man), `rate` speeds speech up."""
 
     name: str
     gender: str
@@ -91,7 +93,6 @@ class Speaker:
     tract: float
     breathiness: float
     rate: float
-    noise_db: float
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,7 @@ def speaker(number: int, seed: int) -> Speaker:
     gender = "mf"[number % 2]
     pitch, tract = (rng.uniform(85, 150), rng.uniform(0.92, 1.06)) if gender == "m" else (
         rng.uniform(165, 260), rng.uniform(1.08, 1.24))  # fmt: skip
-    return Speaker(
-        f"S{number:02d}", gender, pitch, tract, rng.uniform(0.02, 0.25), rng.uniform(0.85, 1.2), rng.uniform(-55, -35)
-    )
+    return Speaker(f"S{number:02d}", gender, pitch, tract, rng.uniform(0.02, 0.25), rng.uniform(0.85, 1.25))
 
 
 def utterance(voice: Speaker, rng: np.random.Generator) -> Utterance:
@@ -147,9 +146,24 @@ def _synthesise(
     voiced = _shape(glottis, _formant_gain(tracks["formants"] * voice.tract) * tracks["voicing"])
     hiss = _shape(rng.standard_normal(samples), _band_gain(tracks["centre"], tracks["width"]) * tracks["frication"])
     speech = voiced / (np.abs(voiced).max() + 1e-9) + 0.35 * hiss / (np.abs(hiss).max() + 1e-9)
-    room = 10 ** (voice.noise_db / 20) * uniform_filter1d(rng.standard_normal(samples), 2)
-    level = 10 ** (rng.uniform(-16, -6) / 20)
-    return np.asarray(level * (speech / np.abs(speech).max() + room), dtype=np.float32)
+    return _recorded(speech, rng)
+
+
+def _recorded(speech: Floats, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Speech as a microphone takes it up: echoes of a room, a microphone that favours some bands, noise, some level."""
+    samples, reach = len(speech), SAMPLE_RATE // 2
+    decay_seconds, share = rng.uniform(0.05, 0.25), rng.uniform(0.1, 0.5)
+    echoes = rng.standard_normal(reach) * np.exp(-np.arange(reach) / (decay_seconds * SAMPLE_RATE))
+    echoes *= share / np.linalg.norm(echoes)
+    echoes[0] += 1.0
+    heard = fftconvolve(speech, echoes)[:samples]
+    colour = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) / (1 + np.arange(samples // 2 + 1) / samples * 40))
+    noise = np.pad(colour, (0, samples - len(colour)))
+    noise *= np.linalg.norm(heard) / np.linalg.norm(noise) * 10 ** (-rng.uniform(8, 30) / 20)
+    gain_db = np.interp(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), _CHANNEL_HZ, rng.uniform(-8, 8, len(_CHANNEL_HZ)))
+    taken = np.fft.irfft(np.fft.rfft(heard + noise) * 10 ** (gain_db / 20), samples)
+    level = 10 ** (rng.uniform(-26, -4) / 20)
+    return np.asarray(level * taken / np.abs(taken).max(), dtype=np.float32)
 
 
 def _control_tracks(names: list[str], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> dict[str, Floats]:

@@ -19,11 +19,12 @@ from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import Loader, worker_killed
+from sjepa.entrypoints.labelled import labelled_sets
 from sjepa.entrypoints.probes import probe_rows
 from sjepa.entrypoints.settled import settled
 from sjepa.evaluation.dump import encoder_reader, target_reader, units, write_dump
 from sjepa.evaluation.evaluate import evaluate, saved_targets, write_results
-from sjepa.evaluation.labels import Labels, Span, read_labels
+from sjepa.evaluation.labels import Labels, Span
 from sjepa.evaluation.readings import read_encoder
 from sjepa.evaluation.scores import ProbeRow, write_rows
 from sjepa.evaluation.survey import Survey, TimedPhones, survey
@@ -98,14 +99,13 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
         progress=console.progress,
     )
     # everything is checked before a folder is made
-    labels = read_labels(config.evaluation.labels, clip_set.clips, split="test")
+    sets = labelled_sets(config, engine, console, clip_set.clips, cache_folder=_cache_folder(config))
+    labels = sets[0].labels
     spans = labels.spans
     shown, dumped = _shown_clip(config, clip_set.clips), _dumped_clips(config, console)
     probes = None
     if config.probe.tasks:
-        probes = probe_rows(
-            config, engine, console, clip_set.clips, labels, weights, cache_folder=_cache_folder(config)
-        )
+        probes = probe_rows(config, engine, console, sets, weights)
     run_dir = new_run(Path(config.runs_root), config.run_name, "eval")
     console.log_to(run_dir.logs, "eval")
     write_text(run_dir.config, dump_config(config))

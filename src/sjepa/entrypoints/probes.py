@@ -13,6 +13,7 @@ from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
+from sjepa.entrypoints.labelled import LabelledSet
 from sjepa.evaluation.evaluate import saved_targets
 from sjepa.evaluation.examples import LabelledClips, ProbeSettings
 from sjepa.evaluation.features import (
@@ -26,14 +27,14 @@ from sjepa.evaluation.features import (
     posterior_extractor,
     untrained_extractor,
 )
-from sjepa.evaluation.labels import Labels, read_labels
+from sjepa.evaluation.labels import Labels
 from sjepa.evaluation.probing import check_task, needs_frames, needs_jiwer, run_task
 from sjepa.evaluation.scores import ProbeRow, rows_of
 from sjepa.gmm.space import AS_THEY_ARE, SpaceSettings
 from sjepa.pretrained import PretrainedEncoder, load_encoder
 from sjepa.reporting.console import Console
 from sjepa.training.data import drawn
-from sjepa.training.feeding import evaluation_loader, load_sources
+from sjepa.training.feeding import evaluation_loader
 from sjepa.weights import Weights
 
 # what is done to features without a network, by the end of the baseline's name
@@ -44,27 +45,20 @@ def probe_rows(
     config: Config,
     engine: Engine,
     console: Console,
-    test: Clips,
-    labels: Labels,
+    given: Sequence[LabelledSet],
     weights: Weights | None,
-    *,
-    cache_folder: Path,
 ) -> Iterator[ProbeRow]:
-    """Checks what the probes need, and returns what runs them. `weights`: those of `init_weights`, None for a folder.
+    """Checks what the probes need, and returns what runs them. `given`: the test set, and perhaps one to train on. `weights`:
+    those of `init_weights`, None for a folder.
 
     Raises UserError if a label, a layer, an encoder or a package is missing.
     """
     probe = config.probe
     if any(map(needs_jiwer, probe.tasks)) and importlib.util.find_spec("jiwer") is None:
         raise UserError("probe.tasks: error rates need the package jiwer: pip install 'sjepa[probes]'")
-    sets = [_chosen(config, test, labels)]
-    if probe.train_path is not None:
-        train = load_sources(
-            config, probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=console.progress
-        ).clips
-        sets.append(_chosen(config, train, read_labels(config.evaluation.labels, train, split="train")))
-    known = Labels([row for _, own in sets for row in own.rows], labels.source)
-    counts = [len(clips) for clips, _ in sets]
+    sets = [_chosen(config, own) for own in given]
+    known = Labels([row for own in sets for row in own.labels.rows], sets[0].labels.source)
+    counts = [len(own.clips) for own in sets]
     labelled = LabelledClips(known, np.repeat([False, True][: len(counts)], counts))
     settings = ProbeSettings(
         engine.device, config.seed, probe.splits, probe.apart, probe.max_frames, probe.steps, probe.beam
@@ -74,7 +68,7 @@ def probe_rows(
     extractors = _extractors(config, engine, weights)
     for extractor in extractors:
         extractor.columns(probe.layers)
-    return _run(config, engine, console, [clips for clips, _ in sets], labelled, extractors, settings)
+    return _run(config, engine, console, [own.clips for own in sets], labelled, extractors, settings)
 
 
 def _run(
@@ -130,12 +124,13 @@ def _features(
     )
 
 
-def _chosen(config: Config, clips: Clips, labels: Labels) -> tuple[Clips, Labels]:
+def _chosen(config: Config, given: LabelledSet) -> LabelledSet:
     """At most `probe.max_clips` of a set, drawn by seed."""
-    if len(clips) <= config.probe.max_clips:
-        return clips, labels
-    kept = drawn(clips, config.probe.max_clips, config.seed, "probe")
-    return clips.subset(kept), replace(labels, rows=[labels.rows[position] for position in kept.tolist()])
+    if len(given.clips) <= config.probe.max_clips:
+        return given
+    kept = drawn(given.clips, config.probe.max_clips, config.seed, "probe")
+    rows = [given.labels.rows[position] for position in kept.tolist()]
+    return LabelledSet(given.clips.subset(kept), replace(given.labels, rows=rows))
 
 
 def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list[Extractor]:

@@ -121,6 +121,11 @@ def spans_of(times: str) -> list[Span]:
     return spans
 
 
+def times_of(spans: Sequence[Span]) -> str:
+    """What `spans_of` reads."""
+    return " ".join(f"{span.phone}:{span.start:.4f}-{span.end:.4f}" for span in spans)
+
+
 def phones_at(spans: Sequence[Span], seconds_T: NDArray[np.float64]) -> list[str]:
     """The phone at each time, "" where there is none."""
     starts = np.array([span.start for span in spans])

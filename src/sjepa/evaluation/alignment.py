@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sjepa.core.frames import SPEECH
+from sjepa.evaluation.labels import Span, frame_centres
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -18,19 +21,41 @@ _ITERATIONS = 12
 _FLOOR = 0.05
 
 
-def align(features: Sequence[Floats], phones: Sequence[Sequence[str]], training: Sequence[bool]) -> list[list[str]]:
-    """The phone of every frame of every clip, silence at both ends. `features` [T, D] have zero mean and unit deviation
-    per clip; `phones` are the transcripts; the models are trained on the clips that `training` marks."""
+def align(
+    features: Sequence[Floats],
+    phones: Sequence[Sequence[str]],
+    training: Sequence[bool] | None = None,
+    seconds: Sequence[Floats] | None = None,
+) -> list[list[Span]]:
+    """The times of the phones of every clip, silence at both ends. `features` [T, D] have zero mean and unit deviation per
+    clip; `phones` are the transcripts, each of at most T − 2; the models are trained on the clips that `training` marks
+    (default: all); `seconds` [T] is the middle of every frame (default: those of a clip in one piece)."""
     names = sorted({phone for clip in phones for phone in clip} | {SILENCE})
     states = [np.array([names.index(phone) for phone in (SILENCE, *clip, SILENCE)]) for clip in phones]
     paths = [_uniform(len(x_TD), len(clip)) for x_TD, clip in zip(features, states, strict=True)]
+    chosen = [index for index in range(len(features)) if training is None or training[index]]
     for _ in range(_ITERATIONS):
-        mean_PD, variance_PD = _estimate(features, states, paths, training, len(names))
+        mean_PD, variance_PD = _estimate(features, states, paths, chosen, len(names))
         paths = [
             _viterbi(_log_likelihood(x_TD, mean_PD[clip], variance_PD[clip]))
             for x_TD, clip in zip(features, states, strict=True)
         ]
-    return [[names[state] for state in clip[path]] for clip, path in zip(states, paths, strict=True)]
+    times = seconds if seconds is not None else [frame_centres(0, len(path)) for path in paths]
+    return [
+        _spans([names[state] for state in clip], path, centres)
+        for clip, path, centres in zip(states, paths, times, strict=True)
+    ]
+
+
+def _spans(names: Sequence[str], path: Ints, centres: Floats) -> list[Span]:
+    """From halfway before a state's first frame to halfway after its last one, seconds."""
+    half = SPEECH.hop_samples / SPEECH.sample_rate / 2
+    first = np.flatnonzero(np.diff(path, prepend=-1))
+    last = np.append(first[1:], len(path)) - 1
+    return [
+        Span(names[path[start]], float(centres[start]) - half, float(centres[end]) + half)
+        for start, end in zip(first, last, strict=True)
+    ]
 
 
 def _uniform(frames: int, states: int) -> Ints:
@@ -38,9 +63,8 @@ def _uniform(frames: int, states: int) -> Ints:
 
 
 def _estimate(
-    features: Sequence[Floats], states: Sequence[Ints], paths: Sequence[Ints], training: Sequence[bool], phones: int
+    features: Sequence[Floats], states: Sequence[Ints], paths: Sequence[Ints], chosen: Sequence[int], phones: int
 ) -> tuple[Floats, Floats]:
-    chosen = [index for index, use in enumerate(training) if use]
     x_ND = np.concatenate([features[index] for index in chosen])
     phone_N = np.concatenate([states[index][paths[index]] for index in chosen])
     count_P1 = np.bincount(phone_N, minlength=phones)[:, None] + 1e-3

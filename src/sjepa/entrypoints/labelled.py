@@ -1,0 +1,73 @@
+"""The labelled clips of an evaluation: the test set and, if there is one, the training set of probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.config.schema import Config
+from sjepa.core.distributed import Engine
+from sjepa.dataset.clips import Clips
+from sjepa.evaluation.alignment import align
+from sjepa.evaluation.features import extract, mfcc_extractor
+from sjepa.evaluation.labels import Labels, phones_of, read_labels, times_of
+from sjepa.reporting.console import Console
+from sjepa.training.feeding import evaluation_loader, load_sources
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Clips and a row of labels for each."""
+
+    clips: Clips
+    labels: Labels
+
+
+def labelled_sets(
+    config: Config, engine: Engine, console: Console, test: Clips, *, cache_folder: Path
+) -> list[LabelledSet]:
+    """The test set first. Raises UserError if labels or clips cannot be read."""
+    sets = [LabelledSet(test, read_labels(config.evaluation.labels, test, split="test"))]
+    if config.probe.train_path is not None:
+        train = load_sources(
+            config, config.probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=console.progress
+        ).clips
+        sets.append(LabelledSet(train, read_labels(config.evaluation.labels, train, split="train")))
+    return _aligned(config, engine, console, sets) if config.evaluation.align else sets
+
+
+def _aligned(config: Config, engine: Engine, console: Console, sets: list[LabelledSet]) -> list[LabelledSet]:
+    """With times for the clips that have phones and none; the models come from all sets together."""
+    features: list[NDArray[np.float64]] = []
+    seconds: list[NDArray[np.float64]] = []
+    owner: list[tuple[int, int]] = []
+    phones: list[list[str]] = []
+    for number, own in enumerate(sets):
+        loader = evaluation_loader(config, own.clips, engine)
+        batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="alignment: MFCC")
+        windows = loader.dataset.windows
+        found = extract(
+            engine, mfcc_extractor(engine), [0], batches, windows, len(own.clips), keep_frames=True, warn=lambda _: None
+        )
+        for clip, row in enumerate(own.labels.rows):
+            said, frames = phones_of(row.get("phones", "")), found.frames[clip]
+            if row.get("times") or not said or frames is None or len(frames) < len(said) + 2:
+                continue
+            x_TD = frames[:, 0].double().numpy()
+            features.append((x_TD - x_TD.mean(0)) / np.maximum(x_TD.std(0), 1e-3))
+            seconds.append(found.seconds[clip])
+            owner.append((number, clip))
+            phones.append(said)
+    if not owner:
+        console.warn("evaluation.align: no clip has phones without times")
+        return sets
+    console.note(f"aligning the phones of {len(owner):,} clips")
+    rows = [[dict(row) for row in own.labels.rows] for own in sets]
+    for (number, clip), spans in zip(owner, align(features, phones, seconds=seconds), strict=True):
+        rows[number][clip]["times"] = times_of(spans)
+    return [
+        replace(own, labels=replace(own.labels, rows=list(own_rows))) for own, own_rows in zip(sets, rows, strict=True)
+    ]
