@@ -1,11 +1,14 @@
-"""Do the phases learn? Trains on a labelled corpus without its labels, then probes what came out.
+"""Do the phases learn? Trains on a labelled corpus without its labels, then asks what came out.
 
-`python -m benchmarks.learning --data FOLDER --minutes 10 --size tiny --seeds 1 --out FOLDER`: --data has train.zip, test.zip
-and labels.tsv (the demo corpus, or any with the columns split, path, speaker, phones and perhaps times). At equal hours of
-audio: phase 1 alone, phase 1 with hard targets, both phases; beside MFCC and the untrained encoder. Three linear probes on
-the last layer: phones of single frames (silence left out; where the table has no times, they come from an alignment of
-its transcripts, see `alignment.py`), phone error rate of a CTC head, and speakers on the mean over time, four fifths of the
-training clips against the rest. Runs and their curves stay in --out.
+`python -m benchmarks.learning --data FOLDER [--quick] [--seeds 3] [--out FOLDER] [section.key=value …]`: --data has
+train.zip, test.zip and labels.tsv (the generated corpus, or any with the columns split, path, seconds, speaker, phones and
+perhaps times; where there are none they come from an alignment). Of every seed, at equal hours of audio: the recipe of
+`cpu/configs/train_twophase.yaml`, its phase 1 alone, and with --hard and --ablate more; beside features without a network,
+the untrained encoder, and the same network taught the phones. --quick: one seed, a few minutes of training.
+
+Asked are phones of single frames (a linear probe, silence left out), speakers (of the mean over time: four fifths of the
+training clips against the rest), and ABX of triphones within and across speakers, all of the same layer: the one that is
+best at phones on ten speakers of the training set who are left out for that. Runs that lie in --out are not made again.
 """
 
 from __future__ import annotations
@@ -16,43 +19,57 @@ import io
 import json
 import statistics
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import jiwer
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from benchmarks.alignment import SILENCE, align
-from sjepa import load_encoder
 from sjepa.config.load import load_config
+from sjepa.core.distributed import Engine
 from sjepa.core.random import generator, key
 from sjepa.entrypoints.train import train
+from sjepa.evaluation.abx import draw_triples, error_rates, token_frames, triphones
+from sjepa.evaluation.alignment import SILENCE, align
 from sjepa.evaluation.classifiers import logistic_regression
-from sjepa.evaluation.labels import frame_centres, phones_at, phones_of, spans_of
-from sjepa.evaluation.recognition import Transcribed, greedy, train_head
+from sjepa.evaluation.evaluate import saved_targets
+from sjepa.evaluation.labels import Span, frame_centres, phones_at, phones_of, spans_of
 from sjepa.features.mfcc import MFCC
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.modules.encoder import Encoder
+from sjepa.modules.transformer import init_linear
 from sjepa.pretrained import PretrainedEncoder
-from sjepa.targets.mfcc import MFCCTargets
+from sjepa.targets.base import Targets
+from sjepa.targets.mixture import MixtureTargets
+from sjepa.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, str]
-_TIMING_STEPS = 40
-_FRAME_PROBE_STEPS = 100  # of L-BFGS; more change the third digit
-_CTC_STEPS = 1800
+Features = list[Tensor]  # [T, D] of every clip
+_FRAME_PROBE_STEPS = 60  # of L-BFGS; more change the third digit
+_LEFT_OUT_SPEAKERS = 10
+_TAUGHT_EPOCHS, _TAUGHT_RATE, _TAUGHT_CLIPS = 12, 1.5e-3, 4
+_QUICK = ("train.epochs=4",)
+_PLAIN = {
+    "MFCC": SpaceSettings(),
+    "MFCC by clip": SpaceSettings("clip"),
+    "MFCC by clip, ±4": SpaceSettings("clip", context=4),
+}
 
 
 class Scores(NamedTuple):
-    """What the probes found: shares of frames and clips, errors per phone."""
+    """Shares of frames and clips that are named right; ABX errors; the layer they are of."""
 
-    frame_accuracy: float
-    phone_error_rate: float
-    speaker_accuracy: float
+    frame_phones: float
+    speaker: float
+    abx_within: float
+    abx_across: float
+    layer: int = 0
 
 
 class Corpus:
@@ -67,32 +84,38 @@ class Corpus:
             torch.from_numpy(soundfile.read(io.BytesIO(archives[row["split"]].read(row["path"])), dtype="float32")[0])
             for row in self.rows
         ]
-        self.phones = sorted({phone for row in self.rows for phone in _phones(row)} | {SILENCE})
+        self.phones = sorted({phone for row in self.rows for phone in phones_of(row["phones"])})
         self.speakers = sorted({row["speaker"] for row in self.rows if row["split"] == "train"})
         self.mfcc = [MFCC()(audio[None], torch.tensor([len(audio)]))[0] for audio in self.audio]
-        self.frame_phones = self._given_times() if "times" in self.rows[0] else self._aligned()
-
-    def _given_times(self) -> list[list[str]]:
-        """The phone at the centre of every frame."""
-        return [
-            [phone or SILENCE for phone in phones_at(spans_of(row["times"]), frame_centres(0, len(features)))]
-            for row, features in zip(self.rows, self.mfcc, strict=True)
+        self.spans = [spans_of(row["times"]) for row in self.rows] if "times" in self.rows[0] else self._aligned()
+        self.frame_phones = [
+            [phone or SILENCE for phone in phones_at(spans, frame_centres(0, len(features)))]
+            for spans, features in zip(self.spans, self.mfcc, strict=True)
         ]
 
-    def _aligned(self) -> list[list[str]]:
-        normal = [((x - x.mean(0)) / x.std(0).clamp(min=1e-3)).double().numpy() for x in self.mfcc]
-        return align(normal, [_phones(row) for row in self.rows], [row["split"] == "train" for row in self.rows])
+    def _aligned(self) -> list[list[Span]]:
+        normal = [x.double().numpy() for x in prepared(self.mfcc, SpaceSettings("clip"))]
+        said = [phones_of(row["phones"]) for row in self.rows]
+        return align(normal, said, [row["split"] == "train" for row in self.rows])
 
     def split(self, name: str) -> list[int]:
-        return [index for index, row in enumerate(self.rows) if row["split"] == name]
+        """Positions of the clips of `train` or `test`; `tune` and `fit`: of the training speakers that are left out to
+        choose a layer on, and of the others."""
+        if name in ("train", "test"):
+            return [index for index, row in enumerate(self.rows) if row["split"] == name]
+        drawn = generator(0, "left out").permutation(len(self.speakers))[:_LEFT_OUT_SPEAKERS]
+        left_out = {self.speakers[index] for index in drawn}
+        return [index for index in self.split("train") if (self.rows[index]["speaker"] in left_out) == (name == "tune")]
 
 
-def _phones(row: Row) -> list[str]:
-    return phones_of(row["phones"])
+def prepared(features: Features, settings: SpaceSettings) -> Features:
+    """Normalised and spliced."""
+    space = MixtureSpace(settings, features[0].shape[1])
+    return [space.frames(x[None], torch.tensor([len(x)]))[0] for x in features]
 
 
-def frame_accuracy(corpus: Corpus, features: list[Tensor]) -> float:
-    """Share of the test set's frames, silence left out, whose phone a logistic regression finds."""
+def frame_accuracy(corpus: Corpus, features: Features, *, train: str = "train", test: str = "test") -> float:
+    """Share of the frames, silence left out, whose phone a logistic regression finds."""
 
     def spoken(split: str) -> tuple[Tensor, Tensor]:
         rows, labels = [], []
@@ -102,141 +125,212 @@ def frame_accuracy(corpus: Corpus, features: list[Tensor]) -> float:
             labels += [corpus.phones.index(corpus.frame_phones[index][frame]) for frame in kept]
         return torch.cat(rows), torch.tensor(labels)
 
-    train, (test_ND, test_N) = spoken("train"), spoken("test")
-    train_ND, train_N = train
+    (train_ND, train_N), (test_ND, test_N) = spoken(train), spoken(test)
     classify = logistic_regression(train_ND[:, None], train_N, num_classes=len(corpus.phones), steps=_FRAME_PROBE_STEPS)
-    found_N = classify(test_ND[:, None])
-    return float((found_N == test_N).float().mean())
+    return float((classify(test_ND[:, None]) == test_N).float().mean())
 
 
-def phone_error_rate(corpus: Corpus, features: list[Tensor], seed: int) -> float:
-    """Insertions, deletions and substitutions of a linear CTC head on the test set, per phone."""
-    number = {phone: index + 1 for index, phone in enumerate(corpus.phones)}
-    clips = [
-        Transcribed(features[index][:, None], tuple(number[phone] for phone in _phones(corpus.rows[index])))
-        for index in corpus.split("train")
-    ]
-    test = corpus.split("test")
-    posteriors = train_head("linear", clips, num_symbols=len(number), seed=seed, steps=_CTC_STEPS)
-    found = [greedy(posteriors(features[index][:, None])) for index in test]
-    said = [" ".join(_phones(corpus.rows[index])) for index in test]
-    return float(jiwer.wer(said, [" ".join(corpus.phones[symbol - 1] for symbol in symbols) for symbols in found]))
-
-
-def speaker_accuracy(corpus: Corpus, features: list[Tensor], seed: int) -> float:
-    """Accuracy on a fifth of the training clips, of speakers that the other four fifths hold."""
+def speaker_accuracy(corpus: Corpus, features: Features, seed: int) -> float:
+    """Accuracy on a fifth of the training clips, of speakers that the other four fifths hold; the mean of three splits."""
     clips = np.array(corpus.split("train"))
-    order = generator(seed, "speaker split").permutation(len(clips))
-    held_out = len(clips) // 5
     mean_ND = torch.stack([features[index].mean(0) for index in clips])
     speaker_N = torch.tensor([corpus.speakers.index(corpus.rows[index]["speaker"]) for index in clips])
-    train, test = torch.from_numpy(order[held_out:]), torch.from_numpy(order[:held_out])
-    classify = logistic_regression(mean_ND[train][:, None], speaker_N[train], num_classes=len(corpus.speakers))
-    return float((classify(mean_ND[test][:, None]) == speaker_N[test]).float().mean())
+    found = []
+    for split in range(3):
+        order = generator(seed, "speaker split", split).permutation(len(clips))
+        held_out = len(clips) // 5
+        train, test = torch.from_numpy(order[held_out:]), torch.from_numpy(order[:held_out])
+        classify = logistic_regression(mean_ND[train][:, None], speaker_N[train], num_classes=len(corpus.speakers))
+        found.append(float((classify(mean_ND[test][:, None]) == speaker_N[test]).float().mean()))
+    return statistics.fmean(found)
+
+
+def abx_errors(corpus: Corpus, features: Features) -> tuple[float, float]:
+    """Of the test set, within and across speakers."""
+    clips = corpus.split("test")
+    tokens = [token for i in clips for token in triphones(i, corpus.rows[i]["speaker"], corpus.spans[i])]
+    frames = {i: features[i].numpy() for i in clips}
+    seconds = [frame_centres(0, len(x)) for x in corpus.mfcc]
+    own = token_frames(tokens, frames, seconds)
+    within, across = (error_rates(draw_triples(tokens, kind, seed=0), own).mean() for kind in ("within", "across"))
+    return within, across
+
+
+def scores(corpus: Corpus, layers: Sequence[Features], seed: int) -> Scores:
+    """Of the layer that is best on the speakers left out for that."""
+    chosen = 0
+    if len(layers) > 1:
+        tuned = [frame_accuracy(corpus, features, train="fit", test="tune") for features in layers]
+        chosen = max(range(len(layers)), key=tuned.__getitem__)
+    best = layers[chosen]
+    return Scores(
+        frame_accuracy(corpus, best), speaker_accuracy(corpus, best, seed), *abx_errors(corpus, best), layer=chosen
+    )
 
 
 @torch.no_grad()
-def encoded(corpus: Corpus, encoder: PretrainedEncoder) -> list[Tensor]:
+def encoded(corpus: Corpus, encoder: PretrainedEncoder) -> Features:
+    """Its chosen layer."""
     return [encoder(audio[None])[0] for audio in corpus.audio]
+
+
+@torch.no_grad()
+def all_layers(corpus: Corpus, encoder: PretrainedEncoder) -> list[Features]:
+    found = [encoder(audio[None], layer="all")[:, 0] for audio in corpus.audio]
+    return [[clip[layer] for clip in found] for layer in range(encoder.num_layers)]
+
+
+@torch.no_grad()
+def posteriors(corpus: Corpus, targets: Targets) -> Features:
+    """What training aims at, as features."""
+    return [
+        targets.posteriors(audio[None], torch.tensor([len(audio)]), torch.arange(len(x)))
+        for audio, x in zip(corpus.audio, corpus.mfcc, strict=True)
+    ]
+
+
+def untrained(like: Encoder, seed: int) -> Encoder:
+    """Fresh weights; what was measured of the corpus stays."""
+    torch.manual_seed(key(seed, "untrained"))
+    encoder = Encoder(like.shape)
+    for own, measured in zip(encoder.buffers(), like.buffers(), strict=True):
+        own.copy_(measured)
+    return encoder
+
+
+def taught(corpus: Corpus, like: Encoder, seed: int) -> Encoder:
+    """The same network taught the phones of frames: what these labels and this probe allow at its size."""
+    encoder = untrained(like, seed).train()
+    width = like.shape.width
+    head = init_linear(nn.Linear(width, len(corpus.phones)), width)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=_TAUGHT_RATE, betas=(0.9, 0.99))
+    clips = np.array(corpus.split("train"))
+    steps = _TAUGHT_EPOCHS * -(-len(clips) // _TAUGHT_CLIPS)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _TAUGHT_RATE, total_steps=steps, pct_start=0.08)
+    for epoch in range(_TAUGHT_EPOCHS):
+        order = clips[generator(seed, "taught", epoch).permutation(len(clips))]
+        for start in range(0, len(order), _TAUGHT_CLIPS):
+            batch = order[start : start + _TAUGHT_CLIPS]
+            audio = nn.utils.rnn.pad_sequence([corpus.audio[i] for i in batch], batch_first=True)
+            samples = torch.tensor([len(corpus.audio[i]) for i in batch])
+            output = encoder(audio, samples)
+            phones = [phone for i in batch for phone in corpus.frame_phones[i]]
+            spoken = torch.tensor([phone != SILENCE for phone in phones])
+            labels = torch.tensor([corpus.phones.index(phone) for phone in phones if phone != SILENCE])
+            loss = F.cross_entropy(head(output.features_BTD[output.real_BT][spoken]), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            rate.step()
+    return encoder.eval()
 
 
 @contextmanager
 def hard_targets() -> Iterator[None]:
-    """Phase 1 with the argmax of each posterior in place of the posterior. The mixture is the same."""
-    soft = MFCCTargets.posteriors
+    """The argmax of each posterior in place of the posterior. The mixtures are the same."""
+    soft = MixtureTargets.posteriors
 
-    def hard(self: MFCCTargets, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+    def hard(self: MixtureTargets, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
         posteriors_NK = soft(self, clean_BS, num_samples_B, frame_N)
         return torch.zeros_like(posteriors_NK).scatter_(1, posteriors_NK.argmax(1, keepdim=True), 1.0)
 
-    MFCCTargets.posteriors = hard  # type: ignore[method-assign]
+    MixtureTargets.posteriors = hard  # type: ignore[method-assign]
     try:
         yield
     finally:
-        MFCCTargets.posteriors = soft  # type: ignore[method-assign]
+        MixtureTargets.posteriors = soft  # type: ignore[method-assign]
 
 
 def run(options: argparse.Namespace, name: str, seed: int, *overrides: str) -> Path:
-    """Trains as the two-phase configuration says, with overrides; the run's folder."""
+    """Trains as the two-phase configuration says, with overrides, unless that is done; the run's folder."""
     root = options.out / f"{name}_{seed}"
+    finished = sorted((root / name).glob("train*/results.csv"))
+    if finished:
+        return finished[-1].parent
     config = load_config(
-        ROOT / "cpu/configs/train_twophase.yaml",
+        options.config,
         [f"dataset.train_path={options.data}/train.zip", f"dataset.test_path={options.data}/test.zip", f"runs_root={root}",
-         f"run_name={name}", f"seed={seed}", f"model.size={options.size}", *overrides, *options.overrides],
+         f"run_name={name}", f"seed={seed}", *options.overrides, *overrides],
     )  # fmt: skip
     train(config)
     return sorted((root / name).glob("train*"), key=lambda path: path.stat().st_mtime)[-1]
 
 
-def epochs_in(options: argparse.Namespace) -> int:
-    """How many epochs fit into the time of one run."""
-    folder = run(options, "timing", 0, f"train.max_steps={_TIMING_STEPS}", "train.masked_only_epoch=-1")
+def training_minutes(folder: Path) -> float:
+    """What the epochs of a run took."""
     with (folder / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    seconds, hours = sum(float(row["seconds"]) for row in rows), float(rows[-1]["audio_hours"])
-    corpus_hours = _audio_hours(options.data)
-    return max(3, round(options.minutes * 60 / (seconds / hours * corpus_hours)))
+        return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
 
 
-def _audio_hours(data: Path) -> float:
-    with (data / "labels.tsv").open(encoding="utf-8", newline="") as file:
-        return (
-            sum(float(row["seconds"]) for row in csv.DictReader(file, delimiter="\t") if row["split"] == "train") / 3600
-        )
+def variants(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Runs of every seed and what they have otherwise: the recipe, its phase 1 alone, and single changes of that."""
+    alone = ("train.phase2_start_epoch=-1", "train.masked_only_epoch=-1")
+    found = {"both": (), "phase1": alone}
+    if options.hard:
+        found["phase1-hard"] = alone
+    for change in options.ablate:
+        found["phase1-" + change.replace("/", "-")] = (*alone, *change.split(","))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training in each run")
-    parser.add_argument("--size", default="tiny")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--config", type=Path, default=ROOT / "cpu/configs/train_twophase.yaml")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="one seed and four epochs")
+    parser.add_argument("--hard", action="store_true", help="also phase 1 with hard targets")
+    parser.add_argument(
+        "--ablate", nargs="*", default=[], metavar="KEY=VALUE[,KEY=VALUE]", help="also phase 1 with each"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.overrides = 1, [*_QUICK, *options.overrides]
     corpus = Corpus(options.data)
-    length = f"train.epochs={epochs_in(options)}"
-    alone = (length, "train.phase2_start_epoch=-1", "train.masked_only_epoch=-1")
-    scores: dict[str, list[Scores]] = {}
+    table: dict[str, list[Scores]] = {}
 
-    def probe(name: str, features: list[Tensor], seed: int) -> None:
-        found = Scores(
-            frame_accuracy(corpus, features),
-            phone_error_rate(corpus, features, seed),
-            speaker_accuracy(corpus, features, seed),
-        )
-        scores.setdefault(name, []).append(found)
-        print(f"{name}, seed {seed}: {found}", flush=True)
+    def ask(name: str, layers: Sequence[Features], seed: int, note: str = "") -> None:
+        found = scores(corpus, layers, seed)
+        table.setdefault(name, []).append(found)
+        print(f"{name}, seed {seed}: {found}{note}", flush=True)
 
-    for seed in range(options.seeds):
-        probe("MFCC", corpus.mfcc, seed)
-        runs = {
-            "phase 1 alone": run(options, "phase1", seed, *alone),
-            "both phases": run(options, "both", seed, length),
-        }
-        with hard_targets():
-            runs["phase 1, hard targets"] = run(options, "hard", seed, *alone)
-        encoders = {name: load_encoder(folder / "weights/last.pt") for name, folder in runs.items()}
-        torch.manual_seed(key(seed, "untrained"))
-        encoders["untrained"] = PretrainedEncoder(Encoder(encoders["both phases"].encoder.shape))
-        for name, encoder in encoders.items():
-            probe(name, encoded(corpus, encoder), seed)
-    report(scores, as_json=options.json)
+    for name, settings in _PLAIN.items():
+        ask(name, [prepared(corpus.mfcc, settings)], 0)
+    engine = Engine(device="cpu", precision="fp32", launch=False)
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name, overrides in variants(options).items():
+            with hard_targets() if name == "phase1-hard" else nullcontext():
+                folder = run(options, name, seed, *overrides)
+            weights = load_weights(folder / "weights/last.pt")
+            encoder = weights.model.encoder
+            ask(name, all_layers(corpus, PretrainedEncoder(encoder)), seed, f", {training_minutes(folder):.1f} min")
+            if name == "phase1":
+                ask("phase 1's mixture", [posteriors(corpus, saved_targets(engine, weights))], seed)
+                for other, network in (
+                    ("untrained", untrained(encoder, seed)),
+                    ("taught", taught(corpus, encoder, seed)),
+                ):
+                    ask(other, all_layers(corpus, PretrainedEncoder(network)), seed)
+    report(table, as_json=options.json)
 
 
-def report(scores: dict[str, list[Scores]], *, as_json: bool) -> None:
+def report(table: dict[str, list[Scores]], *, as_json: bool) -> None:
     """Mean ± deviation over seeds."""
-    print(f"{'features':<24}" + "".join(f"{name.replace('_', ' '):>22}" for name in Scores._fields))
+    print(f"{'features':<28}" + "".join(f"{name.replace('_', ' '):>20}" for name in Scores._fields))
     rows = []
-    for name, values in scores.items():
-        means = Scores(*(statistics.mean(column) for column in zip(*values, strict=True)))
-        deviations = [
-            statistics.stdev(column) if len(column) > 1 else float("nan") for column in zip(*values, strict=True)
-        ]
+    for name, values in table.items():
+        columns = list(zip(*values, strict=True))
+        means = [statistics.fmean(column) for column in columns]
+        deviations = [statistics.stdev(column) if len(column) > 1 else float("nan") for column in columns]
         cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(means, deviations, strict=True)]
-        print(f"{name:<24}" + "".join(f"{cell:>22}" for cell in cells))
-        rows.append({"name": name, **means._asdict(), "seeds": len(values)})
+        print(f"{name:<28}" + "".join(f"{cell:>20}" for cell in cells))
+        rows.append({"name": name, **dict(zip(Scores._fields, means, strict=True)), "seeds": len(values)})
     if as_json:
         print(json.dumps({"rows": rows}))
 

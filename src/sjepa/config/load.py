@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from sjepa.config.schedule import plan_problems
 from sjepa.config.schema import Config
-from sjepa.config.sizes import Hyperparameters, hyperparameters
+from sjepa.config.sizes import SIZES, Hyperparameters, hyperparameters
 from sjepa.core.errors import UserError
 
 
@@ -57,7 +57,7 @@ def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Con
     section = values.get("model")
     model = section if isinstance(section, dict) else {}
     overrides, size = model.get("overrides", {}), model.get("size", "base")
-    if isinstance(overrides, dict) and size in ("tiny", "small", "base", "large"):
+    if isinstance(overrides, dict) and isinstance(size, str) and size in SIZES:
         try:
             hyperparameters(size, overrides)
         except ValidationError as error:

@@ -117,7 +117,9 @@ class Dataset(Section):
 
 
 class Model(Section):
-    size: Literal["tiny", "small", "base", "large"] = Field("base", description="Named size (base: HuBERT, 6 layers).")
+    size: Literal["tiny", "mini", "small", "base", "large"] = Field(
+        "base", description="Named size (base: HuBERT, 6 layers)."
+    )
     frontend: Literal["waveform", "logmel"] = Field(
         "waveform",
         description="What frames are made of: HuBERT's convolutions over the waveform, or log-mel bands, which need not be "

@@ -40,6 +40,10 @@ SIZES: dict[str, dict[str, int]] = {
         "conv_channels": 128, "width": 128, "num_layers": 2, "num_heads": 4, "ffn_width": 256,
         "predictor_heads": 4, "predictor_ffn_width": 256,
     },
+    "mini": {
+        "conv_channels": 256, "width": 256, "num_layers": 2, "num_heads": 4, "ffn_width": 512, "position_kernel": 32,
+        "predictor_heads": 4, "predictor_ffn_width": 512,
+    },
     "small": {
         "conv_channels": 512, "width": 512, "num_layers": 4, "num_heads": 8, "ffn_width": 2048,
         "predictor_heads": 8, "predictor_ffn_width": 1024,

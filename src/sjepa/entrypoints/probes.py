@@ -48,8 +48,8 @@ def probe_rows(
     given: Sequence[LabelledSet],
     weights: Weights | None,
 ) -> Iterator[ProbeRow]:
-    """Checks what the probes need, and returns what runs them. `given`: the test set, and perhaps one to train on. `weights`:
-    those of `init_weights`, None for a folder.
+    """Checks what the probes need, and returns what runs them. `given`: the test set, and perhaps one to train on;
+    `weights`: those of `init_weights`, None for a folder.
 
     Raises UserError if a label, a layer, an encoder or a package is missing.
     """
