@@ -1,5 +1,6 @@
 """Targets that follow the encoder."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from sjepa.core.ranks import ALONE
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.modules.ema import EMAEncoder
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
@@ -117,3 +119,48 @@ def test_the_layer_of_highest_smoothed_rank_is_chosen():
     assert layers.layer == 1
     assert not layers.offer((math.nan, 1.0, 99.0))
     assert layers.layer == 1
+
+
+def test_targets_that_are_held_move_only_when_they_are_renewed():
+    online, encoder = targets()
+    held = OnlineTargets(online.gmm, online.encoder, LayerChoice(1, smoothing=0.9),
+                         OnlineSettings(0.9, lambda step: 0.5, None, hold_steps=4))  # fmt: skip
+    before = {name: value.clone() for name, value in held.state_dict().items() if isinstance(value, torch.Tensor)}
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(1.0)
+    some = REAL[::2]
+    assert torch.equal(held.observe(AUDIO, SAMPLES, choice(some, REAL[1::2])), held.posteriors(AUDIO, SAMPLES, some))
+    held.after_update(encoder, 0, ALONE)
+    for name, value in before.items():
+        assert torch.equal(held.state_dict()[name], value), name
+    assert [step for step in range(9) if held.renewal_due(step)] == [4, 8]
+    held.renew(encoder)
+    for own, new in zip(held.encoder.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(own, new)
+    assert not any(online.renewal_due(step) for step in range(9))
+
+
+def test_tempered_targets_leave_the_mixtures_own_statistics_alone():
+    """Softer posteriors for the loss, and the same movement of the mixture."""
+    plain, encoder = targets()
+    space = MixtureSpace(SpaceSettings(entropy_bits=1.0), 32)
+    space.temperature.fill_(3.0)
+    soft = OnlineTargets(copy.deepcopy(plain.gmm), plain.encoder, LayerChoice(1, smoothing=0.9), plain.settings, space)
+    sharp_NK, soft_NK = (one.observe(AUDIO, SAMPLES, choice(REAL, REAL[:0])) for one in (plain, soft))
+    assert torch.special.entr(soft_NK).sum() > 1.5 * torch.special.entr(sharp_NK).sum()
+    for one in (plain, soft):
+        one.after_update(encoder, 0, ALONE)
+    assert torch.equal(plain.gmm.means, soft.gmm.means)
+
+
+def test_features_are_normalised_over_each_clips_own_frames():
+    online, encoder = targets()
+    space = MixtureSpace(SpaceSettings("clip"), 32)
+    own = OnlineTargets(online.gmm, online.encoder, LayerChoice(1, smoothing=0.9), online.settings, space)
+    found = own.features(AUDIO, SAMPLES, REAL)
+    for rows in (found[:49], found[49:]):
+        assert rows.mean(0).abs().max() < 1e-4
+        assert (rows.std(0, correction=0) - 1).abs().max() < 1e-3
+    alone = own.features(AUDIO[1:, :8000], SAMPLES[1:], torch.arange(24))
+    assert torch.allclose(found[49:], alone, atol=1e-3)

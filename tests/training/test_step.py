@@ -103,6 +103,27 @@ def test_metrics_are_sums_over_frames_and_loss_covers_what_the_stage_says():
     assert 1 <= a.clusters_used <= 8 + 1e-6
 
 
+def test_a_visible_frame_counts_as_much_as_its_weight_says():
+    """Between the loss over masked frames alone and that over all; accumulation still changes nothing."""
+    light, parts = Setup("train.visible_weight=0.25"), Setup("train.visible_weight=0.25")
+    all_alike, masked = Setup(), Setup("train.use_visible_loss=false")
+    for one in (light, all_alike, masked):
+        one.update([batch(*CLIPS)])
+    parts.update([batch(CLIPS[0]), batch(*CLIPS[1:])])
+    assert (parts.gradient() - light.gradient()).norm() < 1e-5 * light.gradient().norm()
+    a, b = all_alike.sums.read(), light.sums.read()
+    frames = [(len(clip.clean) - 400) // 320 + 1 for clip in CLIPS]
+    hidden, every = a.frames, sum(frames)
+    shown = (a.loss * every - a.kl * hidden) / (every - hidden)  # mean over visible frames
+    assert b.loss == pytest.approx(
+        (a.kl * hidden + 0.25 * shown * (every - hidden)) / (hidden + 0.25 * (every - hidden)), rel=1e-5
+    )
+    expected = (hidden * masked.gradient() + 0.25 * (every * all_alike.gradient() - hidden * masked.gradient())) / (
+        hidden + 0.25 * (every - hidden)
+    )
+    assert torch.nn.functional.cosine_similarity(light.gradient(), expected, dim=0) > 0.9999
+
+
 def test_an_update_depends_on_its_step_and_nothing_before_it():
     first, second = Setup(dropout=True), Setup(dropout=True)
     torch.rand(1000)

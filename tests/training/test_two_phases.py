@@ -247,3 +247,25 @@ def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch)
         assert torch.equal(value, kept[f"gmm.{name}"]), name
     for name, value in last.target_encoder.state_dict().items():
         assert torch.equal(value, kept[f"encoder.average.{name}"]), name
+
+
+LOG_MEL = [
+    *TWO_PHASES, "model.frontend=logmel", "gmm.normalise=clip", "gmm.context=2", "gmm.dimensions=10",
+    "gmm.dimensions_phase2=6", "gmm.entropy_bits_phase2=1.0", "gmm.auto_layer=false", "gmm.hold_steps=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [3, 7, 11])
+def test_a_log_mel_run_in_rounds_goes_on_exactly(corpus, tmp_path_factory, tmp_path, stop):
+    """Statistics of the corpus, projection, temperature and held targets are all in the checkpoint; 7 is a renewal."""
+    whole = tmp_path_factory.getbasetemp() / "log_mel_whole"
+    if not whole.exists():
+        assert run(corpus, whole, *LOG_MEL) == 0
+    with stopping_after(stop):
+        assert run(corpus, tmp_path, *LOG_MEL) == 143
+    assert run(corpus, tmp_path, *LOG_MEL, "checkpoint.resume=true") == 0
+    assert_same_run(whole / "r" / "train", tmp_path / "r" / "train")
+    weights = load_weights(whole / "r" / "train" / "weights" / "best.pt")
+    assert weights.space.settings.dimensions == 6
+    assert float(weights.space.temperature) > 1
+    assert weights.model.encoder.feature_extractor.deviation_C.min() > 0.01
