@@ -155,7 +155,7 @@ def test_tempered_targets_leave_the_mixtures_own_statistics_alone():
 
 
 def test_features_are_normalised_over_each_clips_own_frames():
-    online, encoder = targets()
+    online, _ = targets()
     space = MixtureSpace(SpaceSettings("clip"), 32)
     own = OnlineTargets(online.gmm, online.encoder, LayerChoice(1, smoothing=0.9), online.settings, space)
     found = own.features(AUDIO, SAMPLES, REAL)

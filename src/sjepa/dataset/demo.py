@@ -160,7 +160,7 @@ def _recorded(speech: Floats, rng: np.random.Generator) -> NDArray[np.float32]:
     colour = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) / (1 + np.arange(samples // 2 + 1) / samples * 40))
     noise = np.pad(colour, (0, samples - len(colour)))
     noise *= np.linalg.norm(heard) / np.linalg.norm(noise) * 10 ** (-rng.uniform(8, 30) / 20)
-    gain_db = np.interp(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), _CHANNEL_HZ, rng.uniform(-8, 8, len(_CHANNEL_HZ)))
+    gain_db = np.interp(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), _CHANNEL_HZ, rng.uniform(-4, 4, len(_CHANNEL_HZ)))
     taken = np.fft.irfft(np.fft.rfft(heard + noise) * 10 ** (gain_db / 20), samples)
     level = 10 ** (rng.uniform(-26, -4) / 20)
     return np.asarray(level * taken / np.abs(taken).max(), dtype=np.float32)

@@ -173,7 +173,11 @@ def _write_ranks(history: Path, folder: Path, config: Config) -> None:
 
 def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
     folder = evaluation.run_dir.root
-    readings = [("Encoder, nothing masked", found.encoder), ("Predictor, at masked frames", found.predictor)]
+    readings = [
+        ("Encoder, nothing masked", found.encoder),
+        ("Predictor, at masked frames", found.predictor),
+        ("Targets", found.targets),
+    ]
     draw_entropies(readings, folder / "entropy_hist.jpg")
     if found.components.has_phones:
         draw_components(found.components, folder / "components.jpg")

@@ -36,10 +36,10 @@ def labelled_sets(
             config, config.probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=console.progress
         ).clips
         sets.append(LabelledSet(train, read_labels(config.evaluation.labels, train, split="train")))
-    return _aligned(config, engine, console, sets) if config.evaluation.align else sets
+    return aligned(config, engine, console, sets) if config.evaluation.align else sets
 
 
-def _aligned(config: Config, engine: Engine, console: Console, sets: list[LabelledSet]) -> list[LabelledSet]:
+def aligned(config: Config, engine: Engine, console: Console, sets: list[LabelledSet]) -> list[LabelledSet]:
     """With times for the clips that have phones and none; the models come from all sets together."""
     features: list[NDArray[np.float64]] = []
     seconds: list[NDArray[np.float64]] = []

@@ -11,9 +11,13 @@ from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import SharedError, UserError
 from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import worker_killed
+from sjepa.entrypoints.labelled import LabelledSet, aligned
 from sjepa.entrypoints.resumed import Resumed, checkpoint_folder, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.evaluation.evaluate import evaluate, write_results
+from sjepa.evaluation.labels import read_labels
+from sjepa.evaluation.monitor import PhoneMonitor
+from sjepa.evaluation.survey import TimedPhones
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.report import RunReport, Silence
 from sjepa.reporting.run_dir import RunDir, new_run
@@ -31,6 +35,7 @@ from sjepa.training.assembly import (
 )
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.compilation import check_compiler
+from sjepa.training.data import training_windows
 from sjepa.training.estimate import probe_memory, seconds_per_audio_second
 from sjepa.training.feeding import evaluation_loader, load_data, train_loader
 from sjepa.training.network import build_model, new_model
@@ -81,7 +86,8 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     is_main = run.engine.ranks.is_main
     report = run.engine.ranks.main_first(lambda: _report(config, run, resumed, run_dir, console))
     files = RunFiles(run_dir.weights, checkpoint_folder(config, run_dir), run_dir.gmm)
-    trainer = assemble(config, run, files, report)
+    judge = run.engine.ranks.main_first(lambda: _judge(config, run, console))
+    trainer = assemble(config, run, files, report, judge=judge)
     if resumed:
         Checkpoints.load(resumed.checkpoint, trainer.state)
         report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
@@ -104,6 +110,20 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     which = f"best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
     console.note(f"done: {run_dir.weights} ({which})")
     return 0
+
+
+def _judge(config: Config, run: Prepared, console: Console) -> PhoneMonitor | None:
+    """Who follows the run by the labels of its validation clips, if `evaluation.labels` has phones of them."""
+    if config.evaluation.labels is None:
+        return None
+    clips = run.data.validation
+    own = LabelledSet(clips, read_labels(config.evaluation.labels, clips, split="test"))
+    if config.evaluation.align:
+        (own,) = aligned(config, run.engine, console, [own])
+    if not any(own.labels.spans):
+        console.note("evaluation.labels: no phones with times (evaluation.align finds them), so none are followed")
+        return None
+    return PhoneMonitor(TimedPhones(own.labels.spans, training_windows(clips, config.dataset)))
 
 
 def _report(

@@ -60,11 +60,7 @@ class ComponentReport:
     @property
     def pnmi(self) -> float:
         """Mutual information of units and phones over the entropy of the phones (Hsu et al. 2021)."""
-        joint_KP = self.count_KP / self.count_KP.sum()
-        unit_K1, phone_1P = joint_KP.sum(1, keepdims=True), joint_KP.sum(0, keepdims=True)
-        entropy = -_plogp(phone_1P).sum()
-        information = _plogp(joint_KP).sum() - _plogp(unit_K1).sum() + entropy
-        return float(information / entropy) if entropy > 0 else 0.0
+        return mutual_information(self.count_KP)
 
     @property
     def has_phones(self) -> bool:
@@ -88,6 +84,15 @@ class ComponentReport:
     def _top(self, count_P: NDArray[np.int64]) -> tuple[str, str]:
         total = count_P.sum()
         return (self.phones[int(count_P.argmax())], f"{count_P.max() / total:.4f}") if total else ("", "")
+
+
+def mutual_information(count_KP: NDArray[np.int64]) -> float:
+    """Of the rows and columns of a table of counts, over the entropy of the columns: 0 to 1."""
+    joint_KP = count_KP / count_KP.sum()
+    row_K1, column_1P = joint_KP.sum(1, keepdims=True), joint_KP.sum(0, keepdims=True)
+    entropy = -_plogp(column_1P).sum()
+    information = _plogp(joint_KP).sum() - _plogp(row_K1).sum() + entropy
+    return float(information / entropy) if entropy > 0 else 0.0
 
 
 def _plogp(share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sjepa.core.distributed import Engine
@@ -15,7 +17,7 @@ from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.dataset.windows import Windows
 from sjepa.evaluation.components import ComponentReport
-from sjepa.evaluation.labels import Span, frame_centres, phones_at
+from sjepa.evaluation.labels import SILENCES, Span, frame_centres, phones_at
 from sjepa.evaluation.readings import THRESHOLDS_BITS, EntropyHistogram, entropy_bits, read_frames
 from sjepa.model import SJEPA
 from sjepa.targets.base import Targets
@@ -37,28 +39,36 @@ class TimedPhones:
     def _number(self) -> dict[str, int]:
         return {phone: index for index, phone in enumerate(self.phones)}
 
-    def numbers(self, batch: Batch) -> NDArray[np.int64]:
-        """The number in `phones` of every real frame of a batch, clip by clip; −1 where it is not known."""
+    def frames(self, samples: int) -> int:
+        return int(SPEECH.frames(samples))
+
+    def numbers(self, batch: Batch, *, silence: bool = True) -> NDArray[np.int64]:
+        """The number in `phones` of every real frame of a batch, clip by clip; −1 where it is not known, and without
+        `silence` also there."""
         found: list[int] = []
         for window, samples in zip(batch.window, batch.num_samples, strict=True):
             spans = self.spans[int(self.windows.clip_N[window])]
             centres = frame_centres(int(self.windows.start_N[window]), SPEECH.frames(samples))
-            found += [self._number.get(phone, -1) for phone in phones_at(spans, centres)]
+            found += [
+                -1 if not silence and phone in SILENCES else self._number.get(phone, -1)
+                for phone in phones_at(spans, centres)
+            ]
         return np.array(found, np.int64)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Entropies by both readings, and what the units are."""
+    """Entropies by both readings and of the targets, and what the units are."""
 
     encoder: EntropyHistogram
     predictor: EntropyHistogram
+    targets: EntropyHistogram
     components: ComponentReport
 
     def figures(self) -> dict[str, float]:
         """For results.csv."""
         figures: dict[str, float] = {}
-        for name, histogram in (("encoder", self.encoder), ("predictor", self.predictor)):
+        for name, histogram in (("encoder", self.encoder), ("predictor", self.predictor), ("targets", self.targets)):
             figures[f"{name}_entropy_bits"] = histogram.mean_bits
             for threshold, share in zip(THRESHOLDS_BITS, histogram.shares_above, strict=True):
                 figures[f"{name}_above_{threshold:g}_bits"] = share
@@ -81,9 +91,8 @@ def survey(
     engine's device."""
     model.eval()
     components = targets.gmm.num_components
-    found = Survey(
-        EntropyHistogram(components), EntropyHistogram(components), ComponentReport(components, phones.phones)
-    )
+    encoder, predictor, aims = (EntropyHistogram(components) for _ in range(3))
+    found = Survey(encoder, predictor, aims, ComponentReport(components, phones.phones))
     for batch in batches:
         if not batch.num_samples:
             continue
@@ -95,8 +104,9 @@ def survey(
             features_ND = targets.features(
                 batch.clean_BS, to_device(batch.num_samples, engine.device), readings.frame_N
             )
-        log_joint_NK = targets.gmm.log_joint(features_ND)
+        posterior_NK = targets.space.posteriors(targets.gmm, features_ND)
+        found.targets.add(torch.special.entr(posterior_NK).sum(1) / math.log(2))
         found.components.add(
-            readings.encoder_NK.argmax(1), log_joint_NK.softmax(1), log_joint_NK, phones.numbers(batch)
+            readings.encoder_NK.argmax(1), posterior_NK, targets.gmm.log_joint(features_ND), phones.numbers(batch)
         )
     return found

@@ -125,11 +125,12 @@ class Console:
             self._epochs.update(1)
         train, val, moved = result.train, result.validation, result.targets
         targets = "" if moved.layer is None else f", layer {moved.layer}, {moved.reseeded} re-seeded"
+        judged = "".join(f", {name} {value:.3f}" for name, value in result.judged.items())
         logger.info(
             "{}",
             f"epoch {result.epoch} done in {duration(result.seconds)}: train loss {train.loss:.4f} kl {train.kl:.4f} "
             f"top1 {train.top1:.3f} | val kl {val.kl:.4f} top1 {val.top1:.3f} entropy {val.entropy_bits:.2f} bit "
-            f"(targets {val.target_entropy_bits:.2f}), {val.clusters_used:.0f} components in use{targets} | "
+            f"(targets {val.target_entropy_bits:.2f}), {val.clusters_used:.0f} components in use{targets}{judged} | "
             f"{result.audio_hours:.2f} h audio{'  ← best so far' if is_best else ''}",
         )
 

@@ -74,6 +74,7 @@ def _row(result: EpochResult) -> Row:
         "train_target_entropy_bits": result.train.target_entropy_bits,
         "val_target_entropy_bits": result.validation.target_entropy_bits,
         "reseeded": result.targets.reseeded,
+        **{f"val_{name}": value for name, value in result.judged.items()},
         **{f"spread_{layer}": value for layer, value in enumerate(result.spreads)},
         **{f"layer_score_{layer}": score for layer, score in enumerate(result.targets.layer_scores)},
     }

@@ -39,6 +39,11 @@ METRICS = (
 )
 
 
+LABELLED = (
+    Curve("val_pnmi", "What units tell of phones", "mutual information over entropy of phones"),
+    Curve("val_frame_phones", "Phones of frames, linear probe", "share of validation frames"),
+)
+
 LAYERS = (
     Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)"),
     Curve("spread", "Spread of each layer's features", "distance from the mean over size"),
@@ -55,6 +60,9 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
         _draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder)
     )
     written.append(_draw_single(rows, Curve("gradient_norm", "Gradient norm", "mean norm before clipping"), folder))
+    for curve in LABELLED:
+        if any(curve.name in row for row in rows):
+            written.append(_draw_single(rows, curve, folder))
     for curve in LAYERS:
         written.append(draw_layers(rows, curve, folder / f"history_{curve.name}.jpg"))
     return written

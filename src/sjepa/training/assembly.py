@@ -40,6 +40,7 @@ from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
 from sjepa.training.trainer import Trainer
 from sjepa.training.transition import TargetMaker, target_source
+from sjepa.training.validation import Judge
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def target_maker(config: Config, run: Prepared, files: RunFiles, report: Report)
     )
 
 
-def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> Trainer:
+def assemble(config: Config, run: Prepared, files: RunFiles, report: Report, *, judge: Judge | None = None) -> Trainer:
     """A trainer at the start of the run's stage: with targets fitted, or blank ones whose state is still to be loaded."""
     engine, data, stage = run.engine, run.data, run.stage
     model = engine.to_device(run.model)
@@ -226,6 +227,7 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report) -> 
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=data.fingerprint,
         weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
+        judge=judge,
     )
     run_plan = Plan(
         run.schedule,

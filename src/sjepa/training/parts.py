@@ -17,6 +17,7 @@ from sjepa.training.checkpoint import Checkpoints, Stateful
 from sjepa.training.keeper import WeightsFolder
 from sjepa.training.step import StepSettings
 from sjepa.training.transition import TargetMaker
+from sjepa.training.validation import Judge
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. `model` is `network` as the engine wrapped it; `build_optimizer` makes one for a network."""
+    """What a run is made of. `model` is `network` as the engine wrapped it; `build_optimizer` makes one for a network;
+    `judge` knows labels of the validation clips."""
 
     engine: Engine
     network: SJEPA
@@ -54,6 +56,7 @@ class Parts:
     checkpoints: Checkpoints
     fingerprint: Stateful
     weights: WeightsFolder
+    judge: Judge | None = None
 
 
 class Interrupted(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sjepa.config.schedule import Stage
@@ -27,7 +28,8 @@ class StepFigures:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One row of the history; `gradient_norm` is the mean over the epoch's updates."""
+    """One row of the history; `gradient_norm` is the mean over the epoch's updates, `judged` what labels say, if there are
+    any."""
 
     epoch: int
     stage: Stage
@@ -43,6 +45,7 @@ class EpochResult:
     waiting: float
     skipped_updates: int
     unreadable_clips: int
+    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 class Report(Protocol):

@@ -304,6 +304,7 @@ class Trainer:
             settings=parts.settings,
             warn=self.report.warn,
             pause=self._save_if_stopped,
+            judge=parts.judge,
         )
 
     def _keep_weights(self, validation: Validation, *, collapsed: bool = False) -> bool:
@@ -333,6 +334,7 @@ class Trainer:
             validation=validation.metrics,
             effective_ranks=validation.effective_ranks,
             spreads=validation.spreads,
+            judged=validation.judged,
             targets=self.parts.targets.figures(),
             gradient_norm=self._epoch.gradient_norm / self._epoch.updates if self._epoch.updates else math.nan,
             seconds=self._epoch.seconds,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import SharedError
 from sjepa.core.random import key
+from sjepa.core.ranks import Ranks
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
 from sjepa.features.effective_rank import RANK_FRAMES, effective_rank, spread
@@ -19,14 +20,29 @@ from sjepa.modules.encoder import Encoder
 from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
 
+_JUDGED_BATCHES = 60
+
 
 class Validation(NamedTuple):
     """The metrics; and over 2,000 real frames (or all, if fewer) the effective rank and the spread of every layer's
-    features."""
+    features; and what a judge found."""
 
     metrics: Metrics
     effective_ranks: tuple[float, ...]
     spreads: tuple[float, ...]
+    judged: Mapping[str, float]
+
+
+class Judge(Protocol):
+    """Somebody who knows more of the validation clips than training does."""
+
+    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor) -> None:
+        """Takes the last layer [N, D] and the likeliest component [N] of every real frame of a batch, clip by clip."""
+        ...
+
+    def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
+        """The figures of what was observed since the last time; all processes call it."""
+        ...
 
 
 @torch.no_grad()
@@ -41,13 +57,14 @@ def validate(
     settings: StepSettings,
     warn: Callable[[str], None],
     pause: Callable[[], None] = lambda: None,
+    judge: Judge | None = None,
 ) -> Validation:
     """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone. With `visible` the
     loss is over the frames that were not masked too. Several processes give as many batches each, some without clips, and
     get the figures over all of them. `pause` is called before every batch and may raise.
 
-    `encoder` is `model`'s own, called without masks for the figures per layer. Clips that cannot be read are named through
-    `warn`. Raises UserError if none can.
+    `judge` sees the first batches, nothing masked. `encoder` is `model`'s own, called without masks for the figures per
+    layer. Clips that cannot be read are named through `warn`. Raises UserError if none can.
     """
     was_training, ranks = model.training, engine.ranks
     model.eval()
@@ -56,7 +73,7 @@ def validate(
     layers: list[Tensor] = []
     failures: list[Failure] = []
     missing = RANK_FRAMES
-    for batch in batches:
+    for number, batch in enumerate(batches):
         pause()
         failures += batch.failures
         real = bool(batch.num_samples)
@@ -72,6 +89,10 @@ def validate(
         if missing > 0:
             layers.append(ranks.rows(_layers(engine, encoder, batch, missing if real else 0), most=missing))
             missing -= len(layers[-1])
+        if judge is not None and number < _JUDGED_BATCHES:
+            features_ND, unit_N = _units(engine, model, encoder, batch)
+            if real:
+                judge.observe(batch, features_ND, unit_N)
     model.train(was_training)
     ranks.add_up(*sums.tensors)
     for failure in [failure for found in ranks.each(failures) for failure in found]:
@@ -80,7 +101,19 @@ def validate(
         raise SharedError("dataset.test_path: not one of the clips to measure on could be read")
     features = torch.cat(layers).unbind(1)
     figures = tuple(map(effective_rank, features)), tuple(map(spread, features))
-    return Validation(sums.read(), *ranks.from_main(figures))  # the last bits may differ between machines
+    figures = ranks.from_main(figures)  # the last bits may differ between machines
+    judged = judge.figures(targets.gmm.num_components, encoder.shape.width, ranks) if judge is not None else {}
+    return Validation(sums.read(), *figures, judged)
+
+
+def _units(engine: Engine, model: Any, encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The last layer and the likeliest component of every real frame of a batch, clip by clip, nothing masked."""
+    num_samples_B = to_device(batch.num_samples, engine.device)
+    with engine.autocast():
+        output = encoder(batch.clean_BS, num_samples_B)
+        every_N = output.real_BT.flatten().nonzero()[:, 0]
+        logits = model(batch.clean_BS, num_samples_B, torch.zeros_like(output.real_BT), every_N[:0], every_N)
+    return output.features_BTD.flatten(0, 1)[every_N], logits.visible_NK.argmax(1)
 
 
 def _layers(engine: Engine, encoder: Encoder, batch: Batch, most: int) -> Tensor:
