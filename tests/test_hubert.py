@@ -113,12 +113,20 @@ def test_a_log_mel_encoder_goes_to_transformers_with_its_own_code(tmp_path, stat
         found = theirs(audio, attention_mask=mask.long()).last_hidden_state
     for row, frames in enumerate((49, 27)):
         assert (found[row, :frames] - expected[row, :frames]).abs().max() < 1e-4
+    back = load_encoder(tmp_path)
+    assert torch.equal(back(audio, samples), expected)
     extract = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)
     features = extract(audio[0].numpy(), return_tensors=True)
     assert (features[0] - expected[0]).abs().max() < 1e-4
 
 
-def test_a_hubert_folder_is_not_for_a_log_mel_encoder(tmp_path):
-    save_hubert(tmp_path, encoder())
-    with pytest.raises(UserError, match=r"needs model.frontend: waveform"):
-        load_hubert(tmp_path, encoder(frontend="logmel"))
+def test_a_folder_is_not_for_an_encoder_with_another_frontend(tmp_path):
+    mel, waves = encoder(frontend="logmel"), encoder()
+    for name, own, other in (("waveform", waves, mel), ("logmel", mel, waves)):
+        save_hubert(tmp_path / name, own)
+        with pytest.raises(UserError, match=f"needs model.frontend: {name}"):
+            load_hubert(tmp_path / name, other)
+    config = json.loads((tmp_path / "logmel/config.json").read_text())
+    (tmp_path / "logmel/config.json").write_text(json.dumps(config | {"mel_hop": 100}))
+    with pytest.raises(UserError, match="mel_hop 100 where 160 is needed"):
+        load_encoder(tmp_path / "logmel")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -15,7 +16,16 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path, write_text
 from sjepa.core.frames import SPEECH
 from sjepa.modules.encoder import Encoder, EncoderShape
-from sjepa.modules.mel_frontend import FFT_SAMPLES, LEAST_DEVIATION, NUM_BANDS, POWER_FLOOR, MelFrontend
+from sjepa.modules.mel_frontend import (
+    FFT_SAMPLES,
+    LEAST_DEVIATION,
+    NUM_BANDS,
+    POWER_FLOOR,
+    STEPS,
+    WINDOW_SAMPLES,
+    MelFrontend,
+    MelStatistics,
+)
 from sjepa.modules.transformer import TransformerShape
 
 # Where a folder's configuration must say what our encoder is built like; left out, it means HuBERT Base.
@@ -41,6 +51,17 @@ _BASE_SIZES: dict[str, Any] = {
 }
 _DIVIDE_WIDTH = ("num_attention_heads", "num_conv_pos_embedding_groups")
 _OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+_MEL_TYPE = "sjepa"
+_MEL_LAYOUT: dict[str, Any] = {
+    "model_type": _MEL_TYPE,
+    "feat_proj_layer_norm": False,
+    "mel_bands": NUM_BANDS,
+    "mel_window": WINDOW_SAMPLES,
+    "mel_hop": SPEECH.hop_samples // STEPS,
+    "mel_fft": FFT_SAMPLES,
+    "mel_power_floor": POWER_FLOOR,
+    "mel_least_deviation": LEAST_DEVIATION,
+}
 _MODELLING = Path(__file__).with_name("modeling_sjepa.py")
 _PREFIX = re.compile(r"^hubert\.")  # of models with a task head
 
@@ -51,8 +72,8 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     Raises UserError if a file is missing or damaged, or the model has another layout or size than `encoder`.
     """
     config = _read_config(folder / "config.json")
-    if encoder.shape.frontend != "waveform":
-        raise UserError(f"init_weights: {folder} is a HuBERT folder, which needs model.frontend: waveform")
+    if _frontend(config) != encoder.shape.frontend:
+        raise UserError(f"init_weights: {folder} needs model.frontend: {_frontend(config)}")
     wrong = _other_layout(config) + _other_sizes(config, encoder.shape)
     if wrong:
         raise UserError(f"init_weights: {folder} holds an encoder of another shape ({'; '.join(wrong)})")
@@ -76,7 +97,7 @@ def read_hubert(folder: Path) -> tuple[Encoder, bool]:
     config = _read_config(folder / "config.json")
     sizes = {name: config.get(name, value) for name, value in _BASE_SIZES.items()}
     wrong = _other_layout(config)
-    channels = sizes.pop("conv_dim")
+    channels, is_mel = sizes.pop("conv_dim"), _frontend(config) == "logmel"
     if not isinstance(channels, list) or len({*channels}) != 1 or len(channels) != len(SPEECH.kernels):
         wrong.append(f"conv_dim {channels!r}, not one number of channels in {len(SPEECH.kernels)} layers")
     wrong += [f"{name} {value!r}" for name, value in sizes.items() if not isinstance(value, int) or value < 1]
@@ -92,6 +113,8 @@ def read_hubert(folder: Path) -> tuple[Encoder, bool]:
         sizes["num_conv_pos_embeddings"],
         sizes["num_conv_pos_embedding_groups"],
     )
+    if is_mel:
+        shape = replace(shape, frontend="logmel", mel_statistics=config["mel_statistics"])
     encoder = Encoder(shape)
     load_hubert(folder, encoder)
     extractor = folder / "preprocessor_config.json"
@@ -142,18 +165,11 @@ def _mel_config(encoder: Encoder) -> dict[str, Any]:
     """What the configuration of a log-mel encoder says otherwise than HuBERT's: `modeling_sjepa.py` reads it."""
     frontend, module = encoder.feature_extractor, _MODELLING.stem
     return {
-        "model_type": "sjepa",
+        **_MEL_LAYOUT,
         "architectures": ["SJEPAModel"],
         "auto_map": {"AutoConfig": f"{module}.SJEPAConfig", "AutoModel": f"{module}.SJEPAModel"},
         "custom_pipelines": {"feature-extraction": {"impl": f"{module}.SJEPAFeatures", "pt": ["AutoModel"]}},
         "conv_dim": [frontend.num_channels] * len(SPEECH.kernels),  # the last one is what frames have
-        "feat_proj_layer_norm": False,
-        "mel_bands": NUM_BANDS,
-        "mel_window": frontend.window.shape[0],
-        "mel_hop": frontend.hop_samples,
-        "mel_fft": FFT_SAMPLES,
-        "mel_power_floor": POWER_FLOOR,
-        "mel_least_deviation": LEAST_DEVIATION,
         "mel_statistics": encoder.shape.mel_statistics,
     }
 
@@ -165,10 +181,20 @@ def _mel_tensors(frontend: MelFrontend) -> dict[str, Tensor]:
     }
 
 
+def _frontend(config: dict[str, Any]) -> str:
+    """What a folder's frames are made of."""
+    return "logmel" if config.get("model_type") == _MEL_TYPE else "waveform"
+
+
 def _other_layout(config: dict[str, Any]) -> list[str]:
+    wanted = _LAYOUT
+    if _frontend(config) == "logmel":
+        wanted = {**_LAYOUT, **_MEL_LAYOUT}
+        if config.get("mel_statistics") not in get_args(MelStatistics):
+            return [f"mel_statistics {config.get('mel_statistics')!r}, not one of {', '.join(get_args(MelStatistics))}"]
     return [
         f"{name} {config[name]!r} where {value!r} is needed"
-        for name, value in _LAYOUT.items()
+        for name, value in wanted.items()
         if name in config and config[name] != value
     ]
 

@@ -16,11 +16,12 @@ import torch
 from librosa import filters  # type: ignore[attr-defined,unused-ignore]
 from torch import Tensor, nn
 
-from sjepa.core.frames import FrameGeometry
+from sjepa.core.frames import SPEECH, FrameGeometry
 
 NUM_BANDS = 40
-_STEPS = 2  # in a frame
+STEPS = 2  # in a frame
 FFT_SAMPLES = 512
+WINDOW_SAMPLES = SPEECH.receptive_field_samples - (STEPS - 1) * SPEECH.hop_samples // STEPS
 POWER_FLOOR = 1e-8  # about what the rounding of 16-bit samples has in a band
 LEAST_DEVIATION = 1e-3
 
@@ -48,9 +49,9 @@ class MelFrontend(nn.Module):
     def __init__(self, *, statistics: MelStatistics, geometry: FrameGeometry) -> None:
         super().__init__()
         self.geometry, self.mel_statistics = geometry, statistics
-        self._bands = _STEPS * NUM_BANDS
+        self._bands = STEPS * NUM_BANDS
         self.num_channels = self._bands * (2 if statistics == "both" else 1)
-        size = geometry.receptive_field_samples - (_STEPS - 1) * self.hop_samples
+        size = WINDOW_SAMPLES
         angle_WF = 2 * np.pi * np.outer(np.arange(size), np.arange(FFT_SAMPLES // 2 + 1)) / FFT_SAMPLES
         window_W = torch.hann_window(size, periodic=True, dtype=torch.float64)
         waves_WF = torch.from_numpy(np.concatenate([np.cos(angle_WF), np.sin(angle_WF)], axis=1))
@@ -66,7 +67,7 @@ class MelFrontend(nn.Module):
     @property
     def hop_samples(self) -> int:
         """Samples from one window to the next."""
-        return self.geometry.hop_samples // _STEPS
+        return self.geometry.hop_samples // STEPS
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: BandMoments | None = None) -> Tensor:
         """Features [B, T, num_channels] float32. What lies beyond a clip's samples changes nothing of its frames;
@@ -94,7 +95,7 @@ class MelFrontend(nn.Module):
 
     def stacked(self, level_BNM: Tensor, frames: int) -> Tensor:
         """The steps of each frame one after the other, [B, T, C]."""
-        return level_BNM[:, : _STEPS * frames].reshape(level_BNM.shape[0], frames, self._bands)
+        return level_BNM[:, : STEPS * frames].reshape(level_BNM.shape[0], frames, self._bands)
 
     def moments(self, level_BTC: Tensor, num_samples_B: Tensor) -> BandMoments:
         """Of each clip's own frames."""
