@@ -13,10 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.learning import Corpus, encoded, frame_accuracy
+from benchmarks.learning import Corpus, encoded, frame_accuracy, untrained
 from sjepa import load_encoder
 from sjepa.dataset.demo import write_corpus
-from sjepa.modules.encoder import Encoder
 from sjepa.pretrained import PretrainedEncoder
 from tests.conftest import encode, tone
 
@@ -239,19 +238,19 @@ def test_real_speech_goes_through_both_phases(speech, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_learns_phones_in_both_phases(tmp_path):
-    """A third of the demo: phones of single frames by a linear probe, against the same probe on the untrained encoder (27 %).
-
-    That little training does not do the same for every seed: 36, 50 and 46 % were seen after phase 1 for seeds 0 to 2. For
-    seed 2 three runs that differed in threads and epochs gave 46 to 49 % after either phase; a quarter of that is asked for.
+    """A third of the demo: phones of single frames by a linear probe, against the same probe on MFCC and on the untrained
+    encoder. Seen after three epochs of phase 1 and three of phase 2, once: 83 and 83 %, MFCC 73 %, untrained 77 %; half of the
+    distance to the better of these is asked for.
     """
-    write_corpus(tmp_path / "data/demo", speakers=16, clips=32)
+    write_corpus(tmp_path / "data/demo", speakers=32, clips=16)
     rows, folder = trained(
-        "demo.yaml", "demo", tmp_path, "seed=2", "train.epochs=4", "train.phase2_start_epoch=2", "train.masked_only_epoch=-1"
+        "demo.yaml", "demo", tmp_path, "train.epochs=4", "train.phase2_start_epoch=2", "train.masked_only_epoch=-1"
     )  # fmt: skip
     assert_healthy_in_both_phases(rows)
     corpus = Corpus(tmp_path / "data/demo")
     encoders = [load_encoder(folder / "weights" / name) for name in ("best_phase1.pt", "last.pt")]
-    torch.manual_seed(0)
-    untrained = frame_accuracy(corpus, encoded(corpus, PretrainedEncoder(Encoder(encoders[0].encoder.shape))))
+    fresh = PretrainedEncoder(untrained(encoders[0].encoder, seed=0))
+    to_beat = max(frame_accuracy(corpus, features) for features in (encoded(corpus, fresh), corpus.mfcc))
     for encoder in encoders:
-        assert frame_accuracy(corpus, encoded(corpus, encoder)) > untrained + 0.05
+        assert frame_accuracy(corpus, encoded(corpus, encoder)) > to_beat + 0.03
+    assert rows[-1]["val_frame_phones"] > rows[-1]["val_pnmi"] > 0.3

@@ -79,7 +79,7 @@ def test_every_probe_has_a_row_for_every_source_of_features(whole):
     rows = results(whole, "probes.csv")
     sources = {(row["features"], row["layer"]) for row in rows}
     assert {layer for _, layer in sources} == {"1", "learned", ""}
-    assert {name for name, _ in sources} == {"r/train/best.pt", "r/train/best_phase1.pt", "MFCC", "untrained"}
+    assert {name for name, _ in sources} == {"r/train/best.pt", "r/train/best_phase1.pt", "MFCC", "MFCC, by clip", "untrained"}
     assert len(sources) == 7
     measured = [(row["task"], row["probe"], row["metric"]) for row in rows if row["features"] == "MFCC"]
     assert measured == [
@@ -203,7 +203,7 @@ def test_a_hugging_face_folder_is_probed(corpus, tmp_path, capsys):
     assert not (folder / "results.csv").exists()
     names = list(dict.fromkeys(row["features"] for row in results(folder, "probes.csv")))
     assert names[0].endswith("/hf")
-    assert names[1:] == ["MFCC", "untrained"]
+    assert names[1:] == ["MFCC", "MFCC, by clip", "untrained"]
     with pytest.raises(
         UserError, match=r"a Hugging Face folder, without a mixture to measure against; probe.tasks names"
     ):
