@@ -67,7 +67,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 # Train, evaluate, export, infer, on generated speech
 demo: $(STAMPS)/tools
-	$(PY) -m sjepa.dataset.demo data/demo --speakers 16 --clips 32
+	$(PY) -m sjepa.dataset.demo data/demo --speakers 32 --clips 16
 	$(BIN)/trainsjepa -c cpu/configs/demo.yaml
 	weights=$$(ls -td runs/demo/train*/ | head -n 1)weights/best.pt && \
 	$(BIN)/evalsjepa -c cpu/configs/demo.yaml init_weights=$$weights && \

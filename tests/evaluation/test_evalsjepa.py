@@ -79,7 +79,13 @@ def test_every_probe_has_a_row_for_every_source_of_features(whole):
     rows = results(whole, "probes.csv")
     sources = {(row["features"], row["layer"]) for row in rows}
     assert {layer for _, layer in sources} == {"1", "learned", ""}
-    assert {name for name, _ in sources} == {"r/train/best.pt", "r/train/best_phase1.pt", "MFCC", "MFCC, by clip", "untrained"}
+    assert {name for name, _ in sources} == {
+        "r/train/best.pt",
+        "r/train/best_phase1.pt",
+        "MFCC",
+        "MFCC, by clip",
+        "untrained",
+    }
     assert len(sources) == 7
     measured = [(row["task"], row["probe"], row["metric"]) for row in rows if row["features"] == "MFCC"]
     assert measured == [

@@ -10,7 +10,7 @@ from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.mel_frontend import MelFrontend
 from sjepa.modules.transformer import TransformerShape
 from tests.features.test_mfcc import waveforms
-from tests.modules.test_encoder import padded, waves
+from tests.modules.test_encoder import assert_padding_changes_nothing, padded, waves
 
 SHAPES = {
     kind: EncoderShape(
@@ -59,15 +59,7 @@ def test_a_frame_hears_its_own_samples_alone():
 @pytest.mark.parametrize("fill", [0.0, 0.7])
 def test_padding_never_changes_features(kind, fill):
     torch.manual_seed(0)
-    encoder = Encoder(SHAPES[kind]).eval()
-    clips = waves(8000, 80000, 720)
-    batch, lengths = padded(clips, fill)
-    with torch.no_grad():
-        together = encoder(batch, lengths)
-        for row, clip in enumerate(clips):
-            alone = encoder(clip[None]).features_BTD[0]
-            assert together.real_BT[row].sum() == len(alone)
-            assert (together.features_BTD[row, : len(alone)] - alone).abs().max() < 1e-4
+    assert_padding_changes_nothing(Encoder(SHAPES[kind]).eval(), fill)
 
 
 def test_a_clips_own_statistics_take_loudness_and_channel_out():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sjepa.config.schedule import Stage
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.training.best import Best
@@ -40,8 +41,7 @@ class Trainer:
         self.clock = Clock(entered={stage.name: stage.start_step}, per_update=plan.batches_per_update)
         self.stop_signal: int | None = None  # this process was asked to stop
         self._stage, self._alarm, self._ranks = stage, alarm, parts.engine.ranks
-        self._epoch_sums = MetricSums(stage.num_clusters, parts.engine.device)
-        self._recent_sums = MetricSums(stage.num_clusters, parts.engine.device)
+        self._epoch_sums, self._recent_sums = (MetricSums(stage.num_clusters, parts.engine.device) for _ in range(2))
         self._non_finite = NonFiniteUpdates()
         self._unreadable = UnreadableClips(parts.train.num_clips)
         self._epoch, self._recent = Interval(), Interval()
@@ -114,19 +114,21 @@ class Trainer:
         if targets.renewal_due(self.clock.step - stage.phase_start_step):
             self.report.note(f"step {self.clock.step}: the next round of {stage.name}")
             targets.renew(self.parts.network.encoder)
-            self.parts.maker.refit(targets, stage)
-            self._renew_head(stage.num_clusters)
+            self._refit()
 
     def _choose_layer_if_due(self) -> None:
         """The layer that targets come from, before an update that will use it."""
-        targets, maker, stage = self.parts.targets, self.parts.maker, self._stage
-        if not targets.layer_check_due(self.clock.step - stage.phase_start_step) or not maker.choose_layer(targets):
+        targets, maker, start = self.parts.targets, self.parts.maker, self._stage.phase_start_step
+        if not targets.layer_check_due(self.clock.step - start) or not maker.choose_layer(targets):
             return
         self.report.note(f"step {self.clock.step}: targets come from layer {targets.layer} now")
         self.best.restart()  # other targets: their KL does not compare
         if maker.refit_on_switch:
-            maker.refit(targets, stage)
-            self._renew_head(stage.num_clusters)
+            self._refit()
+
+    def _refit(self) -> None:
+        self.parts.maker.refit(self.parts.targets, self._stage)
+        self._renew_head(self._stage.num_clusters)
 
     def _renew_head(self, num_clusters: int) -> None:
         """The components mean something else now: a new head, and figures that start anew."""
@@ -137,8 +139,7 @@ class Trainer:
         model.train()
         self.parts = replace(parts, network=network, model=model, optimizer=optimizer)
         self.best.restart()
-        self._epoch_sums = MetricSums(num_clusters, engine.device)
-        self._recent_sums = MetricSums(num_clusters, engine.device)
+        self._epoch_sums, self._recent_sums = (MetricSums(num_clusters, engine.device) for _ in range(2))
         self._recent = Interval()
 
     def _stop_if_asked(self) -> None:
@@ -174,35 +175,36 @@ class Trainer:
         while True:
             asked = time.perf_counter()
             window = [batch for _, batch in zip(range(self.plan.grad_accum), batches, strict=False)]
-            waited = time.perf_counter() - asked
-            self._epoch.waited += waited
-            self._recent.waited += waited
+            for interval in (self._epoch, self._recent):
+                interval.waited += time.perf_counter() - asked
             if not window:
                 return
             yield window
 
+    def _rate(self, step: int) -> float:
+        plan = self.plan
+        return learning_rate(plan.schedule, step, kind=plan.lr_kind, min_ratio=plan.lr_min_ratio)
+
     def _update(self, window: list[Batch]) -> tuple[Update, float]:
-        rate = learning_rate(
-            self.plan.schedule, self.clock.step, kind=self.plan.lr_kind, min_ratio=self.plan.lr_min_ratio
-        )
+        rate = self._rate(self.clock.step)
         set_learning_rate(self.parts.optimizer, rate)
+        parts = self.parts
         update = optimiser_update(
-            self.parts.engine,
-            self.parts.model,
-            self.parts.optimizer,
-            self.parts.targets,
+            parts.engine,
+            parts.model,
+            parts.optimizer,
+            parts.targets,
             window,
             step=self.clock.step,
             stage=self._stage,
-            settings=self.parts.settings,
+            settings=parts.settings,
             sums=self._recent_sums,
             news=self.stop_signal is not None or any(batch.failures for batch in window),
         )
         self._epoch.gradient_norm += update.gradient_norm if update.finite else 0.0
         self._epoch.updates += update.finite
-        audio_seconds = update.samples / self.parts.network.encoder.geometry.sample_rate
-        left = self.parts.train.num_batches - self.clock.batch
-        self.clock.tick(batches=min(self.plan.batches_per_update, left), audio_seconds=audio_seconds)
+        left, seconds = parts.train.num_batches - self.clock.batch, update.samples / SPEECH.sample_rate
+        self.clock.tick(batches=min(self.plan.batches_per_update, left), audio_seconds=seconds)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
         self._recent.updates += 1
@@ -250,8 +252,7 @@ class Trainer:
 
     def _log(self, update: Update, rate: float) -> None:
         metrics, recent = self._recent_sums.read(), self._recent
-        sample_rate = self.parts.network.encoder.geometry.sample_rate
-        steps_left = self.plan.schedule.total_steps - self.clock.step
+        sample_rate, steps_left = SPEECH.sample_rate, self.plan.schedule.total_steps - self.clock.step
         self.report.figures(
             self.clock,
             StepFigures(
@@ -323,13 +324,11 @@ class Trainer:
         )
 
     def _result(self, validation: Validation) -> EpochResult:
-        clock, plan = self.clock, self.plan
+        clock = self.clock
         return EpochResult(
             epoch=clock.epoch,
             stage=self._stage,
-            learning_rate=learning_rate(
-                plan.schedule, max(0, clock.step - 1), kind=plan.lr_kind, min_ratio=plan.lr_min_ratio
-            ),
+            learning_rate=self._rate(max(0, clock.step - 1)),
             train=self._epoch_sums.read(),
             validation=validation.metrics,
             effective_ranks=validation.effective_ranks,
