@@ -86,7 +86,7 @@ def test_every_probe_has_a_row_for_every_source_of_features(whole):
         "MFCC, by clip",
         "untrained",
     }
-    assert len(sources) == 7
+    assert len(sources) == 8
     measured = [(row["task"], row["probe"], row["metric"]) for row in rows if row["features"] == "MFCC"]
     assert measured == [
         ("words", "logistic", "accuracy"), ("words", "mlp", "accuracy"),
@@ -95,7 +95,7 @@ def test_every_probe_has_a_row_for_every_source_of_features(whole):
         ("characters", "linear CTC", "CER"), ("characters", "linear CTC", "WER"),
         ("characters", "bilstm CTC", "CER"), ("characters", "bilstm CTC", "WER"),
     ]  # fmt: skip
-    assert len(rows) == 7 * len(measured)
+    assert len(rows) == 8 * len(measured)
     for row in rows:
         assert float(row["mean"]) >= 0
         assert row["splits"] == "2"
