@@ -62,7 +62,7 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
     written.append(_draw_single(rows, Curve("gradient_norm", "Gradient norm", "mean norm before clipping"), folder))
     for curve in LABELLED:
         if any(curve.name in row for row in rows):
-            written.append(_draw_single(rows, curve, folder))
+            written.append(_draw_single(rows, curve, folder, from_zero=False))
     for curve in LAYERS:
         written.append(draw_layers(rows, curve, folder / f"history_{curve.name}.jpg"))
     return written
@@ -81,11 +81,12 @@ def _draw_metric(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
     return save_figure(figure, folder / f"history_{curve.name}.jpg")
 
 
-def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
+def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path, *, from_zero: bool = True) -> Path:
     figure, axes = _axes(rows, curve)
     values = [_value(row, curve.name) for row in rows]
     axes.plot([row["epoch"] for row in rows], values, color=_TRAIN, marker=".", markersize=4)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     return save_figure(figure, folder / f"history_{curve.name}.jpg")
 
 
