@@ -32,12 +32,13 @@ from torch import Tensor, nn
 
 from sjepa.config.load import load_config
 from sjepa.core.distributed import Engine
-from sjepa.core.random import generator, key
+from sjepa.core.random import generator
 from sjepa.entrypoints.train import train
 from sjepa.evaluation.abx import draw_triples, error_rates, token_frames, triphones
 from sjepa.evaluation.alignment import SILENCE, align
 from sjepa.evaluation.classifiers import logistic_regression
 from sjepa.evaluation.evaluate import saved_targets
+from sjepa.evaluation.features import untrained
 from sjepa.evaluation.labels import Span, frame_centres, phones_at, phones_of, spans_of
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
@@ -187,15 +188,6 @@ def posteriors(corpus: Corpus, targets: Targets) -> Features:
         targets.posteriors(audio[None], torch.tensor([len(audio)]), torch.arange(len(x)))
         for audio, x in zip(corpus.audio, corpus.mfcc, strict=True)
     ]
-
-
-def untrained(like: Encoder, seed: int) -> Encoder:
-    """Fresh weights; what was measured of the corpus stays."""
-    torch.manual_seed(key(seed, "untrained"))
-    encoder = Encoder(like.shape)
-    for own, measured in zip(encoder.buffers(), like.buffers(), strict=True):
-        own.copy_(measured)
-    return encoder
 
 
 def taught(corpus: Corpus, like: Encoder, seed: int) -> Encoder:

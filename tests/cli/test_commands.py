@@ -13,9 +13,10 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.learning import Corpus, encoded, frame_accuracy, untrained
+from benchmarks.learning import Corpus, encoded, frame_accuracy
 from sjepa import load_encoder
 from sjepa.dataset.demo import write_corpus
+from sjepa.evaluation.features import untrained
 from sjepa.pretrained import PretrainedEncoder
 from tests.conftest import encode, tone
 

@@ -269,3 +269,10 @@ def test_a_log_mel_run_in_rounds_goes_on_exactly(corpus, tmp_path_factory, tmp_p
     assert weights.space.settings.dimensions == 6
     assert float(weights.space.temperature) > 1
     assert weights.model.encoder.feature_extractor.deviation_C.min() > 0.01
+
+
+def test_more_directions_than_features_or_components_are_refused(corpus, tmp_path):
+    for key, value in (("dimensions", 39), ("dimensions_phase2", 12)):
+        with pytest.raises(UserError, match=f"gmm.{key}: {value} directions are too many"):
+            run(corpus, tmp_path, *TWO_PHASES, f"gmm.{key}={value}")
+    assert not (tmp_path / "r" / "train").exists()

@@ -51,6 +51,8 @@ def _own(trained: Config) -> dict[str, Any]:
     values = hyperparameters(trained.model.size, trained.model.overrides).model_dump()
     return {
         "model.size": trained.model.size,
+        "model.frontend": trained.model.frontend,
+        "model.mel_statistics": trained.model.mel_statistics,
         **{f"model.overrides.{name}": value for name, value in values.items()},
         **{f"masking.{name}": value for name, value in trained.masking.model_dump().items()},
         "dataset.max_seconds": trained.dataset.max_seconds,

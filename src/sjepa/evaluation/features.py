@@ -63,13 +63,17 @@ def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> 
     return Extractor(name, encoder.num_layers, compute)
 
 
-def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extractor:
+def untrained(trained: Encoder, seed: int) -> Encoder:
     """An encoder of that shape with freshly drawn weights; what the trained one has measured of its corpus stays."""
     torch.manual_seed(key(seed, "untrained"))
     encoder = Encoder(trained.shape)
     for own, measured in zip(encoder.buffers(), trained.buffers(), strict=True):
         own.copy_(measured)
-    return encoder_extractor("untrained", PretrainedEncoder(encoder), engine)
+    return encoder
+
+
+def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extractor:
+    return encoder_extractor("untrained", PretrainedEncoder(untrained(trained, seed)), engine)
 
 
 def mfcc_extractor(engine: Engine, space: SpaceSettings = AS_THEY_ARE) -> Extractor:

@@ -132,7 +132,16 @@ def space_settings(config: Config, stage: Stage) -> SpaceSettings:
 def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
     """Raises UserError if a mixture of the plan has more components than frames to fit them on."""
     frames = int(SPEECH.frames(tiling(data.train.clips, config.dataset).length_N).sum())
+    width = hyperparameters(config.model.size, config.model.overrides).width
     for stage in schedule.stages:
+        settings, (_, source) = space_settings(config, stage), target_source(stage, width)
+        spliced = source * (2 * settings.context + 1)
+        if settings.dimensions is not None and settings.dimensions >= min(spliced, stage.num_clusters):
+            name = "dimensions" if stage.targets == "mfcc" else "dimensions_phase2"
+            raise UserError(
+                f"gmm.{name}: {settings.dimensions} directions are too many for {spliced} features and {stage.num_clusters} "
+                f"components: give fewer than either"
+            )
         usable = min(frames, config.gmm.fit_frames)
         if usable < stage.num_clusters:
             key = "num_clusters" if stage.start_step == 0 else "num_clusters_phase2"
