@@ -250,7 +250,7 @@ def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch)
 
 
 LOG_MEL = [
-    *TWO_PHASES, "model.frontend=logmel", "gmm.normalise=clip", "gmm.context=2", "gmm.dimensions=10",
+    *TWO_PHASES, "model.frontend=logmel", "gmm.normalise=clip", "gmm.context=2", "gmm.dimensions=6",
     "gmm.dimensions_phase2=6", "gmm.entropy_bits_phase2=1.0", "gmm.auto_layer=false", "gmm.hold_steps=4",
 ]  # fmt: skip
 
