@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sjepa.dataset.augment import Augmentation, mix_gain
+from sjepa.dataset.augment import Augmentation, at_pitch, in_room, mix_gain
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset, from_workers
 from sjepa.dataset.manifest import scan
@@ -56,6 +56,42 @@ def test_a_mixed_slice_is_at_most_half_and_has_its_ratio(clips):
         assert decibels(piece, clean) == pytest.approx(3.0, abs=0.2)
     assert max(lengths) > len(clean) / 3
     assert min(lengths) < len(clean) / 6
+
+
+def test_another_pitch_moves_the_spectrum_and_keeps_time():
+    """A tone of 400 Hz that is heard from 0.5 to 1 s alone: 4 semitones above it is at 504 Hz, at the same moments."""
+    clean = np.zeros(24000, np.float32)
+    clean[8000:16000] = 0.3 * np.sin(2 * np.pi * 400 / 16000 * np.arange(8000))
+    heard = at_pitch(clean, 4.0)
+    assert heard.dtype == np.float32
+    assert len(heard) == len(clean)
+    spectrum = np.abs(np.fft.rfft(heard[9600:14400]))
+    assert np.argmax(spectrum) * 16000 / 4800 == pytest.approx(504, abs=5)
+    edge = 512  # a window of the analysis
+    assert decibels(heard[: 8000 - edge], heard[8000:16000]) < -30
+    assert decibels(heard[16000 + edge :], heard[8000:16000]) < -30
+
+
+def test_echoes_fall_as_asked_and_the_loudness_stays():
+    """Of a click the power falls by 60 dB in the time asked for; a slope through 30 windows of noise is good to a tenth."""
+    click = np.zeros(16000, np.float32)
+    click[0] = 1.0
+    heard = in_room(click, 0.5, 0.0, np.random.default_rng(0))
+    assert decibels(heard, click) == pytest.approx(0.0, abs=1e-3)
+    levels = [decibels(heard[at : at + 200], click) for at in range(200, 6200, 200)]
+    slope = np.polyfit(np.arange(200, 6200, 200) / 16000, levels, 1)[0]
+    assert slope == pytest.approx(-60 / 0.5, rel=0.1)
+    assert np.sum(heard[1:] ** 2) / heard[0] ** 2 == pytest.approx(
+        1.0, rel=1e-2
+    )  # echoes as strong as the direct sound
+
+
+def test_pitch_and_room_are_drawn_apart_from_noise(clips):
+    """Probability 1 − 0.5·0.8·0.75 = 0.7: 140 of 200 draws on average, deviation 6.5; five deviations allowed."""
+    settings = {"p_noise": 0.25, "p_mix": 0.25, "p_pitch": 0.2, "p_reverb": 0.25}
+    assert abs(sum(heard is not clean for clean, heard in augmented(clips, 200, **settings)) - 140) < 33
+    assert all(heard is not clean for clean, heard in augmented(clips, 20, never_clean=True, p_mix=0.0, p_pitch=0.05))
+    assert all(len(heard) == len(clean) for clean, heard in augmented(clips, 20, **settings))
 
 
 def test_silence_is_not_amplified():

@@ -28,6 +28,12 @@ class Augment(Section):
     p_mix: Fraction = Field(0.25, description="Probability that a slice of another clip is mixed in.")
     snr_noise: Range = Field((-5.0, 20.0), description="Signal-to-noise ratio of the noise, dB [low, high].")
     ratio_mix: Range = Field((-5.0, 5.0), description="Energy of the mixed-in slice over the clip's, dB [low, high].")
+    p_pitch: Fraction = Field(0.0, description="Probability that a clip is heard at another pitch, formants and all.")
+    pitch_semitones: Range = Field((-4.0, 4.0), description="By how much, semitones [low, high].")
+    p_reverb: Fraction = Field(0.0, description="Probability that a clip is heard in a room.")
+    reverb_seconds: Range = Field(
+        (0.2, 0.8), description="Time in which its echoes fall by 60 dB, seconds [low, high]."
+    )
     noise_path: Paths | None = Field(
         None, description="Recordings to take noise from, in any form train_path takes; null: other clips."
     )

@@ -1,16 +1,23 @@
-"""Denoising augmentation in the style of WavLM: another voice or noise on what the encoder hears.
-[Augmentation Details]"""
+"""What the encoder hears in place of the clean clip: another voice or noise on it, in the style of WavLM
+[Augmentation Details]; and the clip at another pitch or in a room, as Kharitonov et al. 2020 do for CPC."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import librosa
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import fftconvolve
 
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
+
+_PITCH_WINDOW = 512  # samples: 32 ms
+_DIRECT_DB = (0.0, 10.0)  # energy of the direct sound over that of all echoes
 
 
 class PartnerError(Exception):
@@ -23,34 +30,62 @@ class PartnerError(Exception):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and level ranges (dB). `noise`: recordings for the noise, or None to take other clips."""
+    """Probabilities and ranges: levels in dB, pitch in semitones, reverberation time in seconds. A clip gets noise, another
+    voice or neither, and independently of that another pitch, a room, both or neither. `noise`: recordings for the noise, or
+    None to take other clips. `never_clean`: drawn again until something changes."""
 
     p_noise: float
     p_mix: float
     snr_db: tuple[float, float]
     ratio_db: tuple[float, float]
     noise: Clips | None = None
+    p_pitch: float = 0.0
+    pitch_semitones: tuple[float, float] = (-4.0, 4.0)
+    p_reverb: float = 0.0
+    reverb_seconds: tuple[float, float] = (0.2, 0.8)
+    never_clean: bool = False
 
     @property
     def probability(self) -> float:
         """That a clip is changed at all."""
-        return self.p_noise + self.p_mix
+        return 1 - (1 - self.p_noise - self.p_mix) * (1 - self.p_pitch) * (1 - self.p_reverb)
+
+    @property
+    def settings(self) -> list[Any]:
+        """All that it is made from but the recordings, plain values."""
+        return [getattr(self, entry.name) for entry in fields(self) if entry.name != "noise"]
 
     def always(self) -> Augmentation:
         """The same, with every clip changed."""
-        return replace(self, p_noise=self.p_noise / self.probability, p_mix=self.p_mix / self.probability)
+        return replace(self, never_clean=True)
 
     def __call__(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
-        """The waveform the encoder hears: mixed, noisy or as it is (then `clean` itself).
+        """The waveform the encoder hears, as long as `clean`; `clean` itself if nothing was drawn.
 
         `position` is the clip's own among `partners`. Raises PartnerError if the partner that was drawn cannot be read.
         """
-        draw = rng.random()
+        draw, pitch, reverb = self._drawn(rng)
+        while self.never_clean and draw >= self.p_mix + self.p_noise and not (pitch or reverb):
+            draw, pitch, reverb = self._drawn(rng)
+        heard = clean
+        if pitch:
+            heard = at_pitch(heard, float(rng.uniform(*self.pitch_semitones)))
+        if reverb:
+            heard = in_room(heard, float(rng.uniform(*self.reverb_seconds)), float(rng.uniform(*_DIRECT_DB)), rng)
         if draw < self.p_mix:
-            return self._mixed(clean, position, partners, rng)
-        if draw < self.probability:
-            return self._noisy(clean, position, partners, rng)
-        return clean
+            return self._mixed(heard, position, partners, rng)
+        if draw < self.p_mix + self.p_noise:
+            return self._noisy(heard, position, partners, rng)
+        return heard
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[float, bool, bool]:
+        """The draw that decides between noise, another voice and neither; whether the pitch changes; whether it is in a
+        room."""
+        return (
+            rng.random(),
+            self.p_pitch > 0 and rng.random() < self.p_pitch,
+            self.p_reverb > 0 and rng.random() < self.p_reverb,
+        )
 
     def _mixed(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
         other = _other(partners.neighbours(position), position, rng)
@@ -82,6 +117,25 @@ def augmented(
         return augmentation(clean, position, partners, rng), []
     except PartnerError as error:
         return clean, [Failure(error.name, error.reason, is_own=False)]
+
+
+def at_pitch(clean: Waveform, semitones: float) -> Waveform:
+    """The clip with all frequencies, pitch and formants, moved by `semitones`; as long, and at every moment what it was."""
+    shifted = librosa.effects.pitch_shift(
+        clean, sr=SPEECH.sample_rate, n_steps=semitones, n_fft=_PITCH_WINDOW, res_type="soxr_mq"
+    )
+    return np.asarray(shifted, np.float32)
+
+
+def in_room(clean: Waveform, seconds: float, direct_db: float, rng: np.random.Generator) -> Waveform:
+    """The clip with echoes of noise that fall by 60 dB in `seconds`, `direct_db` below the direct sound in all; as loud and
+    as long as it was."""
+    times = np.arange(1, max(2, round(seconds * SPEECH.sample_rate)))
+    echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / (seconds * SPEECH.sample_rate))
+    echoes *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(echoes**2))
+    response = np.concatenate([[1.0], echoes])
+    heard = fftconvolve(clean.astype(np.float64), response)[: len(clean)].astype(np.float32)
+    return heard * mix_gain(clean, heard, ratio_db=0.0)
 
 
 def mix_gain(clean: Waveform, other: Waveform, *, ratio_db: float) -> np.float32:

@@ -68,7 +68,7 @@ class BuildPlan:
     def identity(self) -> str:
         """Equal for two plans that make the same file."""
         made = self.augmentation
-        settings = None if made is None else [made.p_noise, made.p_mix, made.snr_db, made.ratio_db]
+        settings = None if made is None else made.settings
         noise = None if made is None or made.noise is None else _described(made.noise)
         stored = zlib.crc32(self.clips.id_N.tobytes() + self.clips.length_N.tobytes())
         apart = self.clips.sources_apart

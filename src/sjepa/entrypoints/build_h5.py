@@ -68,7 +68,7 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
             )
         plan = BuildPlan(clip_set.clips, clip_set.dropped, config.hdf5.sample_type, seed=config.seed)
         augment = settings.augment
-        if name == "train_path" and augment.enabled and augment.p_noise + augment.p_mix > 0:
+        if name == "train_path" and augment.enabled and augmentation(config, None).probability > 0:
             noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
             if noise is not None:
                 _refuse_targets(noise, targets.values(), "dataset.augment.noise_path")

@@ -147,7 +147,15 @@ def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
 def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
     augment = config.dataset.augment
     return Augmentation(
-        augment.p_noise, augment.p_mix, augment.snr_noise, augment.ratio_mix, None if noise is None else noise.clips
+        augment.p_noise,
+        augment.p_mix,
+        augment.snr_noise,
+        augment.ratio_mix,
+        None if noise is None else noise.clips,
+        augment.p_pitch,
+        augment.pitch_semitones,
+        augment.p_reverb,
+        augment.reverb_seconds,
     )
 
 
