@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sjepa.core.sharding import in_one_piece
 from sjepa.modules.cluster_head import ClusterHead
 from sjepa.modules.encoder import Encoder, EncoderShape
-from sjepa.modules.predictor import Predictor
+from sjepa.modules.predictor import Positions, Predictor
 from sjepa.modules.transformer import TransformerShape
 
 
@@ -24,6 +24,7 @@ class ModelShape:
     predictor: TransformerShape
     num_clusters: int
     max_frames: int
+    predictor_positions: Positions = "learned"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,6 +39,7 @@ class ModelShape:
             TransformerShape(**values["predictor"]),
             values["num_clusters"],
             values["max_frames"],
+            values.get("predictor_positions", "learned"),
         )
 
 
@@ -55,7 +57,13 @@ class SJEPA(nn.Module):
         super().__init__()
         self.shape = shape
         self.encoder = Encoder(shape.encoder)
-        self.predictor = Predictor(shape.predictor, max_frames=shape.max_frames)
+        self.predictor = Predictor(
+            shape.predictor,
+            max_frames=shape.max_frames,
+            positions=shape.predictor_positions,
+            kernel=shape.encoder.position_kernel,
+            groups=shape.encoder.position_groups,
+        )
         self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
 
     def shards(self) -> list[nn.Module]:

@@ -9,10 +9,10 @@ from tests.modules.test_encoder import TINY
 SHAPE = TransformerShape(64, 4, 128)
 
 
-@pytest.fixture
-def predictor():
+@pytest.fixture(params=["learned", "convolution"])
+def predictor(request):
     torch.manual_seed(0)
-    return Predictor(SHAPE, max_frames=50).eval()
+    return Predictor(SHAPE, max_frames=50, positions=request.param, kernel=8, groups=4).eval()
 
 
 def test_what_the_encoder_says_at_masked_frames_is_replaced(predictor):
@@ -33,14 +33,26 @@ def test_padding_never_changes_predictions(predictor):
 
 
 def test_masked_frames_differ_by_their_position(predictor):
-    mask = torch.ones(1, 20, dtype=torch.bool)
+    mask = torch.zeros(1, 20, dtype=torch.bool)
+    mask[0, 8:12] = True
     predicted = predictor(torch.randn(1, 20, 64), mask, torch.ones(1, 20, dtype=torch.bool))
-    assert (predicted[0, 1:] - predicted[0, :-1]).abs().amax(dim=1).min() > 1e-3
+    assert (predicted[0, 9:12] - predicted[0, 8:11]).abs().amax(dim=1).min() > 1e-3
 
 
-def test_more_frames_than_positions_are_refused(predictor):
+def test_more_frames_than_positions_are_refused():
+    predictor = Predictor(SHAPE, max_frames=50)
     with pytest.raises(ValueError, match="60 frames, but the predictor has positions for 50"):
         predictor(torch.zeros(1, 60, 64), torch.zeros(1, 60, dtype=torch.bool), torch.ones(1, 60, dtype=torch.bool))
+
+
+def test_convolutional_positions_have_no_end_and_do_not_know_the_frame_number():
+    """All masked, so that nothing but positions tells frames apart: 40 frames from any edge there is nothing to tell."""
+    torch.manual_seed(0)
+    predictor = Predictor(SHAPE, max_frames=50, positions="convolution", kernel=8, groups=4).eval()
+    everything = torch.ones(1, 200, dtype=torch.bool)
+    predicted = predictor(torch.zeros(1, 200, 64), everything, everything)
+    assert torch.allclose(predicted[0, 40], predicted[0, 150], atol=1e-5)
+    assert not torch.allclose(predicted[0, 0], predicted[0, 150], atol=1e-3)
 
 
 def test_logits_at_chosen_frames_are_those_of_a_dense_pass():

@@ -53,6 +53,7 @@ def _own(trained: Config) -> dict[str, Any]:
         "model.size": trained.model.size,
         "model.frontend": trained.model.frontend,
         "model.mel_statistics": trained.model.mel_statistics,
+        "model.predictor_positions": trained.model.predictor_positions,
         **{f"model.overrides.{name}": value for name, value in values.items()},
         **{f"masking.{name}": value for name, value in trained.masking.model_dump().items()},
         "dataset.max_seconds": trained.dataset.max_seconds,

@@ -137,6 +137,11 @@ class Model(Section):
         "weights; clip, each clip's own; both: a frame has either form, since the first tells who speaks and the second "
         "what is said.",
     )
+    predictor_positions: Literal["learned", "convolution"] = Field(
+        "learned",
+        description="How the predictor knows where a frame is: learned, a vector for each frame number, which takes a large "
+        "corpus (the paper's); convolution, over its neighbours as in the encoder, which an hour can learn.",
+    )
     overrides: dict[str, Any] = Field({}, description="Single hyperparameters instead of the size's own (see below).")
 
 

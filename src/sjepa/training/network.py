@@ -44,7 +44,7 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
     rate = values.predictor_dropout
     predictor = TransformerShape(values.width, values.predictor_heads, values.predictor_ffn_width, rate, rate, rate)
     max_frames = SPEECH.frames(round(config.dataset.max_seconds * config.dataset.sample_rate))
-    return ModelShape(encoder, predictor, num_clusters, max_frames)
+    return ModelShape(encoder, predictor, num_clusters, max_frames, config.model.predictor_positions)
 
 
 def new_model(config: Config, stage: Stage) -> SJEPA:
@@ -85,7 +85,12 @@ def _rebuilt(names: list[str], source: SJEPA, model: SJEPA) -> list[str]:
     """What could not be taken from `source`, in words."""
     texts = {
         "head": f"head (other targets, K {source.shape.num_clusters} → {model.shape.num_clusters})",
-        "predictor.positions": f"predictor positions ({source.shape.max_frames} → {model.shape.max_frames} frames)",
+        "predictor.positions": f"predictor positions ({_positions(source)} → {_positions(model)})",
     }
     found = {next((start for start in texts if name.startswith(start)), name) for name in names}
     return sorted(texts.get(start, start) for start in found)
+
+
+def _positions(model: SJEPA) -> str:
+    shape = model.shape
+    return f"{shape.max_frames} frames" if shape.predictor_positions == "learned" else shape.predictor_positions
