@@ -17,7 +17,7 @@ from sjepa.model import SJEPA
 from sjepa.targets.mfcc import MFCCTargets
 from sjepa.training.assembly import step_settings
 from sjepa.training.network import model_shape
-from sjepa.training.optimizer import build_optimizer
+from sjepa.training.optimizer import build_optimizer, set_learning_rate
 from sjepa.training.step import optimiser_update
 from tests.conftest import tone
 
@@ -219,3 +219,35 @@ def test_weight_decay_acts_on_matrices_only():
     assert "encoder.encoder.pos_conv_embed.conv.parametrizations.weight.original0" not in in_decay
     assert not any("norm" in name for name in in_decay)
     assert len(in_decay) + len(free["params"]) == len(names)
+
+
+def test_lower_layers_train_at_lower_rates():
+    """Two layers at a decay of a half: predictor, head and the top layer at the whole rate, the layer below at a half, what
+    lies below that at a quarter; AdamW's first step moves every weight by its rate."""
+    setup = Setup()
+    optimizer = build_optimizer(setup.network, lr=0.0, weight_decay=0.1, betas=(0.9, 0.99), layer_decay=0.5)
+    set_learning_rate(optimizer, 1e-3)
+    before = {name: parameter.detach().clone() for name, parameter in setup.network.named_parameters()}
+    for parameter in setup.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    moved = {name: (before[name] - own.detach()).mean().item() for name, own in setup.network.named_parameters()}
+    lowest = "encoder.feature_projection.projection.weight"
+    for name, share in (("head.layers.0.weight", 1), ("encoder.encoder.layers.1.attention.k_proj.weight", 1),
+                        ("encoder.encoder.layers.0.attention.k_proj.weight", 0.5), (lowest, 0.25)):  # fmt: skip
+        assert moved[name] == pytest.approx(share * 1e-3, rel=1e-3)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+
+
+def test_frozen_layers_keep_their_weights_and_the_others_move():
+    setup = Setup("train.freeze=1")
+    setup.network.encoder.freeze(1)
+    build = partial(build_optimizer, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99))
+    setup.model, setup.optimizer = setup.engine.setup(setup.network, build)
+    before = {name: parameter.detach().clone() for name, parameter in setup.network.named_parameters()}
+    assert setup.update([collate([(sample(0, 1.0), [])])]).made
+    still = {name for name, own in setup.network.named_parameters() if torch.equal(own, before[name])}
+    below = ("encoder.feature", "encoder.encoder.pos_conv", "encoder.encoder.layer_norm", "encoder.encoder.layers.0.")
+    assert still == {name for name in before if name.startswith(below)}

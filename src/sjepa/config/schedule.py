@@ -163,6 +163,8 @@ def _contradictions(config: Config) -> list[str]:
             f"gmm.ema_layer: {config.gmm.ema_layer} is outside the encoder's {layers} layers (0 to {layers - 1}, or −1 to "
             f"−{layers} from the top)"
         )
+    if config.train.freeze is not None and config.train.freeze >= layers:
+        problems.append(f"train.freeze: {config.train.freeze} of {layers} encoder layers would leave none to train")
     return problems
 
 

@@ -175,6 +175,12 @@ class Train(Section):
     activation_checkpointing: bool = Field(
         False, description="Compute the insides of transformer layers again in the backward pass, to save memory."
     )
+    freeze: int | None = Field(
+        None,
+        ge=0,
+        description="So many lower encoder layers keep the weights they start with, and all that lies below them (0: that "
+        "alone); null: everything trains.",
+    )
     phase: Literal[1, 2] = Field(
         1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
     )
@@ -218,6 +224,13 @@ class Optimizer(Section):
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(1e-3, ge=0, description="Decoupled weight decay.")
     betas: Betas = Field((0.9, 0.99), description="Decay of the first and second moments.")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each encoder layer trains at this share of the rate of the one above it: below 1 to adapt weights that "
+        "are good already.",
+    )
 
 
 class Scheduler(Section):
@@ -289,9 +302,9 @@ class GMM(Section):
     hold_steps: float | None = Field(
         None,
         gt=0,
-        description="Phase 2 in rounds: the EMA encoder and the mixture stay as they are for so many optimiser steps (below "
-        "1: a fraction of phase 2), then a new copy is taken, a new mixture fitted and the head renewed; null: both "
-        "follow at every step, as in the paper.",
+        description="Phase 2 in rounds: the EMA encoder and the mixture stay as they are for so many optimiser steps (up to "
+        "1: a fraction of phase 2), then a new copy is taken, a new mixture fitted and the head renewed; null: both follow "
+        "at every step, as in the paper.",
     )
     ema_decay_fast: float = Field(0.999, ge=0, le=1, description="First decay of the EMA encoder.")
     ema_decay_slow: float = Field(0.9999, ge=0, le=1, description="The decay it alternates with.")

@@ -36,6 +36,8 @@ def in_one_piece(module: Module, rebuild: Callable[[], Module]) -> Module:
         return module
     copied = rebuild().to(next(module.parameters()).device)
     copied.load_state_dict(whole(module.state_dict()))
+    for own, other in zip(module.parameters(), copied.parameters(), strict=True):
+        other.requires_grad_(own.requires_grad)
     return copied
 
 

@@ -117,6 +117,13 @@ class Encoder(nn.Module):
         dropout included: the same gradients, less memory, about a third more time."""
         self.encoder.recomputes = wanted
 
+    def freeze(self, num_layers: int) -> None:
+        """Keeps so many lower layers as they are in training, and all that lies below them."""
+        stack = self.encoder
+        lower = [self.feature_extractor, self.feature_projection, stack.pos_conv_embed, stack.layer_norm]
+        for module in [*lower, *stack.layers[:num_layers]]:
+            module.requires_grad_(False)
+
     def forward(
         self,
         waveform_BS: Tensor,

@@ -154,7 +154,7 @@ def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
 def hold_steps(config: Config, schedule: Schedule) -> int | None:
     """Updates in a round of phase 2, if it goes in rounds."""
     wanted = config.gmm.hold_steps
-    if wanted is None or wanted >= 1:
+    if wanted is None or wanted > 1:
         return None if wanted is None else round(wanted)
     steps = sum(stage.end_step - stage.start_step for stage in schedule.stages if stage.phase == 2)
     return max(1, math.ceil(wanted * steps))
@@ -212,9 +212,12 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report, *, 
             lr=config.optimizer.lr,
             weight_decay=config.optimizer.weight_decay,
             betas=config.optimizer.betas,
+            layer_decay=config.optimizer.layer_decay,
             scales_loss=engine.scales_loss,
         )
 
+    if config.train.freeze is not None:
+        model.encoder.freeze(config.train.freeze)
     frontend = model.encoder.feature_extractor
     if run.fresh and config.init_weights is None and frontend.mel_statistics in ("corpus", "both"):
         measure_bands(training_frames(config, data, engine), frontend)
