@@ -13,6 +13,7 @@ from sjepa.core.sharding import in_one_piece
 from sjepa.modules.cluster_head import ClusterHead
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.predictor import Positions, Predictor
+from sjepa.modules.spectrum import SpectrumHead
 from sjepa.modules.transformer import TransformerShape
 
 
@@ -25,6 +26,7 @@ class ModelShape:
     num_clusters: int
     max_frames: int
     predictor_positions: Positions = "learned"
+    spectrum: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,14 +42,17 @@ class ModelShape:
             values["num_clusters"],
             values["max_frames"],
             values.get("predictor_positions", "learned"),
+            values.get("spectrum", False),
         )
 
 
 class Logits(NamedTuple):
-    """Logits at the frames asked for: masked ones from the predictor, visible ones from the encoder."""
+    """Logits at the frames asked for: masked ones from the predictor, visible ones from the encoder. `spectrum_error`: of
+    all real frames together, where that was asked for."""
 
     masked_NK: Tensor
     visible_NK: Tensor
+    spectrum_error: Tensor | None = None
 
 
 class SJEPA(nn.Module):
@@ -65,6 +70,7 @@ class SJEPA(nn.Module):
             groups=shape.encoder.position_groups,
         )
         self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
+        self.spectrum = SpectrumHead(shape.encoder.width) if shape.spectrum else None
 
     def shards(self) -> list[nn.Module]:
         """What is gathered one at a time where the weights lie in pieces."""
@@ -88,11 +94,19 @@ class SJEPA(nn.Module):
         masked_N: Tensor,
         visible_N: Tensor,
         dropped: Collection[int] = (),
+        spectral: bool = False,
     ) -> Logits:
-        """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, through one pass of the head."""
+        """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, through one pass of the head; with
+        `spectral` also what the frames do not know of their spectrum."""
         encoded = self.encoder(waveform_BS, num_samples_B, mask_BT=mask_BT, dropped=dropped)
         predicted_BTD = self.predictor(encoded.features_BTD, mask_BT, encoded.real_BT)
         masked_ND = predicted_BTD.flatten(0, 1)[masked_N]
         visible_ND = encoded.features_BTD.flatten(0, 1)[visible_N]
         logits = self.head(torch.cat([masked_ND, visible_ND.to(masked_ND.dtype)]))
-        return Logits(*logits.split([len(masked_N), len(visible_N)]))
+        masked_NK, visible_NK = logits.split([len(masked_N), len(visible_N)])
+        if self.spectrum is None:
+            return Logits(masked_NK, visible_NK)
+        if not spectral:
+            return Logits(masked_NK + self.spectrum.unused(), visible_NK)
+        error = self.spectrum(encoded.frames_BTD, waveform_BS, num_samples_B, encoded.real_BT)
+        return Logits(masked_NK, visible_NK, error)

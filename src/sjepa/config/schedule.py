@@ -13,7 +13,7 @@ from sjepa.config.schema import Config
 from sjepa.config.sizes import hyperparameters
 from sjepa.core.errors import UserError
 
-PHASE1, PHASE2, MASKED_ONLY = "phase 1", "phase 2", "phase 2, masked only"
+SPECTRUM, PHASE1, PHASE2, MASKED_ONLY = "phase 1 with spectrum", "phase 1", "phase 2", "phase 2, masked only"
 _NEAR = 0.05  # of the run
 _NOMINAL_STEPS = 1000  # of an epoch, while the training set is not known yet
 
@@ -47,6 +47,7 @@ class Stage:
     visible_loss: bool
     augment: bool
     rate: RateCurve
+    spectrum: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ def plan_problems(config: Config, steps_per_epoch: int | None = None) -> list[st
     for name, switch in ((PHASE2, "phase2_start"), (MASKED_ONLY, "masked_only")):
         if starts.get(name, 0) >= total:
             problems.append(f"{_named(config, switch)} is not before {end}")
+    if SPECTRUM in starts and starts[PHASE1] >= starts.get(PHASE2, total):
+        problems.append(
+            f"train.spectral_warmup: {config.train.spectral_warmup:g} of the run is not before the switch to phase 2"
+        )
     if MASKED_ONLY in starts and starts[MASKED_ONLY] < starts[PHASE2]:
         problems.append(
             f"{_named(config, 'masked_only')} comes before the switch to phase 2 ({_named(config, 'phase2_start')}): "
@@ -163,6 +168,11 @@ def _contradictions(config: Config) -> list[str]:
             f"gmm.ema_layer: {config.gmm.ema_layer} is outside the encoder's {layers} layers (0 to {layers - 1}, or −1 to "
             f"−{layers} from the top)"
         )
+    if config.train.spectral_warmup > 0:
+        if starts_online:
+            problems.append("train.spectral_warmup belongs to phase 1, which this run does not have")
+        if config.model.frontend != "waveform":
+            problems.append(f"train.spectral_warmup: a {config.model.frontend} frontend has nothing to learn")
     if config.train.freeze is not None and config.train.freeze >= layers:
         problems.append(f"train.freeze: {config.train.freeze} of {layers} encoder layers would leave none to train")
     return problems
@@ -202,9 +212,10 @@ def _total_steps(config: Config, steps_per_epoch: int) -> int:
 
 def _starts(config: Config, steps_per_epoch: int) -> dict[str, int]:
     """The first step of every stage, in the order of the method."""
-    first = PHASE2 if _starts_in_phase2(config) else PHASE1
-    starts = {first: 0}
     total = _total_steps(config, steps_per_epoch)
+    starts = {PHASE2: 0} if _starts_in_phase2(config) else {PHASE1: 0}
+    if config.train.spectral_warmup > 0:
+        starts = {SPECTRUM: 0, PHASE1: max(1, round(config.train.spectral_warmup * total))}
     for name, switch in ((PHASE2, "phase2_start"), (MASKED_ONLY, "masked_only")):
         if _is_set(config, switch):
             step, epoch = getattr(config.train, f"{switch}_step"), getattr(config.train, f"{switch}_epoch")
@@ -242,17 +253,18 @@ def _curve(config: Config, start: int, end: int, peak: float) -> RateCurve:
 def _stage(
     config: Config, name: str, start: int, end: int, starts: Mapping[str, int], curves: Mapping[int, RateCurve]
 ) -> Stage:
-    phase = 1 if name == PHASE1 else 2
+    phase = 1 if name in (SPECTRUM, PHASE1) else 2
     switched = phase == 2 and PHASE1 in starts
     return Stage(
         name=name,
         phase=phase,
         start_step=start,
         end_step=end,
-        phase_start_step=starts[PHASE1 if phase == 1 else PHASE2],
+        phase_start_step=0 if phase == 1 else starts[PHASE2],
         targets="mfcc" if phase == 1 else "online",
         num_clusters=config.gmm.num_clusters_phase2 if switched else config.gmm.num_clusters,
         visible_loss=config.train.use_visible_loss and name != MASKED_ONLY,
         augment=config.dataset.augment.enabled and name != MASKED_ONLY,
         rate=curves[phase],
+        spectrum=name == SPECTRUM,
     )

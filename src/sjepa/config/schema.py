@@ -184,6 +184,13 @@ class Train(Section):
     phase: Literal[1, 2] = Field(
         1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
     )
+    spectral_warmup: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="For this fraction of the run a waveform frontend is also taught the log-mel bands of each frame, since "
+        "a spectrum is what little audio takes longest to find.",
+    )
     use_visible_loss: bool = Field(True, description="The loss also covers frames that were not masked.")
     visible_weight: float = Field(
         1.0, gt=0, le=1, description="Weight of a visible frame in the loss, where a masked one has 1."

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import librosa
 import numpy as np
+from librosa import effects  # type: ignore[attr-defined,unused-ignore]
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
@@ -121,7 +121,7 @@ def augmented(
 
 def at_pitch(clean: Waveform, semitones: float) -> Waveform:
     """The clip with all frequencies, pitch and formants, moved by `semitones`; as long, and at every moment what it was."""
-    shifted = librosa.effects.pitch_shift(
+    shifted = effects.pitch_shift(
         clean, sr=SPEECH.sample_rate, n_steps=semitones, n_fft=_PITCH_WINDOW, res_type="soxr_mq"
     )
     return np.asarray(shifted, np.float32)

@@ -43,11 +43,12 @@ class EncoderShape:
 
 class EncoderOutput(NamedTuple):
     """`features_BTD` of the last layer computed; `real_BT`, True where a frame is a clip's own; `layers`, the outputs
-    of all layers computed, in order."""
+    of all layers computed, in order; `frames_BTD`, each frame by itself, before masking and positions."""
 
     features_BTD: Tensor
     real_BT: Tensor
     layers: tuple[Tensor, ...]
+    frames_BTD: Tensor
 
 
 class FeatureProjection(nn.Module):
@@ -145,11 +146,11 @@ class Encoder(nn.Module):
             num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
         x_BTC = self.feature_extractor(waveform_BS, num_samples_B, statistics)
         x_BTC = scale_gradient(x_BTC, self.shape.frontend_gradient_scale)
-        x_BTD = self.feature_projection(x_BTC)
-        step_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        frames_BTD = self.feature_projection(x_BTC)
+        step_T = torch.arange(frames_BTD.shape[1], device=frames_BTD.device)
         real_BT = step_T < self.geometry.frames(num_samples_B)[:, None]
         seen_BT = real_BT if mask_BT is None else real_BT & ~mask_BT
-        x_BTD = x_BTD * seen_BT[..., None]
+        x_BTD = frames_BTD * seen_BT[..., None]
         last = self.num_layers - 1 if up_to is None else up_to
         outputs = self.encoder(x_BTD, real_BT, last, dropped)
-        return EncoderOutput(outputs[-1], real_BT, tuple(outputs))
+        return EncoderOutput(outputs[-1], real_BT, tuple(outputs), frames_BTD)

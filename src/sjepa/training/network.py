@@ -44,7 +44,14 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
     rate = values.predictor_dropout
     predictor = TransformerShape(values.width, values.predictor_heads, values.predictor_ffn_width, rate, rate, rate)
     max_frames = SPEECH.frames(round(config.dataset.max_seconds * config.dataset.sample_rate))
-    return ModelShape(encoder, predictor, num_clusters, max_frames, config.model.predictor_positions)
+    return ModelShape(
+        encoder,
+        predictor,
+        num_clusters,
+        max_frames,
+        config.model.predictor_positions,
+        config.train.spectral_warmup > 0,
+    )
 
 
 def new_model(config: Config, stage: Stage) -> SJEPA:

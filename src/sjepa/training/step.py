@@ -51,17 +51,20 @@ class Update(NamedTuple):
 
 
 class FrameLosses(NamedTuple):
-    """KL per masked and per visible frame of a micro-batch, and what the metrics need of the masked ones."""
+    """KL per masked and per visible frame of a micro-batch, and what the metrics need of the masked ones; the error of the
+    spectrum, where it is learnt."""
 
     masked_kl_N: Tensor
     visible_kl_N: Tensor
     targets_NK: Tensor
     logits_NK: Tensor
     visible_weight: float
+    spectrum_error: Tensor | None = None
 
     def total(self) -> Tensor:
-        """The sum of the loss over the frames, visible ones with their weight."""
-        return self.masked_kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
+        """The sum of the loss over the frames, visible ones with their weight; on top of it that of the spectrum."""
+        total = self.masked_kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
+        return total if self.spectrum_error is None else total + self.spectrum_error
 
     def count_in(self, sums: MetricSums) -> None:
         """Adds what the metrics need of these frames."""
@@ -114,6 +117,7 @@ def frame_losses(
     visible: bool,
     settings: StepSettings,
     dropped: Sequence[int] = (),
+    spectral: bool = False,
 ) -> FrameLosses:
     """Predicts the masked frames of a micro-batch (and, with `visible`, the others) and compares them with their targets:
     `posteriors` gives those of flat frame indices, from the clean audio."""
@@ -121,7 +125,7 @@ def frame_losses(
     with engine.autocast():
         targets_NK = posteriors(torch.cat([frames.masked_N, visible_N]))
         num_samples_B = to_device(batch.num_samples, batch.heard_BS.device)
-        logits = model(batch.heard_BS, num_samples_B, frames.mask_BT, frames.masked_N, visible_N, dropped)
+        logits = model(batch.heard_BS, num_samples_B, frames.mask_BT, frames.masked_N, visible_N, dropped, spectral)
     masked_targets_NK, visible_targets_NK = targets_NK.split([len(frames.masked_N), len(visible_N)])
     return FrameLosses(
         kl_divergence(masked_targets_NK, logits.masked_NK),
@@ -129,6 +133,7 @@ def frame_losses(
         masked_targets_NK,
         logits.masked_NK,
         settings.visible_weight,
+        logits.spectrum_error,
     )
 
 
@@ -207,7 +212,15 @@ def _gradients(
         posteriors = _observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
         with engine.accumulating(model, more=index + 1 < len(window)):
             losses = frame_losses(
-                engine, model, posteriors, batch, frames, visible=stage.visible_loss, settings=settings, dropped=dropped
+                engine,
+                model,
+                posteriors,
+                batch,
+                frames,
+                visible=stage.visible_loss,
+                settings=settings,
+                dropped=dropped,
+                spectral=stage.spectrum,
             )
             loss = losses.total() / count * real
             engine.backward(loss)
