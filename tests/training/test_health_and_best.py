@@ -56,18 +56,28 @@ def test_more_than_one_percent_of_unreadable_clips_stop_the_run_with_the_list():
 
 
 @pytest.mark.parametrize(
-    ("metric", "values", "expected"), [("kl", [3, 2, 2.5, 1], [1, 1, 0, 1]), ("top1", [0.1, 0.3, 0.2], [1, 1, 0])]
+    ("metric", "values", "expected"),
+    [
+        ("kl", [3, 2, 2.5, 1], [1, 1, 0, 1]),
+        ("top1", [0.1, 0.3, 0.2], [1, 1, 0]),
+        ("pitch_match", [0.8, 0.9, 0.7], [1, 1, 0]),
+    ],
 )
 def test_best_goes_the_right_way(metric, values, expected):
     best = Best(metric)
-    assert [best.offer(metrics(**{metric: value}), epoch) for epoch, value in enumerate(values)] == [
-        bool(e) for e in expected
-    ]
+    assert [best.offer(value, epoch) for epoch, value in enumerate(values)] == [bool(e) for e in expected]
 
 
 def test_nan_is_never_the_best():
     best = Best("kl")
-    assert not best.offer(metrics(kl=math.nan), 0)
-    assert best.offer(metrics(kl=5.0), 1)
-    assert not best.offer(metrics(kl=math.nan), 2)
+    assert not best.offer(math.nan, 0)
+    assert best.offer(5.0, 1)
+    assert not best.offer(math.nan, 2)
     assert (best.value, best.epoch) == (5.0, 1)
+
+
+def test_other_targets_make_another_best_unless_the_metric_compares_across_them():
+    for metric, epoch in (("kl", -1), ("pitch_match", 3)):
+        best = Best(metric, 0.5, 3)
+        best.restart()
+        assert best.epoch == epoch

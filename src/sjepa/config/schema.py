@@ -326,7 +326,11 @@ class Checkpoint(Section):
 
 
 class Best(Section):
-    metric: Literal["kl", "top1", "entropy_bits"] = Field("kl", description="Validation metric that chooses best.pt.")
+    metric: Literal["kl", "top1", "entropy_bits", "pitch_match"] = Field(
+        "kl",
+        description="Validation metric that chooses best.pt: the best of the last phase; with pitch_match, the share of "
+        "frames whose features are found again at another pitch, which compares across phases, the best of the run.",
+    )
 
 
 class Health(Section):

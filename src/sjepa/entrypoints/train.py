@@ -87,7 +87,7 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     report = run.engine.ranks.main_first(lambda: _report(config, run, resumed, run_dir, console))
     files = RunFiles(run_dir.weights, checkpoint_folder(config, run_dir), run_dir.gmm)
     judge = run.engine.ranks.main_first(lambda: _judge(config, run, console))
-    trainer = assemble(config, run, files, report, judge=judge)
+    trainer = assemble(config, run, files, report, judges=() if judge is None else (judge,))
     if resumed:
         Checkpoints.load(resumed.checkpoint, trainer.state)
         report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")

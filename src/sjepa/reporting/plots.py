@@ -39,7 +39,8 @@ METRICS = (
 )
 
 
-LABELLED = (
+JUDGED = (
+    Curve("val_pitch_match", "Frames found again at another pitch", "share of validation frames"),
     Curve("val_pnmi", "What units tell of phones", "mutual information over entropy of phones"),
     Curve("val_frame_phones", "Phones of frames, linear probe", "share of validation frames"),
 )
@@ -60,7 +61,7 @@ def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
         _draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder)
     )
     written.append(_draw_single(rows, Curve("gradient_norm", "Gradient norm", "mean norm before clipping"), folder))
-    for curve in LABELLED:
+    for curve in JUDGED:
         if any(curve.name in row for row in rows):
             written.append(_draw_single(rows, curve, folder, from_zero=False))
     for curve in LAYERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from sjepa.training.fitting import LayerRanks, MixtureFitter, TrainingFrames, me
 from sjepa.training.keeper import WeightsFolder
 from sjepa.training.optimizer import build_optimizer
 from sjepa.training.parts import Parts, Plan
+from sjepa.training.pitch_match import PitchMatch
 from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
 from sjepa.training.trainer import Trainer
@@ -199,7 +201,9 @@ def target_maker(config: Config, run: Prepared, files: RunFiles, report: Report)
     )
 
 
-def assemble(config: Config, run: Prepared, files: RunFiles, report: Report, *, judge: Judge | None = None) -> Trainer:
+def assemble(
+    config: Config, run: Prepared, files: RunFiles, report: Report, *, judges: Sequence[Judge] = ()
+) -> Trainer:
     """A trainer at the start of the run's stage: with targets fitted, or blank ones whose state is still to be loaded."""
     engine, data, stage = run.engine, run.data, run.stage
     model = engine.to_device(run.model)
@@ -239,7 +243,7 @@ def assemble(config: Config, run: Prepared, files: RunFiles, report: Report, *, 
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=data.fingerprint,
         weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
-        judge=judge,
+        judges=(PitchMatch(len(windows)), *judges),
     )
     run_plan = Plan(
         run.schedule,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sjepa.config.schedule import Stage
+from sjepa.core.files import atomic_path
 from sjepa.metrics import Metrics
 from sjepa.model import SJEPA
 from sjepa.targets.base import Targets
@@ -47,9 +49,15 @@ class WeightsFolder:
         if is_best:
             save_weights(self.folder / "best.pt", weights)
 
-    def close_phase(self, phase: int) -> None:
-        """Puts the best weights of a phase that is over aside. A best.pt of another phase, which a run that goes on from an
-        older checkpoint may find, stays where it is."""
+    def close_phase(self, phase: int, *, stays_best: bool) -> None:
+        """Puts the best weights of a phase that is over aside, a copy of them if they stay the best so far. A best.pt of
+        another phase, which a run that goes on from an older checkpoint may find, stays where it is."""
         best = self.folder / "best.pt"
-        if self.writes and best.exists() and read_stage(best)["phase"] == phase:
-            best.replace(self.folder / f"best_phase{phase}.pt")
+        if not self.writes or not best.exists() or read_stage(best)["phase"] != phase:
+            return
+        aside = self.folder / f"best_phase{phase}.pt"
+        if not stays_best:
+            best.replace(aside)
+            return
+        with atomic_path(aside) as temporary:
+            shutil.copyfile(best, temporary)

@@ -41,7 +41,7 @@ class Plan:
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of. `model` is `network` as the engine wrapped it; `build_optimizer` makes one for a network;
-    `judge` knows labels of the validation clips."""
+    `judges` look at the features of validation clips."""
 
     engine: Engine
     network: SJEPA
@@ -56,7 +56,7 @@ class Parts:
     checkpoints: Checkpoints
     fingerprint: Stateful
     weights: WeightsFolder
-    judge: Judge | None = None
+    judges: tuple[Judge, ...] = ()
 
 
 class Interrupted(Exception):

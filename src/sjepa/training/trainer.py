@@ -104,7 +104,7 @@ class Trainer:
             self._save(inside_epoch=True)
         self.report.note(f"step {self.clock.step}: fitting the targets of {stage.name}")
         targets = self.parts.maker.fitted(stage, self.parts.network.encoder, pause=self._stop_if_asked)
-        self.parts.weights.close_phase(self._stage.phase)
+        self.parts.weights.close_phase(self._stage.phase, stays_best=self.best.outlives_phases)
         self.parts = replace(self.parts, targets=targets)
         self._renew_head(stage.num_clusters)
 
@@ -305,12 +305,12 @@ class Trainer:
             settings=parts.settings,
             warn=self.report.warn,
             pause=self._save_if_stopped,
-            judge=parts.judge,
+            judges=parts.judges,
         )
 
     def _keep_weights(self, validation: Validation, *, collapsed: bool = False) -> bool:
         """Writes the weights; whether they are the best so far, which those of a collapse never are."""
-        is_best = not collapsed and self.best.offer(validation.metrics, self.clock.epoch)
+        is_best = not collapsed and self.best.offer(validation.figure(self.best.metric), self.clock.epoch)
         parts = self.parts
         parts.weights.save(parts.network, parts.targets, self.clock, self._stage, validation.metrics, is_best=is_best)
         return is_best

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -32,12 +34,17 @@ class Validation(NamedTuple):
     spreads: tuple[float, ...]
     judged: Mapping[str, float]
 
+    def figure(self, name: str) -> float:
+        """One of the metrics or of what judges found; NaN if there is none of that name."""
+        return float(getattr(self.metrics, name, self.judged.get(name, math.nan)))
+
 
 class Judge(Protocol):
-    """Somebody who knows more of the validation clips than training does."""
+    """Somebody who looks at the features of validation clips from outside training, with labels or without."""
 
-    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor) -> None:
-        """Takes the last layer [N, D] and the likeliest component [N] of every real frame of a batch, clip by clip."""
+    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, hear: Callable[[Tensor], Tensor]) -> None:
+        """Takes the last layer [N, D] and the likeliest component [N] of every real frame of a batch, clip by clip; `hear`
+        gives the last layer for other waveforms [B, S] of the same lengths."""
         ...
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
@@ -57,13 +64,13 @@ def validate(
     settings: StepSettings,
     warn: Callable[[str], None],
     pause: Callable[[], None] = lambda: None,
-    judge: Judge | None = None,
+    judges: Sequence[Judge] = (),
 ) -> Validation:
     """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone. With `visible` the
     loss is over the frames that were not masked too. Several processes give as many batches each, some without clips, and
     get the figures over all of them. `pause` is called before every batch and may raise.
 
-    `judge` sees the first batches, nothing masked. `encoder` is `model`'s own, called without masks for the figures per
+    `judges` see the first batches, nothing masked. `encoder` is `model`'s own, called without masks for the figures per
     layer. Clips that cannot be read are named through `warn`. Raises UserError if none can.
     """
     was_training, ranks = model.training, engine.ranks
@@ -89,10 +96,10 @@ def validate(
         if missing > 0:
             layers.append(ranks.rows(_layers(engine, encoder, batch, missing if real else 0), most=missing))
             missing -= len(layers[-1])
-        if judge is not None and number < _JUDGED_BATCHES:
+        if judges and number < _JUDGED_BATCHES:
             features_ND, unit_N = _units(engine, model, encoder, batch)
-            if real:
-                judge.observe(batch, features_ND, unit_N)
+            for judge in judges if real else ():
+                judge.observe(batch, features_ND, unit_N, partial(_heard, engine, encoder, batch.num_samples))
     model.train(was_training)
     ranks.add_up(*sums.tensors)
     for failure in [failure for found in ranks.each(failures) for failure in found]:
@@ -102,7 +109,9 @@ def validate(
     features = torch.cat(layers).unbind(1)
     figures = tuple(map(effective_rank, features)), tuple(map(spread, features))
     figures = ranks.from_main(figures)  # the last bits may differ between machines
-    judged = judge.figures(targets.gmm.num_components, encoder.shape.width, ranks) if judge is not None else {}
+    judged: dict[str, float] = {}
+    for judge in judges:
+        judged |= judge.figures(targets.gmm.num_components, encoder.shape.width, ranks)
     return Validation(sums.read(), *figures, judged)
 
 
@@ -114,6 +123,13 @@ def _units(engine: Engine, model: Any, encoder: Encoder, batch: Batch) -> tuple[
         every_N = output.real_BT.flatten().nonzero()[:, 0]
         logits = model(batch.clean_BS, num_samples_B, torch.zeros_like(output.real_BT), every_N[:0], every_N)
     return output.features_BTD.flatten(0, 1)[every_N], logits.visible_NK.argmax(1)
+
+
+def _heard(engine: Engine, encoder: Encoder, num_samples: Sequence[int], waveform_BS: Tensor) -> Tensor:
+    """The last layer at every real frame, clip by clip, [N, D]."""
+    with engine.autocast():
+        output = encoder(waveform_BS, to_device(num_samples, engine.device))
+    return output.features_BTD[output.real_BT]
 
 
 def _layers(engine: Engine, encoder: Encoder, batch: Batch, most: int) -> Tensor:
