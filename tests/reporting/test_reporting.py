@@ -9,6 +9,7 @@ from sjepa.metrics import Metrics
 from sjepa.reporting.console import duration
 from sjepa.reporting.history import History
 from sjepa.reporting.plots import draw_history
+from sjepa.reporting.report import worse_phases
 from sjepa.reporting.run_dir import existing_runs, new_run
 from sjepa.reporting.summary import describe_plan
 from sjepa.targets.base import TargetFigures
@@ -88,3 +89,11 @@ def test_the_plan_is_a_table_of_stages():
 @pytest.mark.parametrize(("seconds", "text"), [(4, "4 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations_read_like_a_person_says_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_phase_2_that_makes_features_worse_is_told():
+    rows = [{"phase": 1, "val_pitch_match": 0.7}, {"phase": 1, "val_pitch_match": 0.9}]
+    assert worse_phases([*rows, {"phase": 2, "val_pitch_match": 0.895}]) == []
+    assert worse_phases([*rows, {"phase": 2}]) == worse_phases(rows) == []
+    (told,) = worse_phases([*rows, {"phase": 2, "val_pitch_match": 0.8}])
+    assert "80.0% of frames are found again, 90.0% at the end of phase 1" in told

@@ -82,7 +82,18 @@ def test_every_file_of_the_run_folder_is_there_and_right(finished):
                 "checkpoints/epoch_000.pth", "checkpoints/epoch_001.pth"}  # fmt: skip
     expected |= {
         f"plotes/history_{name}.jpg"
-        for name in ("kl", "top1", "entropy_bits", "loss", "lr", "erank", "spread", "clusters_used", "gradient_norm")
+        for name in (
+            "kl",
+            "top1",
+            "entropy_bits",
+            "loss",
+            "lr",
+            "erank",
+            "spread",
+            "clusters_used",
+            "gradient_norm",
+            "pitch_match",
+        )
     }
     found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     logs = {name for name in found if name.startswith("logs/train_") and name.endswith(".log")}

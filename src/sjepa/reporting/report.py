@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sjepa.core.progress import silent
 from sjepa.metrics import Metrics
 from sjepa.reporting.console import Console
-from sjepa.reporting.history import History
+from sjepa.reporting.history import History, Row
 from sjepa.reporting.plots import draw_history
 from sjepa.reporting.run_dir import RunDir
 from sjepa.training.clock import Clock
 from sjepa.training.report import EpochResult, StepFigures
 
 _SECONDS_BETWEEN_DRAWINGS = 30.0
+_MATCH, _SMALL_LOSS = "val_pitch_match", 0.01
 
 
 class RunReport:
@@ -66,8 +68,22 @@ class RunReport:
 
     def close(self) -> None:
         self._console.close()
+        for text in worse_phases(self.history.rows):
+            self._console.warn(text)
         if self._events is not None:
             self._events.close()
+
+
+def worse_phases(rows: Sequence[Row]) -> list[str]:
+    """What to say of a phase 2 whose features match less across pitch than those that phase 1 ended with."""
+    first, second = ([row for row in rows if row["phase"] == phase and _MATCH in row] for phase in (1, 2))
+    if not first or not second or second[-1][_MATCH] >= first[-1][_MATCH] - _SMALL_LOSS:
+        return []
+    return [
+        f"phase 2 has made the features worse, as far as can be told without labels: at another pitch "
+        f"{second[-1][_MATCH]:.1%} of frames are found again, {first[-1][_MATCH]:.1%} at the end of phase 1 "
+        f"(best_phase1.pt; best.metric: pitch_match chooses over both)"
+    ]
 
 
 class Silence:
