@@ -101,7 +101,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _space(saved: dict[str, Any] | None) -> MixtureSpace | None:
     if saved is None:
         return None
-    space = MixtureSpace(SpaceSettings(**saved["settings"]), saved["source"])
+    speakers = saved["parameters"].get("speaker_S", torch.zeros(0)).tolist()
+    space = MixtureSpace(SpaceSettings(**saved["settings"]), saved["source"], speakers=speakers)
     space.load_state_dict(saved["parameters"])
     return space
 

@@ -31,6 +31,28 @@ def test_a_clip_is_normalised_over_its_own_frames_whatever_the_batch():
         assert (own.std(0, correction=0) - 1).abs().max() < 1e-4
 
 
+def test_frames_are_normalised_by_all_that_their_speaker_says():
+    """Speaker 7 says three clips, 9 one that is long enough, 8 too little to be known; 5 is not of the training set."""
+    torch.manual_seed(0)
+    space = MixtureSpace(SpaceSettings("speaker"), 3, speakers=[9, 7, 8])
+    clips = {
+        7: [2 * torch.randn(60, 3) + shift for shift in (1, 5, 9)],
+        9: [torch.randn(150, 3) - 4],
+        8: [torch.randn(99, 3)],
+    }
+    rows = torch.cat([clip for own in clips.values() for clip in own])
+    speaker_N = torch.tensor([speaker for speaker, own in clips.items() for clip in own for _ in clip])
+    assert space.measure_speakers(rows, space.speaker_number(speaker_N, len(rows)), ALONE) == 2
+    batch = torch.cat([clips[7][0], clips[9][0][:60], clips[8][0][:60], clips[7][1]]).reshape(4, 60, 3)
+    found = space.frames(batch, torch.full((4,), 60), torch.tensor([7, 9, 8, 5]))
+    said = torch.cat(clips[7])
+    assert torch.allclose(found[0], (clips[7][0] - said.mean(0)) / said.std(0, correction=0), atol=1e-4)
+    assert torch.allclose(found[1], (batch[1] - clips[9][0].mean(0)) / clips[9][0].std(0, correction=0), atol=1e-4)
+    by_itself = MixtureSpace(SpaceSettings("clip"), 3).frames(batch, torch.full((4,), 60))
+    assert torch.equal(found[2:], by_itself[2:])
+    assert torch.equal(space.frames(batch, torch.full((4,), 60)), by_itself)  # nobody says who speaks
+
+
 def test_a_frame_that_does_not_vary_stays_finite():
     assert MixtureSpace(SpaceSettings("clip"), 4).frames(torch.full((1, 6, 4), 3.0), torch.tensor([6])).abs().max() == 0
 

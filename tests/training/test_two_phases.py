@@ -1,5 +1,9 @@
 """Runs through both phases: the switches, what they leave behind, and stopping anywhere."""
 
+import csv
+import json
+import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -269,6 +273,38 @@ def test_a_log_mel_run_in_rounds_goes_on_exactly(corpus, tmp_path_factory, tmp_p
     assert weights.space.settings.dimensions == 6
     assert float(weights.space.temperature) > 1
     assert weights.model.encoder.feature_extractor.deviation_C.min() > 0.01
+
+
+@pytest.fixture
+def manifest(corpus, tmp_path):
+    """The training set as a folder and a manifest that says who speaks."""
+    with zipfile.ZipFile(corpus / "train.zip") as archive:
+        archive.extractall(tmp_path / "audio")
+    with (corpus / "labels.tsv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == "train"]
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        "".join(json.dumps({"path": f"audio/{row['path']}", "speaker": row["speaker"]}) + "\n" for row in rows)
+    )
+    return path
+
+
+def test_targets_by_speaker_go_through_both_phases_and_go_on_exactly(corpus, manifest, tmp_path):
+    settings = [*LOG_MEL, "gmm.normalise=speaker", f"dataset.train_path={manifest}"]
+    for root in (tmp_path / "whole", tmp_path / "stopped"):
+        with nullcontext() if root.name == "whole" else stopping_after(7):
+            assert run(corpus, root, *settings) == (0 if root.name == "whole" else 143)
+    assert run(corpus, tmp_path / "stopped", *settings, "checkpoint.resume=true") == 0
+    assert_same_run(tmp_path / "whole/r/train", tmp_path / "stopped/r/train")
+    for name, source in (("best_phase1.pt", 39), ("best.pt", 32)):
+        space = load_weights(tmp_path / "whole/r/train/weights" / name).space
+        assert space.speaker_mean_SD.shape == (3, source)  # of four speakers one is in the test set
+        assert space.speaker_deviation_SD.min() > 0
+
+
+def test_targets_by_speaker_need_somebody_to_say_who_speaks(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"gmm\.normalise: speaker needs a manifest with a field speaker"):
+        run(corpus, tmp_path, "gmm.normalise=speaker")
 
 
 def test_more_directions_than_features_or_components_are_refused(corpus, tmp_path):

@@ -267,10 +267,11 @@ class GMM(Section):
     num_clusters_phase2: int = Field(
         500, ge=2, le=100_000, description="Components after a switch to phase 2 within the run."
     )
-    normalise: Literal["none", "clip"] = Field(
+    normalise: Literal["none", "clip", "speaker"] = Field(
         "none",
         description="Before frames are clustered: clip takes each clip's mean and deviation out of every feature, and with "
-        "them much of speaker and channel.",
+        "them much of speaker and channel; speaker, those of all that a speaker says (a manifest's field speaker; clips of "
+        "others are normalised by themselves), as measured when the mixture is fitted.",
     )
     context: int = Field(
         0, ge=0, le=20, description="Phase 1: frames on each side that are spliced to a frame (with gmm.dimensions)."

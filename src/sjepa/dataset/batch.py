@@ -14,13 +14,15 @@ from sjepa.dataset.audio import Waveform
 
 
 class Sample(NamedTuple):
-    """One window: the clean waveform, the one the encoder hears, the clip's id, the window's number, the name."""
+    """One window: the clean waveform, the one the encoder hears, the clip's id, the window's number, the name, and the key
+    of who speaks (0: not known)."""
 
     clean: Waveform
     heard: Waveform
     clip_id: int
     window: int
     name: str
+    speaker: int = 0
 
 
 class Failure(NamedTuple):
@@ -33,7 +35,8 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows padded with zeros to the longest: `clean_BS` for targets, `heard_BS` for the encoder, float32.
+    """Windows padded with zeros to the longest: `clean_BS` for targets, `heard_BS` for the encoder, float32; `speaker_B`:
+    keys of who speaks, 0 where that is not known.
 
     `num_samples` stays on the host, so that counts derived from it never wait for the device.
     """
@@ -45,6 +48,7 @@ class Batch:
     window: tuple[int, ...]
     names: tuple[str, ...]
     failures: tuple[Failure, ...] = ()
+    speaker_B: torch.Tensor | None = None
 
     @property
     def total_samples(self) -> int:
@@ -67,7 +71,9 @@ class Batch:
         same = self.heard_BS is self.clean_BS
         clean = self.clean_BS.to(device, non_blocking=True)
         heard = clean if same else self.heard_BS.to(device, non_blocking=True)
-        return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.to(device, non_blocking=True))
+        speaker_B = None if self.speaker_B is None else self.speaker_B.to(device, non_blocking=True)
+        clip_id_B = self.clip_id_B.to(device, non_blocking=True)
+        return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=clip_id_B, speaker_B=speaker_B)
 
 
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
@@ -85,6 +91,7 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
         tuple(sample.window for sample in samples),
         tuple(sample.name for sample in samples),
         tuple(failure for _, failures in items for failure in failures),
+        torch.tensor([sample.speaker for sample in samples], dtype=torch.int64),
     )
 
 

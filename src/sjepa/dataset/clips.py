@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sjepa.core.files import printable
+from sjepa.core.random import key
 from sjepa.dataset.audio import AudioInfo, DecodeError, Waveform, decode_window, resampled_length
 from sjepa.dataset.containers import Containers
 from sjepa.dataset.gzip_access import BLOCK_BYTES
@@ -114,6 +115,12 @@ class Clips:
         """The fields that a manifest gave for this clip."""
         table, row = self._row(position)
         return {name: column[row] for name, column in table.labels.items()}
+
+    def speaker(self, position: int) -> int:
+        """A key of who speaks, from the manifest's field `speaker`; 0 where there is none."""
+        table, row = self._row(position)
+        speakers = table.labels.get("speaker")
+        return 0 if speakers is None or speakers[row] in (None, "") else key("speaker", str(speakers[row]))
 
     def copies(self, position: int) -> int:
         """How many augmented copies of a clip are stored beside it."""

@@ -62,6 +62,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         position = int(self.windows.clip_N[request.window])
         start, length = int(self.windows.start_N[request.window]), int(self.windows.length_N[request.window])
         clip_id, name = int(self.clips.id_N[position]), self.clips.name(position)
+        speaker = self.clips.speaker(position)
         seed = key(self.seed, "turn", request.turn) if request.turn else self.seed
         if start < 0:
             whole = int(self.clips.length_N[position])
@@ -73,11 +74,11 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         except DecodeError as error:
             return None, [Failure(name, str(error))]
         if not request.augment or self.augmentation is None:
-            return Sample(clean, clean, clip_id, request.window, name), []
+            return Sample(clean, clean, clip_id, request.window, name, speaker), []
         tile = int(self.windows.start_N[request.window])
         rng = generator(seed, "augment", request.epoch, clip_id, tile)
         heard, failures = self._heard(self.augmentation, clean, position, start, rng)
-        return Sample(clean, heard, clip_id, request.window, name), failures
+        return Sample(clean, heard, clip_id, request.window, name, speaker), failures
 
     def _heard(
         self, augmentation: Augmentation, clean: Waveform, position: int, start: int, rng: np.random.Generator

@@ -56,7 +56,8 @@ def target_reader(engine: Engine, targets: Targets) -> Read:
     def read(batch: Batch) -> Tensor:
         frame_N = real_frames(batch)
         with engine.autocast():
-            return targets.posteriors(batch.clean_BS, to_device(batch.num_samples, engine.device), frame_N)
+            samples_B = to_device(batch.num_samples, engine.device)
+            return targets.posteriors(batch.clean_BS, samples_B, frame_N, batch.speaker_B)
 
     return read
 

@@ -102,7 +102,7 @@ def survey(
         found.predictor.add(entropy_bits(readings.predictor_NK))
         with engine.autocast():
             features_ND = targets.features(
-                batch.clean_BS, to_device(batch.num_samples, engine.device), readings.frame_N
+                batch.clean_BS, to_device(batch.num_samples, engine.device), readings.frame_N, batch.speaker_B
             )
         posterior_NK = targets.space.posteriors(targets.gmm, features_ND)
         found.targets.add(torch.special.entr(posterior_NK).sum(1) / math.log(2))

@@ -6,12 +6,14 @@ discriminant analysis on a first clustering says which of their directions matte
 dimensions a diagonal mixture is sure of everything, since it counts what correlated dimensions say as often as they say it;
 a temperature puts that right.
 
-B batch, T frames, N frames of a sample, D features of the source, C spliced ones, E projected ones, K components.
+B batch, T frames, N frames of a sample, D features of the source, C spliced ones, E projected ones, K components,
+S speakers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,20 +23,21 @@ from torch import Tensor, nn
 from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM
 
-Normalisation = Literal["none", "clip"]
+Normalisation = Literal["none", "clip", "speaker"]
 
 _LEAST_DEVIATION = 1e-5
 _RIDGE = 1e-3  # of the mean variance within clusters
 _TEMPERATURES = (1.0, 1e3)
 _BISECTIONS = 30
 _TEMPERED_FRAMES = 20_000  # that a temperature is chosen on
+_FEWEST_FRAMES = 100  # of a speaker, to know mean and deviation by
 
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """`normalise`: clip takes each clip's mean and deviation out; `context`: frames on each side that are spliced to a
-    frame; `dimensions`: how many directions are kept, None for all; `entropy_bits`: the mean entropy that targets are given
-    by a temperature, None for the mixture's own posteriors."""
+    """`normalise`: clip takes each clip's mean and deviation out, speaker those of all that its speaker says; `context`:
+    frames on each side that are spliced to a frame; `dimensions`: how many directions are kept, None for all;
+    `entropy_bits`: the mean entropy that targets are given by a temperature, None for the mixture's own posteriors."""
 
     normalise: Normalisation = "none"
     context: int = 0
@@ -61,14 +64,18 @@ AS_THEY_ARE = SpaceSettings()
 
 
 class MixtureSpace(nn.Module):
-    """Frames to what the mixture sees. The projection and the temperature are fitted, and are buffers."""
+    """Frames to what the mixture sees. What speakers are like, the projection and the temperature are fitted, and are
+    buffers."""
 
     centre_C: Tensor
     basis_CE: Tensor
     temperature: Tensor
+    speaker_S: Tensor
+    speaker_mean_SD: Tensor
+    speaker_deviation_SD: Tensor
 
-    def __init__(self, settings: SpaceSettings, source: int) -> None:
-        """`source`: features of a frame."""
+    def __init__(self, settings: SpaceSettings, source: int, *, speakers: Sequence[int] = ()) -> None:
+        """`source`: features of a frame. `speakers`: keys of those that may become known, where it is by speaker."""
         super().__init__()
         self.settings, self.source = settings, source
         spliced = source * (2 * settings.context + 1)
@@ -78,13 +85,21 @@ class MixtureSpace(nn.Module):
         self.register_buffer("centre_C", torch.zeros(spliced if projected else 0))
         self.register_buffer("basis_CE", torch.zeros(spliced if projected else 0, projected))
         self.register_buffer("temperature", torch.ones(()))
+        if self.is_by_speaker:
+            self.register_buffer("speaker_S", torch.tensor(sorted(speakers), dtype=torch.int64))
+            self.register_buffer("speaker_mean_SD", torch.zeros(len(speakers), source))
+            self.register_buffer("speaker_deviation_SD", torch.zeros(len(speakers), source))  # 0: not known
 
-    def frames(self, x_BTD: Tensor, count_B: Tensor) -> Tensor:
+    def frames(self, x_BTD: Tensor, count_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
         """Normalised and spliced, not yet projected [B, T, C] float32. Only a clip's own `count_B` frames enter; at its ends
-        the first and the last are repeated."""
+        the first and the last are repeated. `speaker_B`: keys; a clip of a speaker who is not known is normalised by
+        itself."""
         x_BTD = x_BTD.float()
-        if self.settings.normalise == "clip":
-            x_BTD = _by_clip(x_BTD, count_B)
+        if self.settings.normalise != "none":
+            mean_B1D, deviation_B1D = _clip_moments(x_BTD, count_B)
+            if self.is_by_speaker and speaker_B is not None:
+                mean_B1D, deviation_B1D = self._speaker_moments(speaker_B, mean_B1D, deviation_B1D)
+            x_BTD = (x_BTD - mean_B1D) / deviation_B1D.clamp(min=_LEAST_DEVIATION)
         return _spliced(x_BTD, count_B, self.settings.context) if self.settings.context else x_BTD
 
     def project(self, x_NC: Tensor) -> Tensor:
@@ -97,6 +112,43 @@ class MixtureSpace(nn.Module):
     @property
     def projects(self) -> bool:
         return self.settings.dimensions is not None
+
+    @property
+    def is_by_speaker(self) -> bool:
+        return self.settings.normalise == "speaker"
+
+    def _speaker_moments(self, speaker_B: Tensor, mean_B1D: Tensor, deviation_B1D: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the speakers; the given ones of clips whose speaker is not known."""
+        number_B = self.speaker_number(speaker_B, len(speaker_B))
+        deviation_BD = self.speaker_deviation_SD[number_B]
+        known_B11 = ((number_B >= 0) & (deviation_BD > 0).any(1))[:, None, None]
+        mean_B1D = torch.where(known_B11, self.speaker_mean_SD[number_B][:, None], mean_B1D)
+        return mean_B1D, torch.where(known_B11, deviation_BD[:, None], deviation_B1D)
+
+    def speaker_number(self, speaker_B: Tensor | None, clips: int) -> Tensor:
+        """The positions of keys in `speaker_S`, −1 of those that are not there, [B]."""
+        if speaker_B is None or not len(self.speaker_S):
+            return torch.full((clips,), -1, device=self.speaker_S.device)
+        number_B = torch.searchsorted(self.speaker_S, speaker_B).clamp(max=len(self.speaker_S) - 1)
+        return torch.where(self.speaker_S[number_B] == speaker_B, number_B, -1)
+
+    @torch.no_grad()
+    def measure_speakers(self, x_ND: Tensor, number_N: Tensor, ranks: Ranks) -> int:
+        """Takes mean and deviation of every speaker from frames of the source, with the number of who speaks in each. How
+        many speakers are known then; the others have too few frames."""
+        wide_ND, index_N = x_ND[number_N >= 0].double(), number_N[number_N >= 0]
+        count_S, sum_SD = wide_ND.new_zeros(len(self.speaker_S)), wide_ND.new_zeros(self.speaker_mean_SD.shape)
+        square_SD = torch.zeros_like(sum_SD)
+        for total, values in ((count_S, torch.ones_like(wide_ND[:, 0])), (sum_SD, wide_ND), (square_SD, wide_ND**2)):
+            total.index_add_(0, index_N, values)
+        ranks.add_up(count_S, sum_SD, square_SD)
+        count_S1 = count_S[:, None].clamp(min=1)
+        mean_SD = sum_SD / count_S1
+        deviation_SD = (square_SD / count_S1 - mean_SD**2).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
+        known_S = count_S >= _FEWEST_FRAMES
+        self.speaker_mean_SD.copy_(mean_SD)
+        self.speaker_deviation_SD.copy_(deviation_SD * known_S[:, None])
+        return int(known_S.sum())
 
     @property
     def is_tempered(self) -> bool:
@@ -153,13 +205,13 @@ class MixtureSpace(nn.Module):
         self.temperature.fill_(math.exp(low))
 
 
-def _by_clip(x_BTD: Tensor, count_B: Tensor) -> Tensor:
-    """Each clip's own frames with zero mean and unit deviation in every feature."""
+def _clip_moments(x_BTD: Tensor, count_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each clip's own frames, [B, 1, D]."""
     real_BT1 = (torch.arange(x_BTD.shape[1], device=x_BTD.device) < count_B[:, None])[..., None]
     count_B11 = count_B[:, None, None].clamp(min=1)
-    centred_BTD = x_BTD - x_BTD.masked_fill(~real_BT1, 0).sum(1, keepdim=True) / count_B11
-    variance_B1D = centred_BTD.masked_fill(~real_BT1, 0).square().sum(1, keepdim=True) / count_B11
-    return centred_BTD / variance_B1D.sqrt().clamp(min=_LEAST_DEVIATION)
+    mean_B1D = x_BTD.masked_fill(~real_BT1, 0).sum(1, keepdim=True) / count_B11
+    variance_B1D = (x_BTD - mean_B1D).masked_fill(~real_BT1, 0).square().sum(1, keepdim=True) / count_B11
+    return mean_B1D, variance_B1D.sqrt()
 
 
 def _spliced(x_BTD: Tensor, count_B: Tensor, reach: int) -> Tensor:

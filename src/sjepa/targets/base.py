@@ -23,7 +23,8 @@ class FrameChoice(NamedTuple):
 
 
 class Targets(Protocol):
-    """Posteriors of a mixture at chosen frames, from clean audio; and how they move as training goes on.
+    """Posteriors of a mixture at chosen frames, from clean audio and keys of who speaks in it (0, or None, where that is
+    not known); and how they move as training goes on.
 
     `encoder` is the network that they come from and `layer` which of its layers; None where there is none.
     """
@@ -35,19 +36,29 @@ class Targets(Protocol):
     @property
     def layer(self) -> int | None: ...
 
-    def frames(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """The features of every frame, [B, T, D]."""
+        ...
+
+    def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
         """What `space` projects for the mixture to see, of every frame [B, T, C], float32 without gradient."""
         ...
 
-    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+    def features(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+    ) -> Tensor:
         """What the mixture sees, [N, E] float32 without gradient, at the flat frame indices b·T + t."""
         ...
 
-    def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+    def posteriors(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+    ) -> Tensor:
         """[N, K] float32 without gradient, at the flat frame indices b·T + t."""
         ...
 
-    def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
+    def observe(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+    ) -> Tensor:
         """`posteriors` at `frames.chosen_N`; all frames are remembered for `after_update`."""
         ...
 

@@ -34,8 +34,10 @@ class MFCCTargets(MixtureTargets):
         """MFCC [B, T, 39]"""
         return self.mfcc(clean_BS, num_samples_B)  # type: ignore[no-any-return]
 
-    def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
-        return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)
+    def observe(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+    ) -> Tensor:
+        return self.posteriors(clean_BS, num_samples_B, frames.chosen_N, speaker_B)
 
     def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
         """Nothing moves."""

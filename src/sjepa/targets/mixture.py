@@ -26,16 +26,20 @@ class MixtureTargets(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def frames(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
         """What a mixture is fitted from, [B, T, C] float32."""
-        return self.space.frames(self.source(clean_BS, num_samples_B), SPEECH.frames(num_samples_B))
+        return self.space.frames(self.source(clean_BS, num_samples_B), SPEECH.frames(num_samples_B), speaker_B)
 
     @torch.no_grad()
-    def features(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+    def features(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+    ) -> Tensor:
         """What the mixture sees, [N, E] float32, at the flat frame indices b·T + t."""
-        return self.space.project(self.frames(clean_BS, num_samples_B).flatten(0, 1)[frame_N])
+        return self.space.project(self.frames(clean_BS, num_samples_B, speaker_B).flatten(0, 1)[frame_N])
 
     @torch.no_grad()
-    def posteriors(self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
+    def posteriors(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+    ) -> Tensor:
         """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
-        return self.space.posteriors(self.gmm, self.features(clean_BS, num_samples_B, frame_N))
+        return self.space.posteriors(self.gmm, self.features(clean_BS, num_samples_B, frame_N, speaker_B))

@@ -70,11 +70,13 @@ class OnlineTargets(MixtureTargets):
         return self.encoder(clean_BS, num_samples_B, up_to=self.layer).features_BTD  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def observe(self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice) -> Tensor:
+    def observe(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+    ) -> Tensor:
         """[N, K] at the chosen frames; the statistics of all real frames are added up until the update."""
         if self.settings.hold_steps is not None:
-            return self.posteriors(clean_BS, num_samples_B, frames.chosen_N)
-        features_ND = self.features(clean_BS, num_samples_B, torch.cat([frames.chosen_N, frames.other_M]))
+            return self.posteriors(clean_BS, num_samples_B, frames.chosen_N, speaker_B)
+        features_ND = self.features(clean_BS, num_samples_B, torch.cat([frames.chosen_N, frames.other_M]), speaker_B)
         posteriors = self.gmm.posteriors(features_ND)
         seen = self._seen or self._nothing_seen()
         seen.statistics.add(features_ND, posteriors)

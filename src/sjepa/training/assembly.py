@@ -133,6 +133,11 @@ def space_settings(config: Config, stage: Stage) -> SpaceSettings:
 
 def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
     """Raises UserError if a mixture of the plan has more components than frames to fit them on."""
+    if config.gmm.normalise == "speaker" and not known_speakers(data):
+        raise UserError(
+            "gmm.normalise: speaker needs a manifest with a field speaker as dataset.train_path; no clip of the training "
+            "set has one"
+        )
     frames = int(SPEECH.frames(tiling(data.train.clips, config.dataset).length_N).sum())
     width = hyperparameters(config.model.size, config.model.overrides).width
     for stage in schedule.stages:
@@ -151,6 +156,12 @@ def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
                 f"gmm.{key}: {stage.num_clusters} components cannot be fitted on {usable:,} frames "
                 f"(gmm.fit_frames: {config.gmm.fit_frames}; the training set has {frames:,})"
             )
+
+
+def known_speakers(data: Data) -> list[int]:
+    """Keys of the speakers that the manifest of the training set names."""
+    clips = data.train.clips
+    return sorted({clips.speaker(position) for position in range(len(clips))} - {0})
 
 
 def hold_steps(config: Config, schedule: Schedule) -> int | None:
@@ -198,6 +209,7 @@ def target_maker(config: Config, run: Prepared, files: RunFiles, report: Report)
         layer_smoothing=settings.erank_decay,
         refit_on_switch=settings.refit_on_switch,
         keep=keep,
+        speakers=known_speakers(run.data) if settings.normalise == "speaker" else (),
     )
 
 

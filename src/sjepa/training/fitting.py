@@ -17,7 +17,6 @@ from sjepa.core.errors import SharedError
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import hash_array, key
 from sjepa.core.ranks import Ranks
-from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
@@ -35,7 +34,7 @@ _RANK_GROUPS = 40
 _BAND_FRAMES = 20_000
 _UNREADABLE = "dataset.train_path: not one of the clips to draw frames from could be read"
 
-Extractor = Callable[[Tensor, Tensor], Tensor]  # [B, S] waveforms and [B] their samples → [B, T, …] features
+Extractor = Callable[[Batch], Tensor]  # a batch on its device → [B, T, …] features
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,28 @@ class MixtureFitter:
             + (f", temperature {float(space.temperature):.2f}" if space.is_tempered else "")
         )
 
+    def measure_speakers(self, source: Extractor, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
+        """Gives a space by speaker what the speakers of the training set are like, from the frames that it will be fitted
+        on."""
+        sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
+        batches = self.report.progress(loader.epoch(0), total=loader.num_rounds, label="speakers: reading frames")
+
+        def spoken(batch: Batch) -> Tensor:  # [B, T, D + 1]: the features, and last the number of who speaks
+            x_BTD = source(batch)
+            number_B11 = space.speaker_number(batch.speaker_B, len(x_BTD))[:, None, None]
+            return torch.cat([x_BTD.float(), number_B11.expand(-1, x_BTD.shape[1], 1)], dim=-1)
+
+        rows_NE, _ = gather_features(_pausing(batches, pause), sample, spoken, self.frames.device)
+        known = space.measure_speakers(rows_NE[:, :-1], rows_NE[:, -1].long(), self.frames.ranks)
+        self.report.note(f"{known:,} of {len(space.speaker_S):,} speakers have frames enough to be normalised by")
+
 
 def measure_bands(frames: TrainingFrames, frontend: MelFrontend) -> None:
     """Gives a log-mel frontend the mean and deviation of its bands over a sample of the training set."""
     sample, loader = frames.draw(_BAND_FRAMES, "mel statistics")
 
-    def levels(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-        return frontend.levels(waveform_BS)
+    def levels(batch: Batch) -> Tensor:
+        return frontend.levels(batch.clean_BS)
 
     own_NC, _ = gather_features(loader.epoch(0), sample, levels, frames.device)
     level_NC = frames.ranks.rows(own_NC)
@@ -173,7 +187,7 @@ def gather_features(
         if not batch.num_samples:
             continue
         on_device = batch.to(device)
-        features_BT = extract(on_device.clean_BS, to_device(batch.num_samples, device))
+        features_BT = extract(on_device)
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
             frames = sample.frames_M[window]
             frames = frames[frames < SPEECH.frames(samples)]
@@ -181,6 +195,6 @@ def gather_features(
             draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
     if not rows:  # nothing to read here: the shape alone
         quiet = collate([]).or_silence().to(device)
-        nothing = extract(quiet.clean_BS, to_device(quiet.num_samples, device))[0, :0]
+        nothing = extract(quiet)[0, :0]
         return nothing.float(), torch.zeros(0, dtype=torch.float64)
     return torch.cat(rows), torch.from_numpy(np.concatenate(draws))

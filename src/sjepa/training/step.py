@@ -233,7 +233,7 @@ def _gradients(
 def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:
     """Targets of a micro-batch that leave no trace, for `frame_losses`."""
     num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
-    return lambda frame_N: targets.posteriors(batch.clean_BS, num_samples_B, frame_N)
+    return lambda frame_N: targets.posteriors(batch.clean_BS, num_samples_B, frame_N, batch.speaker_B)
 
 
 def _observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: int) -> Callable[[Tensor], Tensor]:
@@ -243,7 +243,8 @@ def _observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: in
     draw_N = uniform_tensor(draw_key, batch.clip_id_B[every_N // longest], every_N % longest)
 
     def observe(frame_N: Tensor) -> Tensor:
-        return targets.observe(batch.clean_BS, num_samples_B, FrameChoice(frame_N, every_N[len(frame_N) :], draw_N))
+        choice = FrameChoice(frame_N, every_N[len(frame_N) :], draw_N)
+        return targets.observe(batch.clean_BS, num_samples_B, choice, batch.speaker_B)
 
     return observe
 

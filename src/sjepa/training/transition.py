@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.random import key
 from sjepa.core.sharding import load_state, whole
+from sjepa.core.tensors import to_device
+from sjepa.dataset.batch import Batch
 from sjepa.features.mfcc import NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
@@ -33,7 +35,7 @@ def _no_pause() -> None:
 @dataclass(frozen=True)
 class TargetMaker:
     """Makes the targets of a stage, and fits their mixture in the `space` of the stage. `keep` receives every mixture as
-    fitted."""
+    fitted. `speakers`: keys of those of the training set."""
 
     engine: Engine
     space: Callable[[Stage], SpaceSettings]
@@ -44,6 +46,7 @@ class TargetMaker:
     layer_smoothing: float
     refit_on_switch: bool
     keep: Callable[[DiagonalGMM, Stage], None]
+    speakers: Sequence[int] = ()
 
     def fitted(
         self, stage: Stage, encoder: Encoder, *, given: DiagonalGMM | None = None, pause: Callable[[], None] = _no_pause
@@ -61,10 +64,19 @@ class TargetMaker:
     def refit(self, targets: Targets, stage: Stage, *, pause: Callable[[], None] = _no_pause) -> None:
         """Fits the mixture to the layer that is active now. Its components mean something else from then on."""
 
-        def frames(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:  # [B, T, C]
-            with self.engine.autocast():
-                return targets.frames(waveform_BS, num_samples_B)
+        def samples(batch: Batch) -> Tensor:
+            return to_device(batch.num_samples, self.engine.device)
 
+        def source(batch: Batch) -> Tensor:  # [B, T, D]
+            with self.engine.autocast(), torch.no_grad():
+                return targets.source(batch.clean_BS, samples(batch))
+
+        def frames(batch: Batch) -> Tensor:  # [B, T, C]
+            with self.engine.autocast():
+                return targets.frames(batch.clean_BS, samples(batch), batch.speaker_B)
+
+        if targets.space.is_by_speaker:
+            self.fitter.measure_speakers(source, targets.space, pause=pause)
         self.fitter.fit(frames, targets.gmm, targets.space, pause=pause)
         self.keep(targets.gmm, stage)
 
@@ -72,7 +84,7 @@ class TargetMaker:
         """Targets of a stage whose state is still to be loaded."""
         source, width = target_source(stage, encoder.shape.width)
         settings = self.space(stage)
-        space = MixtureSpace(settings, width)
+        space = MixtureSpace(settings, width, speakers=self.speakers)
         gmm = DiagonalGMM(stage.num_clusters, settings.width(width), features=settings.describe(source))
         if stage.targets == "mfcc":
             return self.engine.to_device(MFCCTargets(gmm, space))
@@ -82,9 +94,10 @@ class TargetMaker:
     def choose_layer(self, targets: Targets) -> bool:
         """Ranks the layers of the targets' encoder and lets them choose; whether another layer is active now."""
 
-        def layers(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:  # [B, T, L, D]
+        def layers(batch: Batch) -> Tensor:  # [B, T, L, D]
             with self.engine.autocast():
-                return torch.stack(targets.encoder(waveform_BS, num_samples_B).layers, dim=2)
+                samples_B = to_device(batch.num_samples, self.engine.device)
+                return torch.stack(targets.encoder(batch.clean_BS, samples_B).layers, dim=2)
 
         return targets.choose_layer(self.layer_ranks(layers))
 
