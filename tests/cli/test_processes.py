@@ -16,7 +16,7 @@ from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import UserError
 from sjepa.weights import load_weights
 from tests.training.test_run import RUN
-from tests.training.test_two_phases import TWO_PHASES
+from tests.training.test_two_phases import LOG_MEL, TWO_PHASES
 
 BIN = Path(sys.executable).parent
 # 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for one process alone
@@ -94,6 +94,22 @@ def assert_same_training(a, b, tolerance=1e-5):
 def test_two_processes_train_what_one_trains(alone, together):
     """20 updates in each phase and across both switches, with layer drop, dropout, crops and augmentation."""
     assert_same_training(together[0], alone)
+
+
+SMALL_DATA = {
+    "log-mel": [*LOG_MEL, "model.predictor_positions=convolution", "optimizer.layer_decay=0.9", "train.freeze=0"],
+    "waveform": ["train.spectral_warmup=0.25"],
+}
+
+
+@pytest.mark.parametrize("kind", SMALL_DATA)
+def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kind):
+    """Statistics of the corpus, projections, a temperature, targets in rounds, a head that is used for a while alone: what
+    each process measures of its share is put together. Sums in another order turn a projection by some 1e-5."""
+    for devices in (1, 2):
+        options = [f"train.devices={devices}", f"train.grad_accum={2 // devices}", f"runs_root=runs{devices}"]
+        finished(start(arguments(corpus, *SMALL_DATA[kind], *options), tmp_path))
+    assert_same_training(tmp_path / "runs2/r/train", tmp_path / "runs1/r/train", tolerance=1e-4)
 
 
 @pytest.mark.parametrize("strategies", [("fsdp", "deepspeed"), ("deepspeed", "fsdp")])
