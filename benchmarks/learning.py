@@ -4,7 +4,7 @@
 train.zip, test.zip and labels.tsv (the generated corpus, or any with the columns split, path, seconds, speaker, phones and
 perhaps times; where there are none they come from an alignment). Of every seed, at equal hours of audio: the recipe of
 `cpu/configs/train_twophase.yaml`, its phase 1 alone, and with --hard and --ablate more; beside features without a network,
-the untrained encoder, and the same network taught the phones. --quick: one seed, a few minutes of training.
+the untrained encoder, and the same network taught the phones. --quick: one seed, two epochs, and nothing that is taught.
 
 Asked are phones of single frames (a linear probe, silence left out), speakers (of the mean over time: four fifths of the
 training clips against the rest), and ABX of triphones within and across speakers, all of the same layer: the one that is
@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -55,7 +55,8 @@ Features = list[Tensor]  # [T, D] of every clip
 _FRAME_PROBE_STEPS = 60  # of L-BFGS; more change the third digit
 _LEFT_OUT_SPEAKERS = 10
 _TAUGHT_EPOCHS, _TAUGHT_RATE, _TAUGHT_CLIPS = 12, 1.5e-3, 4
-_QUICK = ("train.epochs=4",)
+_QUICK = ("train.epochs=2",)
+ALONE = ("train.phase2_start_epoch=-1", "train.masked_only_epoch=-1")  # phase 1
 _PLAIN = {
     "MFCC": SpaceSettings(),
     "MFCC by clip": SpaceSettings("clip"),
@@ -224,8 +225,8 @@ def hard_targets() -> Iterator[None]:
     """The argmax of each posterior in place of the posterior. The mixtures are the same."""
     soft = MixtureTargets.posteriors
 
-    def hard(self: MixtureTargets, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor) -> Tensor:
-        posteriors_NK = soft(self, clean_BS, num_samples_B, frame_N)
+    def hard(self: MixtureTargets, *chosen: Any) -> Tensor:
+        posteriors_NK = soft(self, *chosen)
         return torch.zeros_like(posteriors_NK).scatter_(1, posteriors_NK.argmax(1, keepdim=True), 1.0)
 
     MixtureTargets.posteriors = hard  # type: ignore[method-assign]
@@ -235,18 +236,26 @@ def hard_targets() -> Iterator[None]:
         MixtureTargets.posteriors = soft  # type: ignore[method-assign]
 
 
-def run(options: argparse.Namespace, name: str, seed: int, *overrides: str) -> Path:
-    """Trains as the two-phase configuration says, with overrides, unless that is done; the run's folder."""
+def run(
+    options: argparse.Namespace,
+    name: str,
+    seed: int,
+    *overrides: str,
+    data: Path | None = None,
+    config: Path | None = None,
+) -> Path:
+    """Trains on `data` as `config` says (else as the options do), with overrides, unless that is done; the run's folder."""
+    data = data or options.data
     root = options.out / f"{name}_{seed}"
     finished = sorted((root / name).glob("train*/results.csv"))
     if finished:
         return finished[-1].parent
-    config = load_config(
-        options.config,
-        [f"dataset.train_path={options.data}/train.zip", f"dataset.test_path={options.data}/test.zip", f"runs_root={root}",
+    settled = load_config(
+        config or options.config,
+        [f"dataset.train_path={data}/train.zip", f"dataset.test_path={data}/test.zip", f"runs_root={root}",
          f"run_name={name}", f"seed={seed}", *options.overrides, *overrides],
     )  # fmt: skip
-    train(config)
+    train(settled)
     return sorted((root / name).glob("train*"), key=lambda path: path.stat().st_mtime)[-1]
 
 
@@ -258,12 +267,11 @@ def training_minutes(folder: Path) -> float:
 
 def variants(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """Runs of every seed and what they have otherwise: the recipe, its phase 1 alone, and single changes of that."""
-    alone = ("train.phase2_start_epoch=-1", "train.masked_only_epoch=-1")
-    found = {"both": (), "phase1": alone}
+    found = {"both": (), "phase1": ALONE}
     if options.hard:
-        found["phase1-hard"] = alone
+        found["phase1-hard"] = ALONE
     for change in options.ablate:
-        found["phase1-" + change.replace("/", "-")] = (*alone, *change.split(","))
+        found["phase1-" + change.replace("/", "-")] = (*ALONE, *change.split(","))
     return found
 
 
@@ -274,7 +282,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "cpu/configs/train_twophase.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one seed and four epochs")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs, no network that is taught")
     parser.add_argument("--hard", action="store_true", help="also phase 1 with hard targets")
     parser.add_argument(
         "--ablate", nargs="*", default=[], metavar="KEY=VALUE[,KEY=VALUE]", help="also phase 1 with each"
@@ -302,13 +310,12 @@ def main() -> None:
             weights = load_weights(folder / "weights/last.pt")
             encoder = weights.model.encoder
             ask(name, all_layers(corpus, PretrainedEncoder(encoder)), seed, f", {training_minutes(folder):.1f} min")
-            if name == "phase1":
+            if name != "phase1":
+                continue
+            ask("untrained", all_layers(corpus, PretrainedEncoder(untrained(encoder, seed))), seed)
+            if not options.quick:
                 ask("phase 1's mixture", [posteriors(corpus, saved_targets(engine, weights))], seed)
-                for other, network in (
-                    ("untrained", untrained(encoder, seed)),
-                    ("taught", taught(corpus, encoder, seed)),
-                ):
-                    ask(other, all_layers(corpus, PretrainedEncoder(network)), seed)
+                ask("taught", all_layers(corpus, PretrainedEncoder(taught(corpus, encoder, seed))), seed)
     report(table, as_json=options.json)
 
 

@@ -1,0 +1,71 @@
+"""What adapting is worth: an encoder of one corpus, trained on with the recordings of another.
+
+`python -m benchmarks.adaptation --from FOLDER --to FOLDER [--seeds 3] [--epochs 3] [--out FOLDER] [section.key=value …]`
+(folders as `benchmarks.learning` wants them). Of every seed: phase 1 on the first corpus by the recipe of
+`cpu/configs/train_twophase.yaml`, asked on the second as it is; the same adapted by `cpu/configs/adapt.yaml`, without labels;
+and phase 1 from scratch on the second for as many epochs. Beside them, what each knows of the first corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.learning import ALONE, ROOT, Corpus, all_layers, frame_accuracy, run, scores, training_minutes
+from sjepa.pretrained import PretrainedEncoder
+from sjepa.weights import load_weights
+
+# an encoder of the recipe's size in place of HuBERT Base; its lower layer stays
+_ADAPT = (
+    "model.size=mini",
+    "model.frontend=logmel",
+    "train.freeze=1",
+    "gmm.ema_layer=-1",
+    "train.max_batch_seconds=10",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptation", description=__doc__)
+    parser.add_argument("--from", dest="first", type=Path, required=True)
+    parser.add_argument("--to", dest="second", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args()
+    first, second = Corpus(options.first), Corpus(options.second)
+    recipe, adapt = ROOT / "cpu/configs/train_twophase.yaml", ROOT / "cpu/configs/adapt.yaml"
+    epochs = f"train.epochs={options.epochs}"
+    table: dict[str, list[Sequence[float]]] = {}
+    for seed in range(options.seeds):
+        trained = run(options, "phase1", seed, *ALONE, data=options.first, config=recipe)
+        start = trained / "weights/last.pt"
+        runs = {
+            "as it is": trained,
+            "adapted": run(
+                options, "adapted", seed, *_ADAPT, epochs, f"init_weights={start}", data=options.second, config=adapt
+            ),
+            "from scratch": run(options, "scratch", seed, *ALONE, epochs, data=options.second, config=recipe),
+        }
+        for name, folder in runs.items():
+            encoder = PretrainedEncoder(load_weights(folder / "weights/last.pt").model.encoder)
+            there, layers = scores(second, all_layers(second, encoder), seed), all_layers(first, encoder)
+            here = frame_accuracy(first, layers[there.layer])
+            table.setdefault(name, []).append((there.frame_phones, there.speaker, there.abx_across, here))
+            print(
+                f"{name}, seed {seed}: {there}, first corpus {here:.4f}, {training_minutes(folder):.1f} min", flush=True
+            )
+    print(f"{'encoder':<16}{'phones':>18}{'speaker':>18}{'ABX across':>18}{'phones, first':>18}")
+    for name, rows in table.items():
+        columns = list(zip(*rows, strict=True))
+        cells = [
+            f"{statistics.fmean(c):.4f} ± {statistics.stdev(c) if len(c) > 1 else float('nan'):.4f}" for c in columns
+        ]
+        print(f"{name:<16}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
