@@ -2,8 +2,8 @@
 
 `python -m benchmarks.adaptation --from FOLDER --to FOLDER [--seeds 3] [--epochs 3] [--out FOLDER] [section.key=value …]`
 (folders as `benchmarks.learning` wants them). Of every seed: phase 1 on the first corpus by the recipe of
-`cpu/configs/train_twophase.yaml`, asked on the second as it is; the same adapted by `cpu/configs/adapt.yaml`, without labels;
-and phase 1 from scratch on the second for as many epochs. Beside them, what each knows of the first corpus.
+`cpu/configs/train_twophase.yaml`, asked on the second as it is; the same adapted by `cpu/configs/adapt.yaml` without
+labels; and phase 1 from scratch on the second for as many epochs. Beside them, what each knows of the first corpus.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ def hard_targets() -> Iterator[None]:
         posteriors_NK = soft(self, *chosen)
         return torch.zeros_like(posteriors_NK).scatter_(1, posteriors_NK.argmax(1, keepdim=True), 1.0)
 
-    MixtureTargets.posteriors = hard  # type: ignore[method-assign]
+    MixtureTargets.posteriors = hard  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
