@@ -78,7 +78,13 @@ class SJEPA(nn.Module):
 
     def in_one_piece(self) -> SJEPA:
         """This network, or a copy of it if its weights lie in pieces: all processes must call it."""
-        return in_one_piece(self, lambda: SJEPA(self.shape))
+
+        def rebuild() -> SJEPA:
+            empty = SJEPA(self.shape)
+            empty.encoder.recompute_activations(self.encoder.encoder.recomputes)
+            return empty
+
+        return in_one_piece(self, rebuild)
 
     def renew_head(self, num_clusters: int) -> None:
         """A cluster head with fresh weights for another number of components, on the same device."""

@@ -56,6 +56,14 @@ def test_all_problems_are_reported_at_once():
         ("optimizer.lr=fast", "optimizer.lr: 'fast' is not a number"),
         ("dataset.validate=maybe", "dataset.validate: 'maybe' is not true or false or one of full or header"),
         ("dataset.train_path=[]", "dataset.train_path: [] is not a path or a list of paths"),
+        (
+            "dataset.augment.reverb_seconds=[0, 1]",
+            "dataset.augment: reverb_seconds: [0.0, 1.0] is not between 0.01 and 10",
+        ),
+        (
+            "dataset.augment.pitch_semitones=[0, 30]",
+            "dataset.augment: pitch_semitones: [0.0, 30.0] is not between -24 and 24",
+        ),
         ("dataset.augment.snr_noise=[9, 1]", "dataset.augment.snr_noise: [9.0, 1.0] is not [low, high]"),
         ("dataset.min_seconds=20", "dataset: min_seconds 20 is more than max_seconds 15"),
         ("run_name=a/b", "run_name: 'a/b' is not a plain folder name"),

@@ -115,7 +115,10 @@ def test_a_run_that_starts_in_phase_2_takes_k_from_num_clusters():
         (["train.phase2_start_epoch=2", "gmm.ema_layer=6"], "outside the encoder's 6 layers"),
         (["train.phase=2", "gmm.ema_layer=-7"], "outside the encoder's 6 layers"),
         (["train.phase=2", "model.size=tiny"], "outside the encoder's 2 layers"),
-        (["train.freeze=6"], "train.freeze: 6 of 6 encoder layers would leave none to train"),
+        (["train.freeze=6", "init_weights=x.pt"], "train.freeze: 6 of 6 encoder layers would leave none to train"),
+        (["train.freeze=2"], "without init_weights the layers that it keeps would never learn anything"),
+        (["train.freeze=2", "train.spectral_warmup=0.1", "init_weights=x.pt"], "train.freeze keeps the frontend as it is"),
+        (["train.spectral_warmup=0.99", "train.max_steps=10"], "0.99 of the run is not before the end of the run"),
         (["train.spectral_warmup=0.2", "model.frontend=logmel"], "a logmel frontend has nothing to learn"),
         (["train.spectral_warmup=0.2", "train.phase=2"], "belongs to phase 1, which this run does not have"),
         (["train.spectral_warmup=0.5", "train.phase2_start_epoch=4"], "0.5 of the run is not before the switch to phase 2"),
@@ -183,3 +186,12 @@ def test_stages_that_were_entered_stay_where_they_were_when_the_run_grows():
         plan(load_config(None, ["train.epochs=4", *overrides[1:]]), 10, progress=grown)
     shrunk = ["train.epochs=8", *overrides[1:]]
     assert stages(*shrunk, progress=RunProgress(60, {PHASE1: 0})) == [(PHASE1, 0, 60), (MASKED_ONLY, 60, 80)]
+
+
+def test_a_longer_run_has_a_longer_warm_up_that_ends_before_phase_2():
+    """Stopped at step 20 of 100 with a warm-up of 30; 300 steps would have one of 90, but phase 2 comes at 50."""
+    settings = ["train.spectral_warmup=0.3", "train.phase2_start_step=50"]
+    config = load_config(None, ["train.epochs=30", *settings])
+    stages = plan(config, 10, progress=RunProgress(20, {"phase 1 with spectrum": 0})).stages
+    assert [(stage.name, stage.start_step) for stage in stages] == [("phase 1 with spectrum", 0), (PHASE2, 50)]
+    assert stages[0].rate.end_step == 50

@@ -94,6 +94,6 @@ def test_durations_read_like_a_person_says_them(seconds, text):
 def test_a_phase_2_that_makes_features_worse_is_told():
     rows = [{"phase": 1, "val_pitch_match": 0.7}, {"phase": 1, "val_pitch_match": 0.9}]
     assert worse_phases([*rows, {"phase": 2, "val_pitch_match": 0.895}]) == []
-    assert worse_phases([*rows, {"phase": 2}]) == worse_phases(rows) == []
+    assert worse_phases([*rows, {"phase": 2, "val_pitch_match": ""}]) == worse_phases(rows) == []
     (told,) = worse_phases([*rows, {"phase": 2, "val_pitch_match": 0.8}])
     assert "80.0% of frames are found again, 90.0% at the end of phase 1" in told

@@ -16,7 +16,7 @@ def batches(clips):
 
 def judged(judge, clips, extract):
     for batch in batches(clips):
-        judge.observe(batch, extract(batch.clean_BS), torch.zeros(49), extract)
+        judge.observe(batch, extract(batch.clean_BS), torch.zeros(49), extract(judge.other_form(batch)))
     return judge.figures(4, 3, ALONE)
 
 
@@ -37,18 +37,18 @@ def test_features_that_pitch_does_not_move_match_and_noise_does_not():
 
 
 def test_some_of_many_clips_are_judged_and_the_same_ones_each_time():
-    heard = []
-
-    def extract(waveform):
-        heard.append(waveform)
-        return MFCC()(waveform, torch.tensor([waveform.shape[1]]))[0]
-
+    """A tenth of 100 clips, deviation 3."""
     judge = PitchMatch(640)
-    first = judged(judge, 100, extract)
-    asked = len(heard) - 100
-    assert 2 <= asked <= 25  # a tenth of 100, deviation 3
-    assert judged(judge, 100, extract) == first
+    first = judged(judge, 100, lambda waveform: MFCC()(waveform, torch.tensor([waveform.shape[1]]))[0])
+    chosen = [not torch.equal(judge.other_form(batch), batch.clean_BS) for batch in batches(100)]
+    assert 2 <= sum(chosen) <= 25
+    assert judged(judge, 100, lambda waveform: MFCC()(waveform, torch.tensor([waveform.shape[1]]))[0]) == first
     assert 0 < first[NAME] < 1
+
+
+def test_a_process_without_clips_hears_silence_like_the_others():
+    judge, silence = PitchMatch(2), collate([]).or_silence()
+    assert torch.equal(judge.other_form(silence), silence.clean_BS)
 
 
 def test_nothing_observed_is_no_figure():
@@ -61,5 +61,5 @@ def test_several_clips_of_a_batch_are_told_apart():
         Sample(x, x, clip, clip, "") for clip, x in enumerate((np.zeros(16000, np.float32), np.zeros(8000, np.float32)))
     ]
     batch, judge = collate([(sample, []) for sample in samples]), PitchMatch(2)
-    judge.observe(batch, torch.eye(49 + 24), torch.zeros(73), lambda waveform: torch.eye(49 + 24))
+    judge.observe(batch, torch.eye(49 + 24), torch.zeros(73), torch.eye(49 + 24))
     assert judge.figures(4, 3, ALONE) == {NAME: 1.0}

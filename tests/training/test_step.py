@@ -242,7 +242,7 @@ def test_lower_layers_train_at_lower_rates():
 
 
 def test_frozen_layers_keep_their_weights_and_the_others_move():
-    setup = Setup("train.freeze=1")
+    setup = Setup()
     setup.network.encoder.freeze(1)
     build = partial(build_optimizer, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99))
     setup.model, setup.optimizer = setup.engine.setup(setup.network, build)

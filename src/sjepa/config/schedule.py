@@ -114,6 +114,10 @@ def _kept(starts: dict[str, int], progress: RunProgress) -> dict[str, int]:
     first = next(iter(starts))
     kept = {name: progress.entered.get(name, max(step, progress.step)) for name, step in starts.items()}
     kept[first] = 0
+    if (
+        SPECTRUM in kept and PHASE2 in kept
+    ):  # a longer run has a longer warm-up; what was planned after it stays after it
+        kept[PHASE1] = min(kept[PHASE1], kept[PHASE2])
     if MASKED_ONLY in progress.entered:  # phase 2 may have had no updates before
         kept[PHASE2] = min(kept[PHASE2], progress.entered[MASKED_ONLY])
     return kept
@@ -132,9 +136,8 @@ def plan_problems(config: Config, steps_per_epoch: int | None = None) -> list[st
         if starts.get(name, 0) >= total:
             problems.append(f"{_named(config, switch)} is not before {end}")
     if SPECTRUM in starts and starts[PHASE1] >= starts.get(PHASE2, total):
-        problems.append(
-            f"train.spectral_warmup: {config.train.spectral_warmup:g} of the run is not before the switch to phase 2"
-        )
+        before = "the switch to phase 2" if PHASE2 in starts else end
+        problems.append(f"train.spectral_warmup: {config.train.spectral_warmup:g} of the run is not before {before}")
     if MASKED_ONLY in starts and starts[MASKED_ONLY] < starts[PHASE2]:
         problems.append(
             f"{_named(config, 'masked_only')} comes before the switch to phase 2 ({_named(config, 'phase2_start')}): "
@@ -173,6 +176,10 @@ def _contradictions(config: Config) -> list[str]:
             problems.append("train.spectral_warmup belongs to phase 1, which this run does not have")
         if config.model.frontend != "waveform":
             problems.append(f"train.spectral_warmup: a {config.model.frontend} frontend has nothing to learn")
+    if config.train.freeze is not None and config.init_weights is None:
+        problems.append("train.freeze: without init_weights the layers that it keeps would never learn anything")
+    if config.train.freeze is not None and config.train.spectral_warmup > 0:
+        problems.append("train.spectral_warmup: train.freeze keeps the frontend as it is")
     if config.train.freeze is not None and config.train.freeze >= layers:
         problems.append(f"train.freeze: {config.train.freeze} of {layers} encoder layers would leave none to train")
     return problems

@@ -39,6 +39,14 @@ class Augment(Section):
     )
 
     @model_validator(mode="after")
+    def _possible(self) -> Augment:
+        if self.reverb_seconds[0] < 0.01 or self.reverb_seconds[1] > 10:
+            raise ValueError(f"reverb_seconds: {list(self.reverb_seconds)} is not between 0.01 and 10")
+        if max(map(abs, self.pitch_semitones)) > 24:
+            raise ValueError(f"pitch_semitones: {list(self.pitch_semitones)} is not between -24 and 24")
+        return self
+
+    @model_validator(mode="after")
     def _one_of_the_two(self) -> Augment:
         if self.p_noise + self.p_mix > 1:
             raise ValueError(

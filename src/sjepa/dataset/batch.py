@@ -65,7 +65,8 @@ class Batch:
     def pin_memory(self) -> Batch:
         clean = self.clean_BS.pin_memory()
         heard = clean if self.heard_BS is self.clean_BS else self.heard_BS.pin_memory()
-        return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.pin_memory())
+        speaker_B = None if self.speaker_B is None else self.speaker_B.pin_memory()
+        return replace(self, clean_BS=clean, heard_BS=heard, clip_id_B=self.clip_id_B.pin_memory(), speaker_B=speaker_B)
 
     def to(self, device: torch.device) -> Batch:
         same = self.heard_BS is self.clean_BS

@@ -98,6 +98,7 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     try:
         with stopping_on_signals(trainer):
             trainer.run()
+        report.finished()
     except Interrupted as stop:
         return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
     except RuntimeError as error:

@@ -31,11 +31,12 @@ LayerSpec = int | Literal["learned"]
 
 @dataclass(frozen=True)
 class Extractor:
-    """A source of features: `compute` maps waveforms and their numbers of samples to all layers, [L, B, T, D]."""
+    """A source of features: `compute` maps waveforms, their numbers of samples and keys of who speaks to all layers,
+    [L, B, T, D]."""
 
     name: str
     num_layers: int
-    compute: Callable[[Tensor, Tensor], Tensor]
+    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def columns(self, specs: Sequence[LayerSpec]) -> list[tuple[str, list[int]]]:
         """For each of `specs` its name and the layers that it needs. What has a single layer has it for all of them. Raises
@@ -56,7 +57,7 @@ class Extractor:
 def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> Extractor:
     on_device = engine.to_device(encoder)
 
-    def compute(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
         with engine.autocast():
             return on_device(waveform_BS, num_samples_B, layer="all")  # type: ignore[no-any-return]
 
@@ -91,11 +92,11 @@ def mel_extractor(engine: Engine, space: SpaceSettings = AS_THEY_ARE) -> Extract
 def posterior_extractor(targets: Targets, engine: Engine) -> Extractor:
     """The soft targets themselves: what training aimed at."""
 
-    def compute(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
         frames = SPEECH.frames(waveform_BS.shape[1])
         every_N = torch.arange(len(waveform_BS) * frames, device=waveform_BS.device)
         with engine.autocast():
-            posteriors_NK = targets.posteriors(waveform_BS, num_samples_B, every_N)
+            posteriors_NK = targets.posteriors(waveform_BS, num_samples_B, every_N, speaker_B)
         return posteriors_NK.view(1, len(waveform_BS), frames, -1)
 
     return Extractor("posteriors of the mixture", 1, compute)
@@ -107,7 +108,7 @@ def _plain_extractor(
     """Features without a network, normalised and spliced as `settings` say."""
     space = MixtureSpace(settings, width)
 
-    def prepared(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def prepared(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
         return space.frames(compute(waveform_BS, num_samples_B), SPEECH.frames(num_samples_B))[None]
 
     return Extractor(settings.describe(source), 1, prepared)
@@ -152,7 +153,8 @@ def extract(
         if not batch.num_samples:
             continue
         batch = batch.to(engine.device)
-        found_LBTD = extractor.compute(batch.clean_BS, to_device(batch.num_samples, engine.device))[list(layers)]
+        samples_B = to_device(batch.num_samples, engine.device)
+        found_LBTD = extractor.compute(batch.clean_BS, samples_B, batch.speaker_B)[list(layers)]
         found_BTLD = found_LBTD.permute(1, 2, 0, 3).float().cpu()
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
             clip, frames = int(windows.clip_N[window]), SPEECH.frames(samples)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +27,10 @@ class PhoneMonitor:
         self._phones = phones
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, hear: Callable[[Tensor], Tensor]) -> None:
+    def other_form(self, batch: Batch) -> None:
+        """Labels need none."""
+
+    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None = None) -> None:
         """Takes the last layer and the unit of every real frame of a batch, clip by clip."""
         phone_N = torch.from_numpy(self._phones.numbers(batch, silence=False))
         draw = hash_array(key("monitor"), np.array(batch.clip_id_B.cpu()), 0) / 2.0**64

@@ -136,6 +136,7 @@ class MixtureSpace(nn.Module):
     def measure_speakers(self, x_ND: Tensor, number_N: Tensor, ranks: Ranks) -> int:
         """Takes mean and deviation of every speaker from frames of the source, with the number of who speaks in each. How
         many speakers are known then; the others have too few frames."""
+        x_ND, number_N = x_ND.cpu(), number_N.cpu()  # sums in float64, which not every device has
         wide_ND, index_N = x_ND[number_N >= 0].double(), number_N[number_N >= 0]
         count_S, sum_SD = wide_ND.new_zeros(len(self.speaker_S)), wide_ND.new_zeros(self.speaker_mean_SD.shape)
         square_SD = torch.zeros_like(sum_SD)

@@ -66,23 +66,27 @@ class RunReport:
         draw_history(self.history.rows, self._run_dir.plots)
         self._drawn = time.monotonic()
 
-    def close(self) -> None:
-        self._console.close()
+    def finished(self) -> None:
+        """The run is at its end."""
         for text in worse_phases(self.history.rows):
             self._console.warn(text)
+
+    def close(self) -> None:
+        self._console.close()
         if self._events is not None:
             self._events.close()
 
 
 def worse_phases(rows: Sequence[Row]) -> list[str]:
     """What to say of a phase 2 whose features match less across pitch than those that phase 1 ended with."""
-    first, second = ([row for row in rows if row["phase"] == phase and _MATCH in row] for phase in (1, 2))
+    known = [row for row in rows if isinstance(row.get(_MATCH), int | float)]
+    first, second = ([row for row in known if row["phase"] == phase] for phase in (1, 2))
     if not first or not second or second[-1][_MATCH] >= first[-1][_MATCH] - _SMALL_LOSS:
         return []
     return [
         f"phase 2 has made the features worse, as far as can be told without labels: at another pitch "
         f"{second[-1][_MATCH]:.1%} of frames are found again, {first[-1][_MATCH]:.1%} at the end of phase 1 "
-        f"(best_phase1.pt; best.metric: pitch_match chooses over both)"
+        f"(weights/best_phase1.pt)"
     ]
 
 
@@ -111,4 +115,4 @@ class Silence:
     def draw(self) -> None:
         pass
 
-    close = draw
+    close = finished = draw

@@ -42,7 +42,7 @@ from sjepa.training.report import Report
 from sjepa.training.step import StepSettings
 from sjepa.training.trainer import Trainer
 from sjepa.training.transition import TargetMaker, target_source
-from sjepa.training.validation import Judge
+from sjepa.training.validation import JUDGED_BATCHES, Judge
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def hold_steps(config: Config, schedule: Schedule) -> int | None:
     """Updates in a round of phase 2, if it goes in rounds."""
     wanted = config.gmm.hold_steps
     if wanted is None or wanted > 1:
-        return None if wanted is None else round(wanted)
+        return None if wanted is None else int(wanted)
     steps = sum(stage.end_step - stage.start_step for stage in schedule.stages if stage.phase == 2)
     return max(1, math.ceil(wanted * steps))
 
@@ -255,7 +255,7 @@ def assemble(
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=data.fingerprint,
         weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
-        judges=(PitchMatch(len(windows)), *judges),
+        judges=(PitchMatch(min(len(windows), JUDGED_BATCHES * config.train.batch_size)), *judges),
     )
     run_plan = Plan(
         run.schedule,

@@ -32,6 +32,7 @@ from sjepa.training.report import Report
 _BATCH_CLIPS = 16
 _RANK_GROUPS = 40
 _BAND_FRAMES = 20_000
+_SPEAKER_FRAMES = 1000  # of each, on average
 _UNREADABLE = "dataset.train_path: not one of the clips to draw frames from could be read"
 
 Extractor = Callable[[Batch], Tensor]  # a batch on its device → [B, T, …] features
@@ -116,9 +117,9 @@ class MixtureFitter:
         )
 
     def measure_speakers(self, source: Extractor, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
-        """Gives a space by speaker what the speakers of the training set are like, from the frames that it will be fitted
-        on."""
-        sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
+        """Gives a space by speaker what the speakers of the training set are like, from a sample of its frames."""
+        wanted = max(self.fit_frames, _SPEAKER_FRAMES * len(space.speaker_S))
+        sample, loader = self.frames.draw(wanted, "speaker frames")
         batches = self.report.progress(loader.epoch(0), total=loader.num_rounds, label="speakers: reading frames")
 
         def spoken(batch: Batch) -> Tensor:  # [B, T, D + 1]: the features, and last the number of who speaks

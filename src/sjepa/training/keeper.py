@@ -18,7 +18,8 @@ from sjepa.weights import Weights, read_stage, save_weights
 
 @dataclass(frozen=True)
 class WeightsFolder:
-    """`last.pt`, `best.pt` of the current phase, `best_phase1.pt` once that is over."""
+    """`last.pt`, `best.pt` of the current phase (or of the run, if its metric compares across phases), `best_phase1.pt` once
+    that is over."""
 
     folder: Path
     config: dict[str, Any]

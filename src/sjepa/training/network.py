@@ -82,6 +82,7 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
             f"{config.model.size} describes ({source.shape.encoder} against {model.shape.encoder})"
         )
     same_targets = weights.stage["targets"] == stage.targets and source.shape.num_clusters == stage.num_clusters
+    same_targets &= stage.targets == "mfcc" or config.gmm.path is not None  # else a mixture fitted anew
     own = transfer(source, model, leave_out="" if same_targets else "head.")
     rebuilt = f"; new: {', '.join(_rebuilt(own, source, model))}" if own else ""
     note(f"weights from {path}{rebuilt}")
@@ -92,6 +93,8 @@ def _rebuilt(names: list[str], source: SJEPA, model: SJEPA) -> list[str]:
     """What could not be taken from `source`, in words."""
     texts = {
         "head": f"head (other targets, K {source.shape.num_clusters} → {model.shape.num_clusters})",
+        "predictor.layer_norm": "norm of the predictor's positions",
+        "spectrum": "spectrum head",
         "predictor.positions": f"predictor positions ({_positions(source)} → {_positions(model)})",
     }
     found = {next((start for start in texts if name.startswith(start)), name) for name in names}

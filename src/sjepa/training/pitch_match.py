@@ -9,8 +9,6 @@ B batch, S samples, T frames of a clip, N frames of a batch, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,27 +34,32 @@ class PitchMatch:
         self._shifted: dict[tuple[int, int], Tensor] = {}
         self._found, self._frames = 0, 0
 
-    @torch.no_grad()
-    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, hear: Callable[[Tensor], Tensor]) -> None:
-        """Takes the last layer of every real frame of a batch, clip by clip, and what `hear` makes of other waveforms."""
-        ids = batch.clip_id_B.tolist()
-        draws = hash_array(key(0, NAME), batch.clip_id_B.cpu().numpy(), 0) / 2.0**64
-        chosen = [row for row, draw in enumerate(draws) if draw < self._share]
-        if not chosen:
-            return
+    def other_form(self, batch: Batch) -> Tensor:
+        """The chosen clips of a batch at another pitch."""
         other_BS = batch.clean_BS.clone()
-        for row in chosen:
-            samples = batch.num_samples[row]
-            place = ids[row], batch.window[row]
+        for row in self._chosen(batch):
+            samples, place = batch.num_samples[row], (int(batch.clip_id_B[row]), batch.window[row])
             if place not in self._shifted:
                 self._shifted[place] = _at_other_pitch(batch.clean_BS[row, :samples].cpu(), *place)
             other_BS[row, :samples] = self._shifted[place].to(other_BS)
+        return other_BS
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None) -> None:
+        """Takes the last layer of every real frame of a batch, clip by clip, as it is and in the other form."""
+        assert other_ND is not None
         counts = [int(SPEECH.frames(samples)) for samples in batch.num_samples]
-        pairs = zip(features_ND.split(counts), hear(other_BS).split(counts), strict=True)
-        for row, (clean_TD, other_TD) in enumerate(pairs):
-            if row in chosen:
-                self._found += found_again(clean_TD, other_TD)
-                self._frames += len(clean_TD)
+        clean, other = features_ND.split(counts), other_ND.split(counts)
+        for row in self._chosen(batch):
+            self._found += found_again(clean[row], other[row])
+            self._frames += counts[row]
+
+    def _chosen(self, batch: Batch) -> list[int]:
+        """Rows of a batch, by the keys of their clips."""
+        if not batch.names:  # silence in place of clips
+            return []
+        draws = hash_array(key(0, NAME), batch.clip_id_B.cpu().numpy(), 0) / 2.0**64
+        return [row for row, draw in enumerate(draws) if draw < self._share]
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
         """The share of frames that were found again since the last time, in all processes."""

@@ -127,13 +127,16 @@ def frame_losses(
         num_samples_B = to_device(batch.num_samples, batch.heard_BS.device)
         logits = model(batch.heard_BS, num_samples_B, frames.mask_BT, frames.masked_N, visible_N, dropped, spectral)
     masked_targets_NK, visible_targets_NK = targets_NK.split([len(frames.masked_N), len(visible_N)])
+    error = logits.spectrum_error
+    if error is not None:  # as a mean over real frames, whichever of them the loss is over
+        error = error * (loss_frames(batch, settings, visible=visible) / sum(map(SPEECH.frames, batch.num_samples)))
     return FrameLosses(
         kl_divergence(masked_targets_NK, logits.masked_NK),
         kl_divergence(visible_targets_NK, logits.visible_NK),
         masked_targets_NK,
         logits.masked_NK,
         settings.visible_weight,
-        logits.spectrum_error,
+        error,
     )
 
 

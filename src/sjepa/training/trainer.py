@@ -123,8 +123,7 @@ class Trainer:
             return
         self.report.note(f"step {self.clock.step}: targets come from layer {targets.layer} now")
         self.best.restart()  # other targets: their KL does not compare
-        if maker.refit_on_switch:
-            self._refit()
+        self._refit() if maker.refit_on_switch else maker.measure_speakers(targets)
 
     def _refit(self) -> None:
         self.parts.maker.refit(self.parts.targets, self._stage)

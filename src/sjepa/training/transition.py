@@ -58,27 +58,33 @@ class TargetMaker:
             self.refit(targets, stage, pause=pause)
         else:
             targets.gmm.load_state_dict(given.state_dict())
+            self.measure_speakers(targets, pause=pause)
             self.keep(targets.gmm, stage)
         return targets
 
     def refit(self, targets: Targets, stage: Stage, *, pause: Callable[[], None] = _no_pause) -> None:
         """Fits the mixture to the layer that is active now. Its components mean something else from then on."""
 
-        def samples(batch: Batch) -> Tensor:
-            return to_device(batch.num_samples, self.engine.device)
+        def frames(batch: Batch) -> Tensor:  # [B, T, C]
+            with self.engine.autocast():
+                return targets.frames(batch.clean_BS, self._samples(batch), batch.speaker_B)
+
+        self.measure_speakers(targets, pause=pause)
+        self.fitter.fit(frames, targets.gmm, targets.space, pause=pause)
+        self.keep(targets.gmm, stage)
+
+    def measure_speakers(self, targets: Targets, *, pause: Callable[[], None] = _no_pause) -> None:
+        """What speakers are like in the layer that is active now, if that is asked for."""
 
         def source(batch: Batch) -> Tensor:  # [B, T, D]
             with self.engine.autocast(), torch.no_grad():
-                return targets.source(batch.clean_BS, samples(batch))
-
-        def frames(batch: Batch) -> Tensor:  # [B, T, C]
-            with self.engine.autocast():
-                return targets.frames(batch.clean_BS, samples(batch), batch.speaker_B)
+                return targets.source(batch.clean_BS, self._samples(batch))
 
         if targets.space.is_by_speaker:
             self.fitter.measure_speakers(source, targets.space, pause=pause)
-        self.fitter.fit(frames, targets.gmm, targets.space, pause=pause)
-        self.keep(targets.gmm, stage)
+
+    def _samples(self, batch: Batch) -> Tensor:
+        return to_device(batch.num_samples, self.engine.device)
 
     def blank(self, stage: Stage, encoder: Encoder) -> Targets:
         """Targets of a stage whose state is still to be loaded."""
@@ -96,8 +102,7 @@ class TargetMaker:
 
         def layers(batch: Batch) -> Tensor:  # [B, T, L, D]
             with self.engine.autocast():
-                samples_B = to_device(batch.num_samples, self.engine.device)
-                return torch.stack(targets.encoder(batch.clean_BS, samples_B).layers, dim=2)
+                return torch.stack(targets.encoder(batch.clean_BS, self._samples(batch)).layers, dim=2)
 
         return targets.choose_layer(self.layer_ranks(layers))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,7 +21,7 @@ from sjepa.modules.encoder import Encoder
 from sjepa.targets.base import Targets
 from sjepa.training.step import StepSettings, choose_frames, frame_losses, plain_posteriors
 
-_JUDGED_BATCHES = 60
+JUDGED_BATCHES = 60  # of all processes
 
 
 class Validation(NamedTuple):
@@ -42,9 +41,14 @@ class Validation(NamedTuple):
 class Judge(Protocol):
     """Somebody who looks at the features of validation clips from outside training, with labels or without."""
 
-    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, hear: Callable[[Tensor], Tensor]) -> None:
-        """Takes the last layer [N, D] and the likeliest component [N] of every real frame of a batch, clip by clip; `hear`
-        gives the last layer for other waveforms [B, S] of the same lengths."""
+    def other_form(self, batch: Batch) -> Tensor | None:
+        """Waveforms [B, S] of the same lengths that the encoder is to hear as well; None from a judge that never asks for
+        any. All processes are asked, also those whose batch is empty: the encoder may lie in pieces."""
+        ...
+
+    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None) -> None:
+        """Takes the last layer [N, D] and the likeliest component [N] of every real frame of a batch, clip by clip, and the
+        last layer of the other form."""
         ...
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
@@ -96,10 +100,13 @@ def validate(
         if missing > 0:
             layers.append(ranks.rows(_layers(engine, encoder, batch, missing if real else 0), most=missing))
             missing -= len(layers[-1])
-        if judges and number < _JUDGED_BATCHES:
+        if judges and number * ranks.size < JUDGED_BATCHES:
             features_ND, unit_N = _units(engine, model, encoder, batch)
-            for judge in judges if real else ():
-                judge.observe(batch, features_ND, unit_N, partial(_heard, engine, encoder, batch.num_samples))
+            for judge in judges:
+                other_BS = judge.other_form(batch)
+                other_ND = None if other_BS is None else _heard(engine, encoder, batch.num_samples, other_BS)
+                if real:
+                    judge.observe(batch, features_ND, unit_N, other_ND)
     model.train(was_training)
     ranks.add_up(*sums.tensors)
     for failure in [failure for found in ranks.each(failures) for failure in found]:
