@@ -255,7 +255,7 @@ def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch)
 
 LOG_MEL = [
     *TWO_PHASES, "model.frontend=logmel", "gmm.normalise=clip", "gmm.context=2", "gmm.dimensions=6",
-    "gmm.dimensions_phase2=6", "gmm.entropy_bits_phase2=1.0", "gmm.auto_layer=false", "gmm.hold_steps=4",
+    "gmm.dimensions_phase2=6", "gmm.projection_phase2=predictions", "gmm.entropy_bits_phase2=2.0", "gmm.auto_layer=false", "gmm.hold_steps=4",
 ]  # fmt: skip
 
 
@@ -273,6 +273,17 @@ def test_a_log_mel_run_in_rounds_goes_on_exactly(corpus, tmp_path_factory, tmp_p
     assert weights.space.settings.dimensions == 6
     assert float(weights.space.temperature) > 1
     assert weights.model.encoder.feature_extractor.deviation_C.min() > 0.01
+
+
+def test_the_projection_of_phase_2_follows_clusters_or_predictions(corpus, tmp_path):
+    found = {}
+    for kind in ("clusters", "predictions"):
+        settings = [*LOG_MEL, f"gmm.projection_phase2={kind}", "train.max_steps=4", "train.masked_only_step=null", f"run_name={kind}"]
+        assert run(corpus, tmp_path, *settings) == 0
+        weights = tmp_path / kind / "train/weights"
+        found[kind] = [load_weights(weights / name).space.basis_CE for name in ("best_phase1.pt", "last.pt")]
+    assert torch.equal(found["clusters"][0], found["predictions"][0])  # phase 1 always goes by clusters
+    assert not torch.allclose(found["clusters"][1], found["predictions"][1], atol=1e-2)
 
 
 @pytest.fixture

@@ -291,6 +291,11 @@ class GMM(Section):
         "null: the features as they are.",
     )
     dimensions_phase2: int | None = Field(None, ge=1, description="Phase 2: the same of the encoder's layer.")
+    projection_phase2: Literal["clusters", "predictions"] = Field(
+        "clusters",
+        description="What those directions tell apart: clusters of the layer itself; or the components that the network, "
+        "trained so far, predicts of each frame (a run that starts in phase 2 begins with clusters).",
+    )
     entropy_bits: float | None = Field(
         None,
         gt=0,

@@ -78,7 +78,7 @@ class MixtureSpace(nn.Module):
         """`source`: features of a frame. `speakers`: keys of those that may become known, where it is by speaker."""
         super().__init__()
         self.settings, self.source = settings, source
-        spliced = source * (2 * settings.context + 1)
+        self.spliced = spliced = source * (2 * settings.context + 1)
         projected = settings.dimensions or 0
         if projected > spliced:
             raise ValueError(f"{projected} directions of {spliced}")

@@ -210,6 +210,7 @@ def target_maker(config: Config, run: Prepared, files: RunFiles, report: Report)
         refit_on_switch=settings.refit_on_switch,
         keep=keep,
         speakers=known_speakers(run.data) if settings.normalise == "speaker" else (),
+        by_predictions=settings.projection_phase2 == "predictions",
     )
 
 
@@ -239,7 +240,7 @@ def assemble(
         measure_bands(training_frames(config, data, engine), frontend)
     maker = target_maker(config, run, files, report)
     windows, writes = training_windows(data.validation, config.dataset), engine.ranks.is_main
-    targets = maker.fitted(stage, model.encoder, given=run.given) if run.fresh else maker.blank(stage, model.encoder)
+    targets = maker.fitted(stage, model, given=run.given) if run.fresh else maker.blank(stage, model.encoder)
     wrapped, optimizer = engine.setup(model, new_optimizer)
     parts = Parts(
         engine=engine,

@@ -71,9 +71,18 @@ class MixtureFitter:
     em_iters: int
     report: Report
 
-    def fit(self, extract: Extractor, gmm: DiagonalGMM, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
-        """Fits `space` and `gmm` to what `extract` gives for the sampled frames, which `space` projects. `pause` is called
-        between batches.
+    def fit(
+        self,
+        extract: Extractor,
+        gmm: DiagonalGMM,
+        space: MixtureSpace,
+        *,
+        classes: Extractor | None = None,
+        pause: Callable[[], None],
+    ) -> None:
+        """Fits `space` and `gmm` to what `extract` gives for the sampled frames, which `space` projects so that `classes`
+        (how much of a frame belongs to each), or else clusters of the frames, are told apart. `pause` is called between
+        batches.
 
         Raises SharedError if there are fewer frames than components.
         """
@@ -81,7 +90,10 @@ class MixtureFitter:
         num_components, features = gmm.num_components, gmm.features
         sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
         batches = report.progress(loader.epoch(0), total=loader.num_rounds, label="GMM: reading frames")
-        frames_NC, draw_N = gather_features(_pausing(batches, pause), sample, extract, device)
+        width = space.spliced
+        both = extract if classes is None else lambda batch: torch.cat([extract(batch), classes(batch)], dim=-1)
+        rows_NC, draw_N = gather_features(_pausing(batches, pause), sample, both, device)
+        frames_NC, class_NK = rows_NC[:, :width], rows_NC[:, width:]
         total = int(sum(ranks.each(len(frames_NC))))
         if total == 0:
             raise SharedError(_UNREADABLE)
@@ -103,9 +115,10 @@ class MixtureFitter:
             ranks=ranks,
         )
         if space.projects:
-            centre_ND = space.centre_frame(frames_NC)
-            first = fitted(centre_ND.to(on)).gmm.to(device)
-            space.fit_projection(frames_NC, first.posteriors(centre_ND).responsibilities_NK, ranks)
+            if classes is None:
+                centre_ND = space.centre_frame(frames_NC)
+                class_NK = fitted(centre_ND.to(on)).gmm.to(device).posteriors(centre_ND).responsibilities_NK
+            space.fit_projection(frames_NC, class_NK, ranks)
         features_NE = space.project(frames_NC)
         fit = fitted(features_NE.to(on))
         gmm.load_state_dict(fit.gmm.state_dict())

@@ -103,7 +103,7 @@ class Trainer:
             self.parts.model.train()
             self._save(inside_epoch=True)
         self.report.note(f"step {self.clock.step}: fitting the targets of {stage.name}")
-        targets = self.parts.maker.fitted(stage, self.parts.network.encoder, pause=self._stop_if_asked)
+        targets = self.parts.maker.fitted(stage, self.parts.network, is_trained=True, pause=self._stop_if_asked)
         self.parts.weights.close_phase(self._stage.phase, stays_best=self.best.outlives_phases)
         self.parts = replace(self.parts, targets=targets)
         self._renew_head(stage.num_clusters)
@@ -126,7 +126,7 @@ class Trainer:
         self._refit() if maker.refit_on_switch else maker.measure_speakers(targets)
 
     def _refit(self) -> None:
-        self.parts.maker.refit(self.parts.targets, self._stage)
+        self.parts.maker.refit(self.parts.targets, self._stage, self.parts.network)
         self._renew_head(self._stage.num_clusters)
 
     def _renew_head(self, num_clusters: int) -> None:

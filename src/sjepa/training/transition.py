@@ -35,7 +35,8 @@ def _no_pause() -> None:
 @dataclass(frozen=True)
 class TargetMaker:
     """Makes the targets of a stage, and fits their mixture in the `space` of the stage. `keep` receives every mixture as
-    fitted. `speakers`: keys of those of the training set."""
+    fitted. `speakers`: keys of those of the training set. `by_predictions`: phase 2's projection tells apart what
+    the network predicts, rather than clusters of the layer."""
 
     engine: Engine
     space: Callable[[Stage], SpaceSettings]
@@ -47,30 +48,44 @@ class TargetMaker:
     refit_on_switch: bool
     keep: Callable[[DiagonalGMM, Stage], None]
     speakers: Sequence[int] = ()
+    by_predictions: bool = False
 
     def fitted(
-        self, stage: Stage, encoder: Encoder, *, given: DiagonalGMM | None = None, pause: Callable[[], None] = _no_pause
+        self,
+        stage: Stage,
+        network: SJEPA,
+        *,
+        given: DiagonalGMM | None = None,
+        is_trained: bool = False,
+        pause: Callable[[], None] = _no_pause,
     ) -> Targets:
         """The targets that a stage begins with: a mixture fitted on the training set, or the `given` one; for online ones
-        an EMA encoder that starts as a copy of `encoder`. `pause` is called now and then and may raise."""
-        targets = self.blank(stage, encoder)
+        an EMA encoder that starts as a copy of the encoder. `is_trained`: the head already says something of a frame.
+        `pause` is called now and then and may raise."""
+        targets = self.blank(stage, network.encoder)
         if given is None:
-            self.refit(targets, stage, pause=pause)
+            self.refit(targets, stage, network if is_trained else None, pause=pause)
         else:
             targets.gmm.load_state_dict(given.state_dict())
             self.measure_speakers(targets, pause=pause)
             self.keep(targets.gmm, stage)
         return targets
 
-    def refit(self, targets: Targets, stage: Stage, *, pause: Callable[[], None] = _no_pause) -> None:
-        """Fits the mixture to the layer that is active now. Its components mean something else from then on."""
+    def refit(
+        self, targets: Targets, stage: Stage, trained: SJEPA | None, *, pause: Callable[[], None] = _no_pause
+    ) -> None:
+        """Fits the mixture to the layer that is active now. Its components mean something else from then on. `trained`: a
+        network whose head can say what the projection is to tell apart."""
 
         def frames(batch: Batch) -> Tensor:  # [B, T, C]
             with self.engine.autocast():
                 return targets.frames(batch.clean_BS, self._samples(batch), batch.speaker_B)
 
         self.measure_speakers(targets, pause=pause)
-        self.fitter.fit(frames, targets.gmm, targets.space, pause=pause)
+        classes = None
+        if trained is not None and self.by_predictions and stage.targets == "online":
+            classes = _predictions(self.engine, trained.in_one_piece())
+        self.fitter.fit(frames, targets.gmm, targets.space, classes=classes, pause=pause)
         self.keep(targets.gmm, stage)
 
     def measure_speakers(self, targets: Targets, *, pause: Callable[[], None] = _no_pause) -> None:
@@ -105,6 +120,22 @@ class TargetMaker:
                 return torch.stack(targets.encoder(batch.clean_BS, self._samples(batch)).layers, dim=2)
 
         return targets.choose_layer(self.layer_ranks(layers))
+
+
+def _predictions(engine: Engine, network: SJEPA) -> Callable[[Batch], Tensor]:
+    """What the head says of every frame, nothing masked, [B, T, K]."""
+
+    @torch.no_grad()
+    def predict(batch: Batch) -> Tensor:
+        was_training = network.training
+        network.eval()
+        with engine.autocast():
+            encoded = network.encoder(batch.clean_BS, to_device(batch.num_samples, engine.device))
+            logits_BTK = network.head(encoded.features_BTD)
+        network.train(was_training)
+        return logits_BTK.float().softmax(-1)
+
+    return predict
 
 
 def target_source(stage: Stage, encoder_width: int) -> tuple[str, int]:
