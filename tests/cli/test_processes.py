@@ -97,7 +97,7 @@ def test_two_processes_train_what_one_trains(alone, together):
 
 
 SMALL_DATA = {
-    "log-mel": [*LOG_MEL, "model.predictor_positions=convolution", "optimizer.layer_decay=0.9", "train.freeze=0"],
+    "log-mel": [*LOG_MEL, "model.predictor_positions=convolution", "optimizer.layer_decay=0.9"],
     "waveform": ["train.spectral_warmup=0.25"],
 }
 
