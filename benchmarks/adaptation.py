@@ -17,11 +17,11 @@ from benchmarks.learning import ALONE, ROOT, Corpus, all_layers, frame_accuracy,
 from sjepa.pretrained import PretrainedEncoder
 from sjepa.weights import load_weights
 
-# an encoder of the recipe's size in place of HuBERT Base; its lower layer stays
+# an encoder of the size of the recipe in place of HuBERT Base; what lies below its layers stays
 _ADAPT = (
     "model.size=mini",
     "model.frontend=logmel",
-    "train.freeze=1",
+    "train.freeze=0",
     "gmm.ema_layer=-1",
     "train.max_batch_seconds=10",
 )
