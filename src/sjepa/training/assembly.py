@@ -233,8 +233,6 @@ def assemble(
             scales_loss=engine.scales_loss,
         )
 
-    if config.train.freeze is not None:
-        model.encoder.freeze(config.train.freeze)
     frontend = model.encoder.feature_extractor
     if run.fresh and config.init_weights is None and frontend.mel_statistics in ("corpus", "both"):
         measure_bands(training_frames(config, data, engine), frontend)

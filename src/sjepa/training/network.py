@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -59,6 +60,8 @@ def new_model(config: Config, stage: Stage) -> SJEPA:
     torch.manual_seed(key(config.seed, "model"))
     model = SJEPA(model_shape(config, stage.num_clusters))
     model.encoder.recompute_activations(config.train.activation_checkpointing)
+    if config.train.freeze is not None:
+        model.encoder.freeze(config.train.freeze)
     return model
 
 
@@ -70,6 +73,10 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
     if config.init_weights is None:
         return model
     path = Path(config.init_weights)
+    if not path.exists():
+        raise UserError(
+            f"init_weights: {path} is not there; give weights of a run (best.pt) or a Hugging Face HuBERT folder"
+        )
     if path.is_dir():
         load_hubert(path, model.encoder)
         note(f"encoder from {path}; new: head, predictor")
@@ -78,8 +85,8 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
     source = weights.model
     if tensor_shapes(source.encoder) != tensor_shapes(model.encoder):
         raise UserError(
-            f"init_weights: {path} holds an encoder of another shape than model.size "
-            f"{config.model.size} describes ({source.shape.encoder} against {model.shape.encoder})"
+            f"init_weights: {path} holds an encoder of another shape than model.size {config.model.size} describes: "
+            f"{_differences(source.shape.encoder, model.shape.encoder)}"
         )
     same_targets = weights.stage["targets"] == stage.targets and source.shape.num_clusters == stage.num_clusters
     same_targets &= stage.targets == "mfcc" or config.gmm.path is not None  # else a mixture fitted anew
@@ -87,6 +94,13 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
     rebuilt = f"; new: {', '.join(_rebuilt(own, source, model))}" if own else ""
     note(f"weights from {path}{rebuilt}")
     return model
+
+
+def _differences(given: EncoderShape, wanted: EncoderShape) -> str:
+    """What another shape has otherwise, in words; rates of dropout do not matter."""
+    own, other = ({**asdict(shape), **asdict(shape.transformer)} for shape in (given, wanted))
+    names = [name for name in own if name != "transformer" and "dropout" not in name and own[name] != other[name]]
+    return ", ".join(f"{name} {own[name]} (not {other[name]})" for name in names)
 
 
 def _rebuilt(names: list[str], source: SJEPA, model: SJEPA) -> list[str]:
