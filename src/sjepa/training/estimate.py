@@ -160,7 +160,7 @@ def probe_memory(
                     masked, shown = every.split([len(frames.masked_N), len(every) - len(frames.masked_N)])
                     length_B = torch.full((clips,), samples, device=engine.device)
                     logits = model(batch.heard_BS, length_B, frames.mask_BT, masked, shown, ())
-                    logits_N1 = torch.cat(logits).mean(dim=1, keepdim=True)
+                    logits_N1 = torch.cat([logits.masked_NK, logits.visible_NK]).mean(dim=1, keepdim=True)
                 # the head of another phase has other components: as many numbers, whatever they are
                 engine.backward(kl_divergence(targets_NK, logits_N1 + torch.zeros_like(targets_NK)).mean())
     except (RuntimeError, MemoryError) as error:
