@@ -92,7 +92,7 @@ def test_every_file_of_the_run_folder_is_there_and_right(finished):
             "spread",
             "clusters_used",
             "gradient_norm",
-            "pitch_match",
+            "val_pitch_match",
         )
     }
     found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}

@@ -118,10 +118,10 @@ def test_the_targets_of_phase_2_start_from_the_encoder_at_the_switch(corpus, tmp
 
     original, checked = TargetMaker.fitted, []
 
-    def watch(self, stage, encoder, **more):
-        targets = original(self, stage, encoder, **more)
+    def watch(self, stage, network, **more):
+        targets = original(self, stage, network, **more)
         if stage.phase == 2:
-            copied, source = targets.encoder.average.state_dict(), encoder.state_dict()
+            copied, source = targets.encoder.average.state_dict(), network.encoder.state_dict()
             assert all(torch.equal(copied[name], source[name]) for name in source)
             assert (targets.layer, targets.gmm.num_components, stage.start_step) == (1, 12, 3)
             assert targets.gmm.weights.min() > 0
@@ -278,7 +278,13 @@ def test_a_log_mel_run_in_rounds_goes_on_exactly(corpus, tmp_path_factory, tmp_p
 def test_the_projection_of_phase_2_follows_clusters_or_predictions(corpus, tmp_path):
     found = {}
     for kind in ("clusters", "predictions"):
-        settings = [*LOG_MEL, f"gmm.projection_phase2={kind}", "train.max_steps=4", "train.masked_only_step=null", f"run_name={kind}"]
+        settings = [
+            *LOG_MEL,
+            f"gmm.projection_phase2={kind}",
+            "train.max_steps=4",
+            "train.masked_only_step=null",
+            f"run_name={kind}",
+        ]
         assert run(corpus, tmp_path, *settings) == 0
         weights = tmp_path / kind / "train/weights"
         found[kind] = [load_weights(weights / name).space.basis_CE for name in ("best_phase1.pt", "last.pt")]
