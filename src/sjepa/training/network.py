@@ -75,7 +75,7 @@ def build_model(config: Config, stage: Stage, *, note: Callable[[str], None]) ->
     path = Path(config.init_weights)
     if not path.exists():
         raise UserError(
-            f"init_weights: {path} is not there; give weights of a run (best.pt) or a Hugging Face HuBERT folder"
+            f"init_weights: {path}: no such file; give weights of a run (best.pt) or a Hugging Face HuBERT folder"
         )
     if path.is_dir():
         load_hubert(path, model.encoder)
