@@ -9,11 +9,20 @@ labels; and phase 1 from scratch on the second for as many epochs. Beside them, 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.learning import ALONE, ROOT, Corpus, all_layers, frame_accuracy, run, scores, training_minutes
+from benchmarks.learning import (
+    ALONE,
+    ROOT,
+    Corpus,
+    all_layers,
+    frame_accuracy,
+    mean_and_deviation,
+    run,
+    scores,
+    training_minutes,
+)
 from sjepa.pretrained import PretrainedEncoder
 from sjepa.weights import load_weights
 
@@ -61,9 +70,7 @@ def main() -> None:
     print(f"{'encoder':<16}{'phones':>18}{'speaker':>18}{'ABX across':>18}{'phones, first':>18}")
     for name, rows in table.items():
         columns = list(zip(*rows, strict=True))
-        cells = [
-            f"{statistics.fmean(c):.4f} ± {statistics.stdev(c) if len(c) > 1 else float('nan'):.4f}" for c in columns
-        ]
+        cells = [mean_and_deviation(column) for column in columns]
         print(f"{name:<16}" + "".join(f"{cell:>18}" for cell in cells))
 
 

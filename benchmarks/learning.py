@@ -319,6 +319,12 @@ def main() -> None:
     report(table, as_json=options.json)
 
 
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Over seeds; of a single one the value."""
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
 def report(table: dict[str, list[Scores]], *, as_json: bool) -> None:
     """Mean ± deviation over seeds."""
     print(f"{'features':<28}" + "".join(f"{name.replace('_', ' '):>20}" for name in Scores._fields))
@@ -326,8 +332,7 @@ def report(table: dict[str, list[Scores]], *, as_json: bool) -> None:
     for name, values in table.items():
         columns = list(zip(*values, strict=True))
         means = [statistics.fmean(column) for column in columns]
-        deviations = [statistics.stdev(column) if len(column) > 1 else float("nan") for column in columns]
-        cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(means, deviations, strict=True)]
+        cells = [mean_and_deviation(column) for column in columns]
         print(f"{name:<28}" + "".join(f"{cell:>20}" for cell in cells))
         rows.append({"name": name, **dict(zip(Scores._fields, means, strict=True)), "seeds": len(values)})
     if as_json:
