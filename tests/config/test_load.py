@@ -64,6 +64,7 @@ def test_all_problems_are_reported_at_once():
             "dataset.augment.pitch_semitones=[0, 30]",
             "dataset.augment: pitch_semitones: [0.0, 30.0] is not between -24 and 24",
         ),
+        ("gmm.hold_steps=1.5", "gmm: hold_steps: 1.5 is neither whole nor a fraction up to 1"),
         ("dataset.augment.snr_noise=[9, 1]", "dataset.augment.snr_noise: [9.0, 1.0] is not [low, high]"),
         ("dataset.min_seconds=20", "dataset: min_seconds 20 is more than max_seconds 15"),
         ("run_name=a/b", "run_name: 'a/b' is not a plain folder name"),

@@ -10,15 +10,17 @@ import torch
 from sjepa.config.load import load_config
 from sjepa.config.schedule import plan
 from sjepa.core.distributed import Engine
+from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.metrics import MetricSums
 from sjepa.model import SJEPA
 from sjepa.targets.mfcc import MFCCTargets
 from sjepa.training.assembly import step_settings
 from sjepa.training.network import model_shape
 from sjepa.training.optimizer import build_optimizer, set_learning_rate
-from sjepa.training.step import optimiser_update
+from sjepa.training.step import _observed, choose_frames, optimiser_update, plain_posteriors
 from tests.conftest import tone
 
 SMALL = [
@@ -239,6 +241,21 @@ def test_lower_layers_train_at_lower_rates():
                         ("encoder.encoder.layers.0.attention.k_proj.weight", 0.5), (lowest, 0.25)):  # fmt: skip
         assert moved[name] == pytest.approx(share * 1e-3, rel=1e-3)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+
+
+def test_targets_of_an_update_know_who_speaks():
+    """The same clip of two speakers of whom one is louder: only the keys in the batch can make its targets differ."""
+    setup = Setup()
+    space = MixtureSpace(SpaceSettings("speaker"), 39, speakers=[5, 7])
+    frames = torch.randn(400, 39)
+    space.measure_speakers(torch.cat([frames, 30 + 9 * frames]), torch.arange(2).repeat_interleave(400), ALONE)
+    targets = MFCCTargets(setup.targets.gmm, space)
+    batch = collate([(sample(0, 1.0)._replace(speaker=speaker), []) for speaker in (5, 7)])
+    posteriors = plain_posteriors(targets, batch)(torch.arange(98))
+    assert not torch.allclose(posteriors[:49], posteriors[49:], atol=1e-3)
+    frames = choose_frames(batch, mask_key=0, settings=setup.settings)
+    asked = torch.cat([frames.masked_N, frames.visible_N])
+    assert torch.allclose(_observed(targets, batch, frames, 0)(asked), posteriors[asked], atol=1e-6)
 
 
 def test_frozen_layers_keep_their_weights_and_the_others_move():

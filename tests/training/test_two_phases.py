@@ -319,6 +319,15 @@ def test_targets_by_speaker_go_through_both_phases_and_go_on_exactly(corpus, man
         assert space.speaker_deviation_SD.min() > 0
 
 
+def test_the_best_of_both_phases_can_be_one_file(corpus, tmp_path):
+    """pitch_match compares across phases: best.pt is of the epoch with the highest one, whichever phase that was in."""
+    assert run(corpus, tmp_path, *TWO_PHASES, "best.metric=pitch_match") == 0
+    folder = tmp_path / "r/train"
+    match = [float(row["val_pitch_match"]) for row in history(folder)]
+    assert load_weights(folder / "weights/best.pt").progress["epoch"] == match.index(max(match))
+    assert load_weights(folder / "weights/best_phase1.pt").stage["phase"] == 1
+
+
 def test_targets_by_speaker_need_somebody_to_say_who_speaks(corpus, tmp_path):
     with pytest.raises(UserError, match=r"gmm\.normalise: speaker needs a manifest with a field speaker"):
         run(corpus, tmp_path, "gmm.normalise=speaker")

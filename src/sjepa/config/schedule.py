@@ -114,9 +114,7 @@ def _kept(starts: dict[str, int], progress: RunProgress) -> dict[str, int]:
     first = next(iter(starts))
     kept = {name: progress.entered.get(name, max(step, progress.step)) for name, step in starts.items()}
     kept[first] = 0
-    if (
-        SPECTRUM in kept and PHASE2 in kept
-    ):  # a longer run has a longer warm-up; what was planned after it stays after it
+    if SPECTRUM in kept and PHASE2 in kept:  # the warm-up of a longer run is longer
         kept[PHASE1] = min(kept[PHASE1], kept[PHASE2])
     if MASKED_ONLY in progress.entered:  # phase 2 may have had no updates before
         kept[PHASE2] = min(kept[PHASE2], progress.entered[MASKED_ONLY])

@@ -133,6 +133,10 @@ def space_settings(config: Config, stage: Stage) -> SpaceSettings:
 
 def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
     """Raises UserError if a mixture of the plan has more components than frames to fit them on."""
+    if config.gmm.normalise == "speaker" and data.stream is not None:
+        raise UserError(
+            "gmm.normalise: speaker does not go with dataset.hf.streaming, whose rows do not say who speaks"
+        )
     if config.gmm.normalise == "speaker" and not known_speakers(data):
         raise UserError(
             "gmm.normalise: speaker needs a manifest with a field speaker as dataset.train_path; no clip of the training "

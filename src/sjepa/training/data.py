@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sjepa.config.schema import Dataset
+from sjepa.config.audio import Dataset
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Progress
 from sjepa.core.random import hash_array, key

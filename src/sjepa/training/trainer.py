@@ -110,20 +110,23 @@ class Trainer:
 
     def _renew_targets_if_due(self) -> None:
         """Targets that were held still: a new copy of the encoder, before an update that will use it."""
-        targets, stage = self.parts.targets, self._stage
-        if targets.renewal_due(self.clock.step - stage.phase_start_step):
-            self.report.note(f"step {self.clock.step}: the next round of {stage.name}")
+        targets, step = self.parts.targets, self.clock.step
+        if targets.renewal_due(step - self._stage.phase_start_step):
+            self.report.note(f"step {step}: the next round of {self._stage.name}")
             targets.renew(self.parts.network.encoder)
             self._refit()
 
     def _choose_layer_if_due(self) -> None:
         """The layer that targets come from, before an update that will use it."""
-        targets, maker, start = self.parts.targets, self.parts.maker, self._stage.phase_start_step
-        if not targets.layer_check_due(self.clock.step - start) or not maker.choose_layer(targets):
+        targets, maker, step = self.parts.targets, self.parts.maker, self.clock.step - self._stage.phase_start_step
+        if not targets.layer_check_due(step) or not maker.choose_layer(targets):
             return
         self.report.note(f"step {self.clock.step}: targets come from layer {targets.layer} now")
         self.best.restart()  # other targets: their KL does not compare
-        self._refit() if maker.refit_on_switch else maker.measure_speakers(targets)
+        if maker.refit_on_switch:
+            self._refit()
+        else:
+            maker.measure_speakers(targets)
 
     def _refit(self) -> None:
         self.parts.maker.refit(self.parts.targets, self._stage, self.parts.network)
@@ -185,9 +188,8 @@ class Trainer:
         return learning_rate(plan.schedule, step, kind=plan.lr_kind, min_ratio=plan.lr_min_ratio)
 
     def _update(self, window: list[Batch]) -> tuple[Update, float]:
-        rate = self._rate(self.clock.step)
-        set_learning_rate(self.parts.optimizer, rate)
-        parts = self.parts
+        rate, parts = self._rate(self.clock.step), self.parts
+        set_learning_rate(parts.optimizer, rate)
         update = optimiser_update(
             parts.engine,
             parts.model,
@@ -316,11 +318,9 @@ class Trainer:
 
     def _collapse(self, validation: Validation) -> list[str]:
         """Signs of a collapse over the epoch's own frames, or else over those of the validation."""
-        clusters, train = self._stage.num_clusters, self._epoch_sums.read()
+        clusters, train, spreads = self._stage.num_clusters, self._epoch_sums.read(), validation.spreads
         signs = collapse_signs(train, clusters) if train.frames else []
-        return signs or collapse_signs(
-            validation.metrics, clusters, spreads=validation.spreads, ranks=validation.effective_ranks
-        )
+        return signs or collapse_signs(validation.metrics, clusters, spreads=spreads, ranks=validation.effective_ranks)
 
     def _result(self, validation: Validation) -> EpochResult:
         clock = self.clock

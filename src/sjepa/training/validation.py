@@ -101,12 +101,7 @@ def validate(
             layers.append(ranks.rows(_layers(engine, encoder, batch, missing if real else 0), most=missing))
             missing -= len(layers[-1])
         if judges and number * ranks.size < JUDGED_BATCHES:
-            features_ND, unit_N = _units(engine, model, encoder, batch)
-            for judge in judges:
-                other_BS = judge.other_form(batch)
-                other_ND = None if other_BS is None else _heard(engine, encoder, batch.num_samples, other_BS)
-                if real:
-                    judge.observe(batch, features_ND, unit_N, other_ND)
+            _show(judges, engine, model, encoder, batch, real=real)
     model.train(was_training)
     ranks.add_up(*sums.tensors)
     for failure in [failure for found in ranks.each(failures) for failure in found]:
@@ -120,6 +115,16 @@ def validate(
     for judge in judges:
         judged |= judge.figures(targets.gmm.num_components, encoder.shape.width, ranks)
     return Validation(sums.read(), *figures, judged)
+
+
+def _show(judges: Sequence[Judge], engine: Engine, model: Any, encoder: Encoder, batch: Batch, *, real: bool) -> None:
+    """Shows a batch to every judge; what stands for one that is not `real` is computed and shown to nobody."""
+    features_ND, unit_N = _units(engine, model, encoder, batch)
+    for judge in judges:
+        other_BS = judge.other_form(batch)
+        other_ND = None if other_BS is None else _heard(engine, encoder, batch.num_samples, other_BS)
+        if real:
+            judge.observe(batch, features_ND, unit_N, other_ND)
 
 
 def _units(engine: Engine, model: Any, encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:
