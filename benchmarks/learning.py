@@ -39,7 +39,7 @@ from sjepa.evaluation.alignment import SILENCE, align
 from sjepa.evaluation.classifiers import logistic_regression
 from sjepa.evaluation.evaluate import saved_targets
 from sjepa.evaluation.features import untrained
-from sjepa.evaluation.labels import Span, frame_centres, phones_at, phones_of, spans_of
+from sjepa.evaluation.labels import Span, frame_centres, phones_at, phones_of, spans_of, words_of
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.modules.encoder import Encoder
@@ -97,7 +97,7 @@ class Corpus:
 
     def _aligned(self) -> list[list[Span]]:
         normal = [x.double().numpy() for x in prepared(self.mfcc, SpaceSettings("clip"))]
-        said = [phones_of(row["phones"]) for row in self.rows]
+        said = [words_of(row["phones"]) for row in self.rows]
         return align(normal, said, [row["split"] == "train" for row in self.rows])
 
     def split(self, name: str) -> list[int]:

@@ -13,7 +13,7 @@ from sjepa.core.distributed import Engine
 from sjepa.dataset.clips import Clips
 from sjepa.evaluation.alignment import align
 from sjepa.evaluation.features import extract, mfcc_extractor
-from sjepa.evaluation.labels import Labels, phones_of, read_labels, times_of
+from sjepa.evaluation.labels import Labels, read_labels, times_of, words_of
 from sjepa.reporting.console import Console
 from sjepa.training.feeding import evaluation_loader, load_sources
 
@@ -44,7 +44,7 @@ def aligned(config: Config, engine: Engine, console: Console, sets: list[Labelle
     features: list[NDArray[np.float64]] = []
     seconds: list[NDArray[np.float64]] = []
     owner: list[tuple[int, int]] = []
-    phones: list[list[str]] = []
+    words: list[list[list[str]]] = []
     for number, own in enumerate(sets):
         loader = evaluation_loader(config, own.clips, engine)
         batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="alignment: MFCC")
@@ -53,20 +53,20 @@ def aligned(config: Config, engine: Engine, console: Console, sets: list[Labelle
             engine, mfcc_extractor(engine), [0], batches, windows, len(own.clips), keep_frames=True, warn=lambda _: None
         )
         for clip, row in enumerate(own.labels.rows):
-            said, frames = phones_of(row.get("phones", "")), found.frames[clip]
-            if row.get("times") or not said or frames is None or len(frames) < len(said) + 2:
+            said, frames = words_of(row.get("phones", "")), found.frames[clip]
+            if row.get("times") or not said or frames is None or len(frames) < sum(map(len, said)):
                 continue
             x_TD = frames[:, 0].double().numpy()
             features.append((x_TD - x_TD.mean(0)) / np.maximum(x_TD.std(0), 1e-3))
             seconds.append(found.seconds[clip])
             owner.append((number, clip))
-            phones.append(said)
+            words.append(said)
     if not owner:
         console.warn("evaluation.align: no clip has phones without times")
         return sets
     console.note(f"aligning the phones of {len(owner):,} clips")
     rows = [[dict(row) for row in own.labels.rows] for own in sets]
-    for (number, clip), spans in zip(owner, align(features, phones, seconds=seconds), strict=True):
+    for (number, clip), spans in zip(owner, align(features, words, seconds=seconds), strict=True):
         rows[number][clip]["times"] = times_of(spans)
     return [
         replace(own, labels=replace(own.labels, rows=list(own_rows))) for own, own_rows in zip(sets, rows, strict=True)

@@ -1,13 +1,16 @@
-"""Where the phones of a transcript are: monophones of one Gaussian each, flat start, Viterbi training (Rabiner 1989).
+"""Where the phones of a transcript are: monophones of one Gaussian each, flat start, Viterbi training (Rabiner 1989), first
+on the features themselves, then on the directions of spliced frames that tell the phones apart (Haeb-Umbach & Ney 1992).
 
-T frames, S states of a clip, P phones, D features.
+T frames, S states of a clip, P phones, D features, B clips at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from sjepa.core.frames import SPEECH
@@ -17,34 +20,157 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SILENCE = "SIL"
-_ITERATIONS = 12
-_FLOOR = 0.05
+_ITERATIONS = 12  # with each kind of features
+_VARIANCE_FLOOR = 0.05
+_CONTEXT, _DIRECTIONS = 4, 30
+_RIDGE = 1e-3  # of the mean variance within phones
+_CLIPS_AT_ONCE = 64
+
+
+class _Chain(NamedTuple):
+    """The states of a clip, one after the other: phones, and pauses that may be left out."""
+
+    phone_S: Ints
+    pause_S: NDArray[np.bool_]
 
 
 def align(
     features: Sequence[Floats],
-    phones: Sequence[Sequence[str]],
+    words: Sequence[Sequence[Sequence[str]]],
     training: Sequence[bool] | None = None,
     seconds: Sequence[Floats] | None = None,
 ) -> list[list[Span]]:
-    """The times of the phones of every clip, silence at both ends. `features` [T, D] have zero mean and unit deviation per
-    clip; `phones` are the transcripts, each of at most T − 2; the models are trained on the clips that `training` marks
-    (default: all); `seconds` [T] is the middle of every frame (default: those of a clip in one piece)."""
-    names = sorted({phone for clip in phones for phone in clip} | {SILENCE})
-    states = [np.array([names.index(phone) for phone in (SILENCE, *clip, SILENCE)]) for clip in phones]
-    paths = [_uniform(len(x_TD), len(clip)) for x_TD, clip in zip(features, states, strict=True)]
+    """The times of the phones of every clip, and of pauses (SILENCE) where there are any: at both ends and between words.
+
+    `features` [T, D] have zero mean and unit deviation per clip; `words` are the phones of each word of the transcripts,
+    at most T to a clip; the models are trained on the clips that `training` marks (default: all); `seconds` [T] is the
+    middle of every frame (default: those of a clip in one piece).
+    """
+    names = sorted({phone for clip in words for word in clip for phone in word} | {SILENCE})
+    chains = [_chain(clip, names) for clip in words]
+    paths = [_flat_start(len(x_TD), chain) for x_TD, chain in zip(features, chains, strict=True)]
     chosen = [index for index in range(len(features)) if training is None or training[index]]
-    for _ in range(_ITERATIONS):
-        mean_PD, variance_PD = _estimate(features, states, paths, chosen, len(names))
-        paths = [
-            _viterbi(_log_likelihood(x_TD, mean_PD[clip], variance_PD[clip]))
-            for x_TD, clip in zip(features, states, strict=True)
-        ]
+    if chosen:
+        paths = _trained(features, chains, paths, chosen, len(names))
+        telling = _telling_apart([_spliced(x_TD) for x_TD in features], chains, paths, chosen, len(names))
+        paths = _trained(telling, chains, paths, chosen, len(names))
     times = seconds if seconds is not None else [frame_centres(0, len(path)) for path in paths]
     return [
-        _spans([names[state] for state in clip], path, centres)
-        for clip, path, centres in zip(states, paths, times, strict=True)
+        _spans([names[phone] for phone in chain.phone_S], path, centres)
+        for chain, path, centres in zip(chains, paths, times, strict=True)
     ]
+
+
+def _chain(words: Sequence[Sequence[str]], names: Sequence[str]) -> _Chain:
+    spoken = [[SILENCE], *[part for word in words for part in (word, [SILENCE])]]
+    phones = [phone for part in spoken for phone in part]
+    pauses = [position % 2 == 0 for position, part in enumerate(spoken) for _ in part]
+    return _Chain(np.array([names.index(phone) for phone in phones]), np.array(pauses))
+
+
+def _flat_start(frames: int, chain: _Chain) -> Ints:
+    """All phones and the pauses at both ends equally long."""
+    taken = ~chain.pause_S
+    taken[[0, -1]] = frames >= taken.sum() + 2
+    states = np.flatnonzero(taken)
+    return np.asarray(states[np.arange(frames) * len(states) // max(frames, 1)], dtype=np.int64)
+
+
+def _trained(
+    features: Sequence[Floats], chains: Sequence[_Chain], paths: list[Ints], chosen: Sequence[int], phones: int
+) -> list[Ints]:
+    """The best paths after rounds of estimating the phones from the paths, and the paths from the phones."""
+    lengths = np.array([len(x_TD) for x_TD in features])
+    groups = np.array_split(np.argsort(lengths, kind="stable"), -(-len(lengths) // _CLIPS_AT_ONCE))
+    for _ in range(_ITERATIONS):
+        mean_PD, variance_PD = _estimate(features, chains, paths, chosen, phones)
+        paths = list(paths)
+        for group in groups:
+            scores = [_log_likelihood(features[i], mean_PD, variance_PD)[:, chains[i].phone_S] for i in group]
+            for index, path in zip(group, best_paths(scores, [chains[i].pause_S for i in group]), strict=True):
+                paths[index] = path
+    return paths
+
+
+def _estimate(
+    features: Sequence[Floats], chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int
+) -> tuple[Floats, Floats]:
+    x_ND = np.concatenate([features[index] for index in chosen])
+    membership_PN = _membership(chains, paths, chosen, phones)
+    count_P1 = membership_PN.sum(1, keepdims=True) + 1e-3
+    mean_PD = membership_PN @ x_ND / count_P1
+    return mean_PD, np.maximum(membership_PN @ x_ND**2 / count_P1 - mean_PD**2, _VARIANCE_FLOOR)
+
+
+def _membership(chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int) -> Floats:
+    phone_N = np.concatenate([chains[index].phone_S[paths[index]] for index in chosen])
+    return np.asarray(np.arange(phones)[:, None] == phone_N, dtype=np.float64)
+
+
+def _spliced(x_TD: Floats) -> Floats:
+    """Each frame with its neighbours; the ends are repeated."""
+    around = np.arange(len(x_TD))[:, None] + np.arange(-_CONTEXT, _CONTEXT + 1)
+    return x_TD[np.clip(around, 0, len(x_TD) - 1)].reshape(len(x_TD), -1)
+
+
+def _telling_apart(
+    features: Sequence[Floats], chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int
+) -> list[Floats]:
+    """Linear discriminant analysis: the directions of most variance between phones for unit variance within them."""
+    x_ND = np.concatenate([features[index] for index in chosen])
+    membership_PN = _membership(chains, paths, chosen, phones)
+    count_P = membership_PN.sum(1)
+    mean_PD = membership_PN @ x_ND / np.maximum(count_P, 1)[:, None]
+    middle_D = x_ND.mean(0)
+    between_DD = (mean_PD - middle_D).T * count_P @ (mean_PD - middle_D) / len(x_ND)
+    within_DD = np.cov(x_ND.T, bias=True) - between_DD
+    within_DD += _RIDGE * np.trace(within_DD) / len(within_DD) * np.eye(len(within_DD))
+    _, direction_DD = scipy.linalg.eigh(between_DD, within_DD)
+    return [(x_TD - middle_D) @ direction_DD[:, ::-1][:, :_DIRECTIONS] for x_TD in features]
+
+
+def _log_likelihood(x_TD: Floats, mean_PD: Floats, variance_PD: Floats) -> Floats:
+    precision_PD = 1 / variance_PD
+    constant_P = -0.5 * (np.log(variance_PD) + mean_PD**2 * precision_PD).sum(1)
+    return np.asarray(constant_P - 0.5 * (x_TD**2) @ precision_PD.T + x_TD @ (mean_PD * precision_PD).T)
+
+
+def best_paths(scores: Sequence[Floats], pauses: Sequence[NDArray[np.bool_]]) -> list[Ints]:
+    """The state of every frame on the best way through each clip. `scores` [T, S] are log-likelihoods; a way stays or
+    moves on, and leaves out no state but those that `pauses` [S] marks, of which no two follow each other."""
+    clips, frames, states = len(scores), max(map(len, scores)), max(map(len, pauses))
+    score_TBS = np.full((frames, clips, states), -np.inf)
+    skip_BS = np.zeros((clips, states), dtype=bool)  # that a state can be reached from the one before the last
+    for clip, (score_TS, pause_S) in enumerate(zip(scores, pauses, strict=True)):
+        score_TBS[: len(score_TS), clip, : len(pause_S)] = score_TS
+        skip_BS[clip, 2 : len(pause_S)] = pause_S[1:-1]
+    step_TBS = np.zeros((frames, clips, states), dtype=np.int8)
+    best_TBS = np.full((frames, clips, states), -np.inf)
+    best_TBS[0, :, 0] = score_TBS[0, :, 0]
+    opening_B = np.array([len(pause_S) > 1 and pause_S[0] for pause_S in pauses])
+    best_TBS[0, opening_B, 1] = score_TBS[0, opening_B, 1]
+    for frame in range(1, frames):
+        before_3BS = np.full((3, clips, states), -np.inf)
+        before_3BS[0] = best_TBS[frame - 1]
+        before_3BS[1, :, 1:] = best_TBS[frame - 1, :, :-1]
+        before_3BS[2, :, 2:] = np.where(skip_BS[:, 2:], best_TBS[frame - 1, :, :-2], -np.inf)
+        step_TBS[frame] = before_3BS.argmax(0)
+        best_TBS[frame] = before_3BS.max(0) + score_TBS[frame]
+    return [
+        _way_back(best_TBS[: len(score_TS), clip, : len(pause_S)], step_TBS[:, clip], bool(pause_S[-1]))
+        for clip, (score_TS, pause_S) in enumerate(zip(scores, pauses, strict=True))
+    ]
+
+
+def _way_back(best_TS: Floats, step_TS: NDArray[np.int8], ends_in_pause: bool) -> Ints:
+    state = best_TS.shape[1] - 1
+    if ends_in_pause and state and best_TS[-1, state - 1] > best_TS[-1, state]:
+        state -= 1
+    path = np.zeros(len(best_TS), dtype=np.int64)
+    for frame in range(len(best_TS) - 1, -1, -1):
+        path[frame] = state
+        state -= int(step_TS[frame, state])
+    return path
 
 
 def _spans(names: Sequence[str], path: Ints, centres: Floats) -> list[Span]:
@@ -56,44 +182,3 @@ def _spans(names: Sequence[str], path: Ints, centres: Floats) -> list[Span]:
         Span(names[path[start]], float(centres[start]) - half, float(centres[end]) + half)
         for start, end in zip(first, last, strict=True)
     ]
-
-
-def _uniform(frames: int, states: int) -> Ints:
-    return np.minimum(np.arange(frames) * states // max(frames, 1), states - 1)
-
-
-def _estimate(
-    features: Sequence[Floats], states: Sequence[Ints], paths: Sequence[Ints], chosen: Sequence[int], phones: int
-) -> tuple[Floats, Floats]:
-    x_ND = np.concatenate([features[index] for index in chosen])
-    phone_N = np.concatenate([states[index][paths[index]] for index in chosen])
-    count_P1 = np.bincount(phone_N, minlength=phones)[:, None] + 1e-3
-    mean_PD, square_PD = np.zeros((phones, x_ND.shape[1])), np.zeros((phones, x_ND.shape[1]))
-    np.add.at(mean_PD, phone_N, x_ND)
-    np.add.at(square_PD, phone_N, x_ND**2)
-    mean_PD /= count_P1
-    return mean_PD, np.maximum(square_PD / count_P1 - mean_PD**2, _FLOOR)
-
-
-def _log_likelihood(x_TD: Floats, mean_SD: Floats, variance_SD: Floats) -> Floats:
-    precision_SD = 1 / variance_SD
-    constant_S = -0.5 * (np.log(variance_SD) + mean_SD**2 * precision_SD).sum(1)
-    return np.asarray(constant_S - 0.5 * (x_TD**2) @ precision_SD.T + x_TD @ (mean_SD * precision_SD).T)
-
-
-def _viterbi(score_TS: Floats) -> Ints:
-    """The best path from the first state to the last that stays or moves on by one."""
-    frames, states = score_TS.shape
-    best_S = np.full(states, -np.inf)
-    best_S[0] = score_TS[0, 0]
-    moved_TS = np.zeros((frames, states), dtype=bool)
-    for frame in range(1, frames):
-        from_before_S = np.concatenate([[-np.inf], best_S[:-1]])
-        moved_TS[frame] = from_before_S > best_S
-        best_S = np.maximum(best_S, from_before_S) + score_TS[frame]
-    path = np.zeros(frames, dtype=np.int64)
-    state = states - 1
-    for frame in range(frames - 1, -1, -1):
-        path[frame] = state
-        state -= bool(moved_TS[frame, state]) and state > 0
-    return path

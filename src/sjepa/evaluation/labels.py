@@ -103,9 +103,15 @@ def read_labels(path: str | None, clips: Clips, *, split: str) -> Labels:
     return Labels(rows, f"evaluation.labels: {path}")
 
 
+def words_of(transcript: str) -> list[list[str]]:
+    """The phones of each word of a transcript; words are separated by |, stress is left out."""
+    words = [[_STRESS.sub("", phone) for phone in word.split()] for word in transcript.split("|")]
+    return [word for word in words if word]
+
+
 def phones_of(transcript: str) -> list[str]:
-    """The phones of a transcript: words may be separated by |, stress is left out."""
-    return [_STRESS.sub("", phone) for phone in transcript.replace("|", " ").split()]
+    """The phones of a transcript, whatever word they are of."""
+    return [phone for word in words_of(transcript) for phone in word]
 
 
 def spans_of(times: str) -> list[Span]:
