@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sjepa.dataset.augment import Augmentation, at_pitch, in_room, mix_gain
+from sjepa.core.frames import SPEECH
+from sjepa.dataset.augment import Augmentation, at_pitch, at_speed, in_room, mix_gain
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset, from_workers
 from sjepa.dataset.manifest import scan
@@ -92,6 +93,37 @@ def test_pitch_and_room_are_drawn_apart_from_noise(clips):
     assert abs(sum(heard is not clean for clean, heard in augmented(clips, 200, **settings)) - 140) < 33
     assert all(heard is not clean for clean, heard in augmented(clips, 20, never_clean=True, p_mix=0.0, p_pitch=0.05))
     assert all(len(heard) == len(clean) for clean, heard in augmented(clips, 20, **settings))
+
+
+def test_another_speed_is_one_for_targets_and_encoder():
+    """A tone of 400 Hz at 1.25 times the speed is one of 500 Hz; slower, it is cut to its length."""
+    clean = (0.3 * np.sin(2 * np.pi * 400 / 16000 * np.arange(16000))).astype(np.float32)
+    fast, slow = at_speed(clean, 1.25), at_speed(clean, 0.8)
+    assert len(fast) == 12800
+    assert len(slow) == 16000
+    assert [np.argmax(np.abs(np.fft.rfft(one[:12800]))) * 16000 / 12800 for one in (fast, slow)] == [500, 320]
+    always = Augmentation(0.0, 0.0, (0.0, 0.0), (0.0, 0.0), p_speed=1.0, speed=(1.25, 1.25))
+    rng = np.random.default_rng(0)
+    heard = clean + 0.5
+    both = always.paced(clean, heard, rng)
+    np.testing.assert_array_equal(both[0], fast)
+    np.testing.assert_array_equal(both[1], at_speed(heard, 1.25))
+    same_clean, same_heard = always.paced(clean, clean, rng)
+    assert same_heard is same_clean
+    shortest = clean[: SPEECH.samples(2)]
+    assert always.paced(shortest, shortest, rng)[0] is shortest  # would have one frame
+
+
+def test_a_batch_at_another_speed_has_the_lengths_it_says(clips):
+    settings = Augmentation(0.4, 0.4, (-5.0, 20.0), (-5.0, 5.0), p_speed=0.5)
+    dataset = WindowDataset(clips, crops(clips.length_N, 16000), seed=0, augmentation=settings)
+    plain, paced = (
+        {name: samples for batch in batches for name, samples in zip(batch.names, batch.num_samples, strict=True)}
+        for batches in (all_batches(clips), Loader(dataset, BatchPlan(4)).epoch(0, augment=True))
+    )
+    assert set(plain) == set(paced)
+    assert all(0.9 * plain[name] <= paced[name] <= plain[name] for name in plain)
+    assert any(paced[name] < plain[name] for name in plain)
 
 
 def test_silence_is_not_amplified():

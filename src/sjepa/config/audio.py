@@ -13,7 +13,9 @@ _TWO_FRAMES_SECONDS = SPEECH.samples(2) / SPEECH.sample_rate
 
 
 class Augment(Section):
-    enabled: bool = Field(True, description="Corrupt the waveform that the encoder sees (never the one targets see).")
+    enabled: bool = Field(
+        True, description="Corrupt the waveform that the encoder sees (of the one that targets see, only the speed)."
+    )
     p_noise: Fraction = Field(0.25, description="Probability that a clip gets noise over its whole length.")
     p_mix: Fraction = Field(0.25, description="Probability that a slice of another clip is mixed in.")
     snr_noise: Range = Field((-5.0, 20.0), description="Signal-to-noise ratio of the noise, dB [low, high].")
@@ -24,6 +26,10 @@ class Augment(Section):
     reverb_seconds: Range = Field(
         (0.2, 0.8), description="Time in which its echoes fall by 60 dB, seconds [low, high]."
     )
+    p_speed: Fraction = Field(
+        0.0, description="Probability that a clip is played faster or slower, for targets and encoder alike."
+    )
+    speed: Range = Field((0.9, 1.1), description="How many times as fast [low, high]; a slower clip loses its end.")
     noise_path: Paths | None = Field(
         None, description="Recordings to take noise from, in any form train_path takes; null: other clips."
     )
@@ -34,6 +40,8 @@ class Augment(Section):
             raise ValueError(f"reverb_seconds: {list(self.reverb_seconds)} is not between 0.01 and 10")
         if max(map(abs, self.pitch_semitones)) > 24:
             raise ValueError(f"pitch_semitones: {list(self.pitch_semitones)} is not between -24 and 24")
+        if self.speed[0] < 0.5 or self.speed[1] > 2:
+            raise ValueError(f"speed: {list(self.speed)} is not between 0.5 and 2")
         return self
 
     @model_validator(mode="after")

@@ -97,8 +97,8 @@ def decode_window(file: BinaryIO, info: AudioInfo, *, start: int, length: int, r
     return resample(native, info.rate, rate)[skip:stop]
 
 
-def resample(mono: Waveform, rate: int, target_rate: int) -> Waveform:
-    """Band-limited resampling (soxr, high quality)."""
+def resample(mono: Waveform, rate: float, target_rate: float) -> Waveform:
+    """Band-limited resampling (soxr, high quality); only the ratio of the rates counts."""
     if rate == target_rate:
         return mono
     return np.asarray(soxr.resample(mono, rate, target_rate, quality="HQ"), dtype=np.float32)

@@ -1,5 +1,6 @@
 """What the encoder hears in place of the clean clip: another voice or noise on it, in the style of WavLM
-[Augmentation Details]; and the clip at another pitch or in a room, as Kharitonov et al. 2020 do for CPC."""
+[Augmentation Details]; the clip at another pitch or in a room, as Kharitonov et al. 2020 do for CPC; and what targets
+and encoder both hear: the clip faster or slower [Ko et al. 2015]."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
 from sjepa.core.frames import SPEECH
-from sjepa.dataset.audio import DecodeError, Waveform
+from sjepa.dataset.audio import DecodeError, Waveform, resample
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
 
@@ -31,8 +32,9 @@ class PartnerError(Exception):
 @dataclass(frozen=True)
 class Augmentation:
     """Probabilities and ranges: levels in dB, pitch in semitones, reverberation time in seconds. A clip gets noise, another
-    voice or neither, and independently of that another pitch, a room, both or neither. `noise`: recordings for the noise, or
-    None to take other clips. `never_clean`: drawn again until something changes."""
+    voice or neither, and independently of that another pitch, a room, both or neither; and independently of that, clean and
+    heard alike, another speed (1: its own). `noise`: recordings for the noise, or None to take other clips. `never_clean`:
+    drawn again until something changes."""
 
     p_noise: float
     p_mix: float
@@ -43,17 +45,19 @@ class Augmentation:
     pitch_semitones: tuple[float, float] = (-4.0, 4.0)
     p_reverb: float = 0.0
     reverb_seconds: tuple[float, float] = (0.2, 0.8)
+    p_speed: float = 0.0
+    speed: tuple[float, float] = (0.9, 1.1)
     never_clean: bool = False
 
     @property
     def probability(self) -> float:
-        """That a clip is changed at all."""
+        """That what is heard differs from the clean clip."""
         return 1 - (1 - self.p_noise - self.p_mix) * (1 - self.p_pitch) * (1 - self.p_reverb)
 
     @property
     def settings(self) -> list[Any]:
-        """All that it is made from but the recordings, plain values."""
-        return [getattr(self, entry.name) for entry in fields(self) if entry.name != "noise"]
+        """All that what is heard at the clip's own speed is made from but the recordings, plain values."""
+        return [getattr(self, entry.name) for entry in fields(self) if entry.name not in ("noise", "p_speed", "speed")]
 
     def always(self) -> Augmentation:
         """The same, with every clip changed."""
@@ -77,6 +81,16 @@ class Augmentation:
         if draw < self.p_mix + self.p_noise:
             return self._noisy(heard, position, partners, rng)
         return heard
+
+    def paced(self, clean: Waveform, heard: Waveform, rng: np.random.Generator) -> tuple[Waveform, Waveform]:
+        """Both at a speed that is drawn. They get no longer, and keep at least two frames: a slower clip loses its end."""
+        if self.p_speed == 0 or rng.random() >= self.p_speed:
+            return clean, heard
+        speed = float(rng.uniform(*self.speed))
+        if len(clean) / speed < SPEECH.samples(2) + 1:
+            return clean, heard
+        paced = at_speed(clean, speed)
+        return paced, paced if heard is clean else at_speed(heard, speed)
 
     def _drawn(self, rng: np.random.Generator) -> tuple[float, bool, bool]:
         """The draw that decides between noise, another voice and neither; whether the pitch changes; whether it is in a
@@ -125,6 +139,11 @@ def at_pitch(clean: Waveform, semitones: float) -> Waveform:
         clean, sr=SPEECH.sample_rate, n_steps=semitones, n_fft=_PITCH_WINDOW, res_type="soxr_mq"
     )
     return np.asarray(shifted, np.float32)
+
+
+def at_speed(clip: Waveform, speed: float) -> Waveform:
+    """The clip `speed` times as fast, and as much higher; at most as long as it was."""
+    return resample(clip, speed, 1.0)[: len(clip)]
 
 
 def in_room(clean: Waveform, seconds: float, direct_db: float, rng: np.random.Generator) -> Waveform:

@@ -78,7 +78,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         tile = int(self.windows.start_N[request.window])
         rng = generator(seed, "augment", request.epoch, clip_id, tile)
         heard, failures = self._heard(self.augmentation, clean, position, start, rng)
-        return Sample(clean, heard, clip_id, request.window, name, speaker), failures
+        return Sample(*self.augmentation.paced(clean, heard, rng), clip_id, request.window, name, speaker), failures
 
     def _heard(
         self, augmentation: Augmentation, clean: Waveform, position: int, start: int, rng: np.random.Generator

@@ -140,6 +140,7 @@ class StreamLoader:
         if augment and self._augmentation is not None:
             rng = generator(plan.seed, "augment", epoch, number, 0)
             heard, failures = augmented(self._augmentation, clean, -1, self._kept, rng)
+            clean, heard = self._augmentation.paced(clean, heard, rng)
         else:
             heard, failures = clean, []
         return Sample(clean, heard, number, 0, name), failures

@@ -156,6 +156,8 @@ def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
         augment.pitch_semitones,
         augment.p_reverb,
         augment.reverb_seconds,
+        augment.p_speed,
+        augment.speed,
     )
 
 
