@@ -1,6 +1,7 @@
 """runinfer: one file that stands alone."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_it_imports_four_packages_and_runs_alone_in_an_empty_folder(path, clip, 
     check = "import runpy, sys; sys.argv = ['infer.py', '-c', 'export.yaml', '--out', 'f.npy']\ntry: runpy.run_path('infer.py', run_name='__main__')\nfinally: assert not any(name.split('.')[0] in ('sjepa', 'torch') for name in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "features [149, 32] at 50 frames per second from 3.00 s of audio → f.npy" in done.stdout
+    assert "features [149, 32] at 50 frames per second from 3.00 s of audio, written to f.npy" in done.stdout
     assert "real-time factor" in done.stdout
     assert np.load(tmp_path / "f.npy").shape == (149, 32)
 
@@ -212,6 +213,56 @@ def test_mistakes_are_one_clear_line(path, clip, tmp_path, capsys):
         assert line.startswith("runinfer: ")
         assert message in line
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_bad_recording_does_not_stop_the_others(path, clip, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(clip, folder / "c.wav")
+    (folder / "a.wav").write_text("not audio")
+    soundfile.write(folder / "b.wav", np.zeros(399), 16000)
+    assert main(["--model", str(path), "--audio", str(folder), "nowhere.wav", "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["c.npy"]
+    assert "c.wav: features [149, 32]" in told.out
+    lines = told.err.splitlines()
+    assert [any(name in line for line in lines) for name in ("a.wav", "b.wav", "nowhere.wav")] == [True] * 3
+    assert len(lines) == 3
+
+
+def test_no_two_recordings_share_a_file(path, tmp_path, capsys):
+    names = ["a.flac", "a.wav", "x/b.wav", "y/B.wav"]
+    for name in names:
+        target = tmp_path / "in" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(target, 0.1 * np.ones(1600), 16000)
+    audio, out = str(tmp_path / "in"), tmp_path / "out"
+    assert main(["--model", str(path), "--audio", audio, f"{audio}/a.wav", "--out", str(out)]) == 0
+    assert len({item.name.casefold() for item in out.iterdir()}) == len(names)
+    soundfile.write(tmp_path / "in" / "a_wav.flac", 0.1 * np.ones(1600), 16000)
+    soundfile.write(tmp_path / "in" / "A.wav", 0.1 * np.ones(1600), 16000)
+    assert main(["--model", str(path), "--audio", audio, "--out", str(tmp_path / "other")]) == 2
+    assert "would both be written to" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_resource_fork_of_a_mac_beside_a_recording_does_no_harm(path, tmp_path):
+    """AppleDouble, as a stick has them: libsndfile takes such a neighbour for the fork of a Sound Designer II file."""
+    (tmp_path / "a.mp3").write_bytes(encode(tone(1.0), 16000, "mp3"))
+    (tmp_path / "._a.mp3").write_bytes(bytes.fromhex("00051607000200004d6163204f5320582020202020202020") + bytes(4072))
+    assert main(["--model", str(path), "--audio", str(tmp_path)]) == 0
+
+
+def test_a_terminal_that_knows_no_such_letters(path, tmp_path):
+    soundfile.write(tmp_path / "bär→.wav", 0.1 * np.ones(1600), 16000)
+    command = [sys.executable, "-m", "sjepa.inference", "--model", str(path), "--audio", str(tmp_path), "nowhere→.wav"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "b\\xe4r\\u2192.wav: features [4, 32]" in done.stdout
+    assert done.stderr.endswith("nowhere\\u2192.wav: no such file or directory\n")
 
 
 def test_an_interrupt_is_one_line(path, clip, capsys, monkeypatch):

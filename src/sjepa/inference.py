@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ _BLOCK = 1 << 14
 
 class InputError(Exception):
     """What is wrong with what was given, in one line."""
+
+
+class RecordingError(InputError):
+    """What is wrong with one recording; others may be all right."""
 
 
 class Resampler:
@@ -80,13 +85,16 @@ class Recording:
     """An audio file as mono float32 at `target` Hz, read in any pieces."""
 
     def __init__(self, path: Path, target: int) -> None:
-        """Raises InputError if there is no such file or it is not audio."""
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
+        """Raises RecordingError if there is no such file or it is not audio."""
         try:
-            self._file = soundfile.SoundFile(path)
+            self._bytes = path.open("rb")  # libsndfile looks at a file's neighbours if it knows its name
+        except OSError as error:
+            raise RecordingError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        try:
+            self._file = soundfile.SoundFile(self._bytes)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
-            raise InputError(f"{path}: not audio that libsndfile reads ({error})") from None
+            self._bytes.close()
+            raise RecordingError(f"{path}: not audio that libsndfile reads ({_said(error)})") from None
         self._path, self._resampler = path, Resampler(self._file.samplerate, target)
         self.samples = self._resampler.length(self._file.frames)
 
@@ -95,18 +103,19 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        self._bytes.close()
 
     def read(self, start: int, stop: int) -> Array:
-        """Samples start … stop−1. Raises InputError if the file is damaged there."""
+        """Samples start … stop−1. Raises RecordingError if the file is damaged there."""
         low, high = self._resampler.needs(start, stop)
         inside = max(0, low), min(self._file.frames, high)
         try:
             self._file.seek(inside[0])
             piece = self._file.read(inside[1] - inside[0], dtype="float32", always_2d=True).mean(axis=1)
         except soundfile.LibsndfileError as error:
-            raise InputError(f"{self._path}: damaged ({error})") from None
+            raise RecordingError(f"{self._path}: damaged ({_said(error)})") from None
         if not np.isfinite(piece).all():
-            raise InputError(f"{self._path}: samples that are not finite numbers")
+            raise RecordingError(f"{self._path}: samples that are not finite numbers")
         missing = inside[1] - inside[0] - len(piece)
         padded = np.pad(piece, (inside[0] - low, high - inside[1] + missing))
         return self._resampler(padded.astype(np.float32), start, stop)
@@ -167,13 +176,14 @@ class Model:
     def chunks(
         self, recording: Recording, name: str, *, layer: int | None = None, chunk_seconds: float = _CHUNK_SECONDS
     ) -> Iterator[Array]:
-        """The features piece by piece, so that memory stays flat. Raises InputError."""
+        """The features piece by piece, so that memory stays flat. Raises InputError, a RecordingError if it is the
+        recording's."""
         if layer is not None and not self._has_layers:
             raise InputError("--layer: this model gives the last layer alone; export it with export.all_layers=true")
         if layer is not None and not -self.num_layers <= layer < self.num_layers:
             raise InputError(f"--layer: {layer} is outside the {self.num_layers} layers of this model")
         if recording.samples < self.receptive_field:
-            raise InputError(
+            raise RecordingError(
                 f"{name}: {recording.samples} samples at {self.sample_rate} Hz are too short for a frame "
                 f"({self.receptive_field})"
             )
@@ -198,7 +208,10 @@ class Model:
 
 
 def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version: str | None = None) -> int:
-    """Prints, and on request writes, the features of recordings. 0 done, 2 a mistake, told in one line, 130 interrupted."""
+    """Prints, and on request writes, the features of recordings. 0 done, 2 mistakes, a line each, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know the characters of a name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(prog=prog, description="Features of recordings from an exported encoder.")
     parser.add_argument("-c", "--config", type=Path, help="YAML with onnx_path and audio")
     parser.add_argument(
@@ -222,8 +235,10 @@ def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version:
         parser.add_argument("--version", action="version", version=f"{prog} {version}")
     options = parser.parse_intermixed_args(arguments)
     try:
-        _run(options)
-        return 0
+        failed = _run(options)
+        for failure in failed:
+            print(f"{prog}: {failure}", file=sys.stderr)
+        return 2 if failed else 0
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -232,13 +247,14 @@ def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version:
         return 130
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> list[RecordingError]:
+    """Does all that can be done; what cannot, in the order of the recordings."""
     settings = _settings(options.config, options.overrides)
     path = options.model or settings.get("onnx_path")
     given = options.audio or ([Path(settings["audio"])] if settings.get("audio") else [])
     if path is None:
         raise InputError("no model: give --model FILE.onnx, or a configuration with onnx_path")
-    recordings = [found for place in given for found in _recordings(place)]
+    recordings = list(dict.fromkeys(found for place in given for found in _recordings(place)))
     if not recordings:
         raise InputError("no recording: give --audio FILE, or a configuration with audio")
     if not options.chunk > 0:
@@ -246,8 +262,13 @@ def _run(options: argparse.Namespace) -> None:
     many = len(recordings) > 1 or any(place.is_dir() for place in given)
     targets = _targets(options.out, recordings, many)
     model = Model(path, threads=options.threads)
+    failed = []
     for recording, target in zip(recordings, targets, strict=True):
-        _one(model, recording, target, options)
+        try:
+            _one(model, recording, target, options)
+        except RecordingError as error:
+            failed.append(error)
+    return failed
 
 
 def _one(model: Model, path: Path, target: Path | None, options: argparse.Namespace) -> None:
@@ -265,7 +286,7 @@ def _one(model: Model, path: Path, target: Path | None, options: argparse.Namesp
     took, count = time.perf_counter() - started, frames * model.width
     mean = total / count
     deviation = np.sqrt(max(0.0, squares / count - mean**2))
-    written = f" → {target}" if target is not None else ""
+    written = f", written to {target}" if target is not None else ""
     rate = model.sample_rate / model.hop
     print(
         f"{path}: features [{frames}, {model.width}] at {rate:g} frames per second from {seconds:.2f} s of audio{written}"
@@ -338,10 +359,32 @@ def _targets(out: Path | None, recordings: list[Path], many: bool) -> list[Path 
         return [out / f"{recordings[0].stem}.npy" if out.is_dir() else out]
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file, and there are {len(recordings)} recordings; give a folder")
-    names = [path.stem for path in recordings]
-    if len(set(names)) < len(names):  # the same name in two folders
-        names = ["__".join(path.with_suffix("").parts[1 if path.is_absolute() else 0 :]) for path in recordings]
-    return [out / f"{name}.npy" for name in names]
+    for name in (_stem, _with_folders, _with_folders_and_ending):
+        targets = [out / f"{name(path)}.npy" for path in recordings]
+        first: dict[str, int] = {}  # by names as file systems compare them that do not tell cases apart
+        again = [(first.setdefault(str(target).casefold(), index), index) for index, target in enumerate(targets)]
+        twice = [(one, other) for one, other in again if one != other]
+        if not twice:
+            return list(targets)
+    one, other = twice[0]
+    raise InputError(f"--out: {recordings[one]} and {recordings[other]} would both be written to {targets[one]}")
+
+
+def _stem(path: Path) -> str:
+    return path.stem
+
+
+def _with_folders(path: Path) -> str:
+    return "__".join(path.with_suffix("").parts[1 if path.is_absolute() else 0 :])
+
+
+def _with_folders_and_ending(path: Path) -> str:
+    return f"{_with_folders(path)}{path.suffix.replace('.', '_')}"
+
+
+def _said(error: BaseException) -> str:
+    """A library's words, without the name of an object in memory."""
+    return " ".join(str(getattr(error, "error_string", error)).split())
 
 
 def _settings(path: Path | None, overrides: list[str]) -> dict[str, Any]:

@@ -88,6 +88,8 @@ class SJEPAModel(HubertModel):
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
         """`attention_mask`: 1 at a clip's own samples, 0 at padding, which then changes nothing."""
         self.feature_extractor.samples = None if attention_mask is None else attention_mask.sum(-1)
+        if attention_mask is not None:
+            input_values = input_values.masked_fill(attention_mask == 0, 0.0)
         return super().forward(input_values, attention_mask=attention_mask, **others)
 
 

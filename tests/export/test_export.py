@@ -89,13 +89,14 @@ def test_the_comparison_sees_a_difference(exported, encoder, tmp_path, monkeypat
     assert compare(encoder, tmp_path / "a.onnx").largest > TOLERANCE
 
 
-def test_padding_and_neighbours_change_nothing(exported, encoder):
+@pytest.mark.parametrize("fill", [0.7, float("nan"), float("inf")])
+def test_padding_and_neighbours_change_nothing(exported, encoder, fill):
     path, _ = exported
     runtime, rng = session(path), np.random.default_rng(0)
     clip = 0.1 * rng.standard_normal((1, 9000)).astype(np.float32)
     alone = runtime.run(None, {"waveform": clip, "lengths": np.array([9000])})
     padded = np.concatenate(
-        [np.pad(clip, ((0, 0), (0, 7000)), constant_values=0.7), rng.standard_normal((1, 16000)).astype(np.float32)]
+        [np.pad(clip, ((0, 0), (0, 7000)), constant_values=fill), rng.standard_normal((1, 16000)).astype(np.float32)]
     )
     together = runtime.run(None, {"waveform": padded, "lengths": np.array([9000, 16000])})
     frames = int(alone[1][0])

@@ -96,7 +96,7 @@ def assert_padding_changes_nothing(encoder, fill):
             assert (together.features_BTD[row, : len(alone)] - alone).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("fill", [0.0, 0.7])
+@pytest.mark.parametrize("fill", [0.0, 0.7, float("nan"), float("inf")])
 def test_padding_never_changes_features(tiny, fill):
     assert_padding_changes_nothing(tiny, fill)
 

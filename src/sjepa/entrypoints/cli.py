@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -115,6 +116,9 @@ def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] |
 
 def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None) -> int:
     """0 done, 2 the user's to mend (one line each), 1 a fault of ours, 128 + n stopped by signal n after saving."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know the characters of a message or a name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.help_config:

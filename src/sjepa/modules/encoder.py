@@ -144,6 +144,8 @@ class Encoder(nn.Module):
         """
         if num_samples_B is None:
             num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
+        beyond_BS = torch.arange(waveform_BS.shape[1], device=waveform_BS.device) >= num_samples_B[:, None]
+        waveform_BS = waveform_BS.masked_fill(beyond_BS, 0.0)  # whatever it was, NaN too
         x_BTC = self.feature_extractor(waveform_BS, num_samples_B, statistics)
         x_BTC = scale_gradient(x_BTC, self.shape.frontend_gradient_scale)
         frames_BTD = self.feature_projection(x_BTC)
