@@ -33,6 +33,7 @@ _ENDINGS = frozenset([".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", 
 _CHUNK_SECONDS, _CONTEXT_SECONDS = 30.0, 2.0
 _ZERO_CROSSINGS, _KAISER_BETA, _ROLLOFF = 48, 12.0, 0.96
 _BLOCK = 1 << 14
+_LARGEST_SAMPLE = 2.0**31  # integers of 32 bits that were written as floats are the largest seen
 
 
 class InputError(Exception):
@@ -114,8 +115,11 @@ class Recording:
             piece = self._file.read(inside[1] - inside[0], dtype="float32", always_2d=True).mean(axis=1)
         except soundfile.LibsndfileError as error:
             raise RecordingError(f"{self._path}: damaged ({_said(error)})") from None
-        if not np.isfinite(piece).all():
+        peak = np.abs(piece).max(initial=0.0)
+        if not np.isfinite(peak):
             raise RecordingError(f"{self._path}: samples that are not finite numbers")
+        if peak > _LARGEST_SAMPLE:
+            raise RecordingError(f"{self._path}: samples of up to {peak:.1e}, which no recording has (full scale is 1)")
         missing = inside[1] - inside[0] - len(piece)
         padded = np.pad(piece, (inside[0] - low, high - inside[1] + missing))
         return self._resampler(padded.astype(np.float32), start, stop)

@@ -97,6 +97,13 @@ def test_what_is_no_audio_says_so(data):
         probe(io.BytesIO(data))
 
 
+@pytest.mark.parametrize("rate", [16000, 8000])
+def test_a_file_that_has_another_rate_by_now_is_not_read(rate):
+    info = probe(io.BytesIO(encode(tone(1.0, rate), rate, "wav")))
+    with pytest.raises(DecodeError, match=f"48000 Hz, where {rate} Hz were found when it was scanned"):
+        decode_window(io.BytesIO(encode(tone(1.0, 48000), 48000, "wav")), info, start=0, length=8000, rate=16000)
+
+
 def test_one_sample_is_audio():
     mono, _ = decode(io.BytesIO(encode(np.full((1, 1), 0.5, np.float32), 16000, "wav")))
     assert mono == pytest.approx([0.5], abs=1e-4)

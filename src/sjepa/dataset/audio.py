@@ -21,6 +21,7 @@ Waveform = NDArray[np.float32]
 # libsndfile's seeks into these land on the exact sample; for the others a window is cut from a full decode
 _EXACT_SEEK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
 _RESAMPLER_MARGIN_SECONDS = 0.1  # the filter's reach is shorter, so a window equals the slice of the whole
+_LARGEST_SAMPLE = 2.0**31  # integers of 32 bits that were written as floats are the largest seen
 _AV_PREROLL_SECONDS = 0.25  # decoders of lossy formats need a few packets before their output is right
 
 
@@ -61,7 +62,8 @@ def probe(file: BinaryIO) -> AudioInfo:
 def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[Waveform, int]:
     """Samples [start, stop) at the file's own rate, channels averaged: float32 in −1…1, and the rate in Hz.
 
-    Fewer samples come back where the file ends early. Raises DecodeError on damage, on no samples and on NaN.
+    Fewer samples come back where the file ends early. Raises DecodeError on damage, on no samples, on NaN and on values that
+    no recording has.
     """
     try:
         with _open(file) as reader:
@@ -70,8 +72,11 @@ def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[
         raise DecodeError(_reason(error)) from None
     if not len(mono):
         raise DecodeError("no samples")
-    if not np.isfinite(mono).all():
+    peak = float(np.abs(mono).max())
+    if not math.isfinite(peak):
         raise DecodeError("samples that are not finite numbers")
+    if peak > _LARGEST_SAMPLE:
+        raise DecodeError(f"samples of up to {peak:.1e}, which no recording has (full scale is 1)")
     return mono, rate
 
 
@@ -79,11 +84,12 @@ def decode_window(file: BinaryIO, info: AudioInfo, *, start: int, length: int, r
     """`length` samples from `start` on, counted at `rate`, of a clip that begins at sample `first` of its file.
 
     `info.samples` is the clip's length at the file's own rate. Only the window and the resampler's reach are decoded,
-    and the samples equal that slice of the whole clip resampled. Shorter where the clip ends. Raises DecodeError.
+    and the samples equal that slice of the whole clip resampled. Shorter where the clip ends. Raises DecodeError, also if
+    the file has another rate by now.
     """
     if info.rate == rate:
         stop = min(start + length, info.samples)
-        return decode(file, start=first + start, stop=first + stop)[0]
+        return _decode_at(file, info.rate, first + start, first + stop)
     # whole blocks of the two rates' common period, so that the resampled window keeps the sample grid of the whole
     common = math.gcd(info.rate, rate)
     native_block, block = info.rate // common, rate // common
@@ -91,10 +97,17 @@ def decode_window(file: BinaryIO, info: AudioInfo, *, start: int, length: int, r
     first_block = max(0, start // block - margin)
     last_block = -(-(start + length) // block) + margin
     native_stop = min(info.samples, last_block * native_block)
-    native, _ = decode(file, start=first + first_block * native_block, stop=first + native_stop)
+    native = _decode_at(file, info.rate, first + first_block * native_block, first + native_stop)
     skip = start - first_block * block
     stop = min(skip + length, resampled_length(len(native), info.rate, rate))
     return resample(native, info.rate, rate)[skip:stop]
+
+
+def _decode_at(file: BinaryIO, rate: int, start: int, stop: int) -> Waveform:
+    mono, found = decode(file, start=start, stop=stop)
+    if found != rate:
+        raise DecodeError(f"{found} Hz, where {rate} Hz were found when it was scanned: the file has changed")
+    return mono
 
 
 def resample(mono: Waveform, rate: float, target_rate: float) -> Waveform:
