@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -71,6 +72,31 @@ def test_depths_find_what_they_look_at(tmp_path):
     soundfile.write(tmp_path / "end.wav", samples, 16000, subtype="FLOAT")
     found = {depth: len(table_of(tmp_path, depth=depth)) for depth in ("header", True, "full")}
     assert found == {"header": 2, True: 1, "full": 0}
+
+
+def test_files_that_change_places_or_names_are_noticed(tmp_path):
+    """Their size, the latest time and their number stay as they were."""
+    for seed, name in enumerate(("a.wav", "b.wav")):
+        (tmp_path / name).write_bytes(encode(tone(1.0 + seed), 16000, "wav").ljust(70_000, b"\0"))
+        os.utime(tmp_path / name, ns=(1 + seed, 1 + seed))
+    before = table_of(tmp_path).samples.tolist()
+    (tmp_path / "a.wav").rename(tmp_path / "c.wav")
+    (tmp_path / "b.wav").rename(tmp_path / "a.wav")
+    (tmp_path / "c.wav").rename(tmp_path / "b.wav")
+    assert table_of(tmp_path).samples.tolist() == before[::-1]
+    (tmp_path / "b.wav").rename(tmp_path / "d.wav")
+    assert table_of(tmp_path).names == ["a.wav", "d.wav"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tsv"])
+def test_files_of_a_manifest_that_are_made_anew_are_noticed(tmp_path, kind):
+    """Converted in place, under the same names, the manifest untouched."""
+    (tmp_path / "a.wav").write_bytes(encode(tone(1.0, 48000), 48000, "wav"))
+    manifest = tmp_path / f"list.{kind}"
+    manifest.write_text('{"path": "a.wav"}\n' if kind == "jsonl" else ".\na.wav\t48000\n")
+    assert table_of(manifest).rate.tolist() == [48000]
+    (tmp_path / "a.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
+    assert table_of(manifest).rate.tolist() == [16000]
 
 
 def test_sources_of_one_stem_have_caches_of_their_own(tmp_path):

@@ -155,7 +155,7 @@ def _changed_since(built_from: list[tuple[Source, dict[str, Any]]]) -> Iterator[
         now = None
         with contextlib.suppress(OSError):
             now = fingerprint(source) if source.kind != "hf" and source.path.exists() else None
-        if now is not None and now != before:
+        if now is not None and any(now.get(name) != value for name, value in before.items()):
             yield f"older than {source.path}, which has changed; buildh5ds brings it up to date"
 
 

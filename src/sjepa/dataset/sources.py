@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,20 +145,34 @@ def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
-    """Size, modification time (ns) and file count: another one means that the source changed."""
+    """Sizes, modification times (ns), file count and a digest of names: another one means that the source changed. Of a
+    manifest also its files count."""
     if source.hub is not None:
         return hub_rows(source.hub).fingerprint
-    if source.kind != "folder":
-        status = source.path.stat()
-        return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "files": 1}
+    if source.kind == "folder":
+        return _states(source.path, _walk(source.path))
+    status = source.path.stat()
+    own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "files": 1}
+    if source.kind not in ("jsonl", "tsv"):
+        return own
+    folder = source.path.parent
+    names = sorted({ref.name for ref in list_source(source).refs})
+    return {**own, "listed": _states(folder, (folder / name for name in names))}
+
+
+def _states(folder: Path, paths: Iterable[Path]) -> dict[str, Any]:
+    """Of files by their names from `folder` on, as they are now."""
+    digest = hashlib.blake2b(digest_size=16)
     size = modified = count = 0
-    for path in _walk(source.path):
+    for path in paths:
         try:
             status = path.stat()
-        except OSError:
-            continue  # a link to nowhere: the listing says so
+        except (OSError, ValueError):
+            continue  # a link to nowhere, or no name of a file: the scan says so
         size, modified, count = size + status.st_size, max(modified, status.st_mtime_ns), count + 1
-    return {"bytes": size, "modified_ns": modified, "files": count}
+        name = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+        digest.update(f"{len(name)} {name} {status.st_size} {status.st_mtime_ns};".encode("utf-8", "surrogateescape"))
+    return {"bytes": size, "modified_ns": modified, "files": count, "digest": digest.hexdigest()}
 
 
 def _expand(spec: str) -> list[Path]:
