@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sjepa.core.threads import limit_spinning
+
 if TYPE_CHECKING:
     from sjepa.pretrained import load_encoder
+
+limit_spinning()  # before anything loads torch
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]

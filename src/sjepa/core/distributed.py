@@ -31,6 +31,7 @@ from sjepa.core import zero
 from sjepa.core.errors import UserError
 from sjepa.core.ranks import ALONE, Ranks
 from sjepa.core.sharding import whole
+from sjepa.core.threads import usable_cores
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -73,6 +74,8 @@ class Engine:
         if strategy in ("fsdp", "deepspeed") and precision == "fp16":
             raise UserError(f"train.precision: fp16 does not go with train.strategy: {strategy}; use bf16 or fp32")
         kind = _device_kind(device)
+        if "OMP_NUM_THREADS" not in os.environ:  # torch knows the affinity, not the quota
+            torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)

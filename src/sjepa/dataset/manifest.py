@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from sjepa.core.files import atomic_path, is_writable_folder
 from sjepa.core.progress import Progress, silent
+from sjepa.core.threads import usable_cores
 from sjepa.dataset.audio import AudioInfo, DecodeError, decode, probe
 from sjepa.dataset.containers import Containers
 from sjepa.dataset.hdf5 import read_table
@@ -93,7 +93,7 @@ def _examine(source: Source, listing: Listing, check: str, index: Path | None, p
 
 
 def _results(jobs: list[Any], clips: int) -> Iterator[list[Any]]:
-    processes = os.cpu_count() or 1
+    processes = usable_cores()
     if clips < _PARALLEL_FROM_CLIPS or processes == 1:
         yield from map(_examine_chunk, jobs)
         return

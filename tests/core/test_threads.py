@@ -1,0 +1,33 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sjepa.core.threads import usable_cores
+
+NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
+
+
+def seen(**settings: str) -> list[str]:
+    """What the variables are when torch is loaded by a process that is started with `settings`."""
+    plain = {name: value for name, value in os.environ.items() if name not in NAMES}
+    program = f"import sjepa.metrics, os; print(*(os.environ.get(name) for name in {NAMES}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**plain, **settings}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_threads_wait_a_short_while_unless_the_user_says_otherwise():
+    assert seen() == ["10000", "1", "None", "None"]
+    assert seen(OMP_WAIT_POLICY="ACTIVE") == ["None", "None", "ACTIVE", "None"]
+    assert seen(GOMP_SPINCOUNT="5") == ["5", "None", "None", "None"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_cores_are_those_of_the_affinity():
+    program = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); from sjepa.core.threads import usable_cores; print(usable_cores())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
