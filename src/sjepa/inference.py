@@ -89,8 +89,8 @@ class Recording:
         """Raises RecordingError if there is no such file or it is not audio."""
         try:
             self._bytes = path.open("rb")  # libsndfile looks at a file's neighbours if it knows its name
-        except OSError as error:
-            raise RecordingError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        except (OSError, ValueError) as error:
+            raise RecordingError(f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from None
         try:
             self._file = soundfile.SoundFile(self._bytes)
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
@@ -238,10 +238,13 @@ def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version:
     if version is not None:
         parser.add_argument("--version", action="version", version=f"{prog} {version}")
     options = parser.parse_intermixed_args(arguments)
+    failed: list[RecordingError] = []
     try:
-        failed = _run(options)
-        for failure in failed:
-            print(f"{prog}: {failure}", file=sys.stderr)
+        try:
+            _run(options, failed)
+        finally:
+            for failure in failed:
+                print(f"{prog}: {failure}", file=sys.stderr)
         return 2 if failed else 0
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
@@ -251,8 +254,8 @@ def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version:
         return 130
 
 
-def _run(options: argparse.Namespace) -> list[RecordingError]:
-    """Does all that can be done; what cannot, in the order of the recordings."""
+def _run(options: argparse.Namespace, failed: list[RecordingError]) -> None:
+    """Does all recordings that can be done; why the others cannot goes to `failed`."""
     settings = _settings(options.config, options.overrides)
     path = options.model or settings.get("onnx_path")
     given = options.audio or ([Path(settings["audio"])] if settings.get("audio") else [])
@@ -266,13 +269,11 @@ def _run(options: argparse.Namespace) -> list[RecordingError]:
     many = len(recordings) > 1 or any(place.is_dir() for place in given)
     targets = _targets(options.out, recordings, many)
     model = Model(path, threads=options.threads)
-    failed = []
     for recording, target in zip(recordings, targets, strict=True):
         try:
             _one(model, recording, target, options)
         except RecordingError as error:
             failed.append(error)
-    return failed
 
 
 def _one(model: Model, path: Path, target: Path | None, options: argparse.Namespace) -> None:

@@ -70,6 +70,13 @@ def test_a_clip_of_as_many_frames_as_phones_has_no_room_for_pauses():
     assert [span.phone for span in own] == ["A", "B", "C"]
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_so_little_that_nothing_varies_is_aligned_all_the_same(frames):
+    said = [["A", "B"], ["C"]] if frames == 3 else [["A"]]
+    (own,) = align([np.zeros((frames, 4))], [said])
+    assert [span.phone for span in own] == [phone for word in said for phone in word]
+
+
 @pytest.mark.parametrize("pauses", [[0, 0, 0], [1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1], [0, 0, 1, 0]])
 def test_the_best_path_is_the_best_of_all(pauses):
     """Every way through a few frames, counted out; beside a longer clip, whose states are none of its own."""

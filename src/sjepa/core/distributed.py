@@ -74,14 +74,16 @@ class Engine:
         if strategy in ("fsdp", "deepspeed") and precision == "fp16":
             raise UserError(f"train.precision: fp16 does not go with train.strategy: {strategy}; use bf16 or fp32")
         kind = _device_kind(device)
-        if "OMP_NUM_THREADS" not in os.environ:  # torch knows the affinity, not the quota
-            torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
         warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")  # nor are these
         parallel = launch and self.processes.total > 1
+        if "OMP_NUM_THREADS" not in os.environ:  # torch knows the affinity, not the quota
+            torch.set_num_threads(max(1, usable_cores() // (self.processes.devices if parallel else 1)))
+            if parallel:  # the others on this machine
+                os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         if strategy == "deepspeed" and self.processes.total > 1:
             zero.deepspeed(kind)  # before the other processes are started
         self._fabric = Fabric(

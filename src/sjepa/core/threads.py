@@ -18,6 +18,6 @@ def limit_spinning() -> None:
 
 def usable_cores() -> int:
     """Cores that this process may use: of its affinity, within the quota of its control group."""
-    import joblib
+    from joblib.externals.loky import cpu_count  # joblib's own may say 1 for reasons of its own
 
-    return int(joblib.cpu_count())
+    return int(cpu_count())

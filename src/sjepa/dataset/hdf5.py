@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from sjepa.core.errors import UserError
 from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.containers import Containers
-from sjepa.dataset.sources import Source, fingerprint
+from sjepa.dataset.fingerprint import fingerprint
+from sjepa.dataset.sources import Source
 from sjepa.dataset.table import ClipTable, ScanDepth, StoredAudio
 
 KIND, FORMAT = "sjepa audio", 1
@@ -152,10 +153,12 @@ def _labels(texts: list[str]) -> dict[str, list[Any]]:
 def _changed_since(built_from: list[tuple[Source, dict[str, Any]]]) -> Iterator[str]:
     """What such a file was built from and is another today; what is gone, or not for us to see, is not asked for."""
     for source, before in built_from:
-        now = None
-        with contextlib.suppress(OSError):
+        now: dict[str, Any] | None = None
+        with contextlib.suppress(OSError, UserError):
             now = fingerprint(source) if source.kind != "hf" and source.path.exists() else None
-        if now is not None and any(now.get(name) != value for name, value in before.items()):
+        if now is None or now.get("listed", {}).get("files", 0) < before.get("listed", {}).get("files", 0):
+            continue
+        if any(now.get(name) != value for name, value in before.items()):
             yield f"older than {source.path}, which has changed; buildh5ds brings it up to date"
 
 

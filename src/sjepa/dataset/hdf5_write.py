@@ -29,8 +29,8 @@ from sjepa.core.errors import UserError
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
+from sjepa.dataset.fingerprint import fingerprint
 from sjepa.dataset.hdf5 import COLUMNS, FORMAT, KIND, PROBLEM_BYTES, SAMPLE_TYPES
-from sjepa.dataset.sources import fingerprint
 
 _SECONDS_BETWEEN_MARKS = 5.0
 _WRITTEN = ("length", "crc32", "problem")  # columns that are known once a clip was decoded

@@ -22,8 +22,9 @@ from sjepa.core.progress import Progress, silent
 from sjepa.core.threads import usable_cores
 from sjepa.dataset.audio import AudioInfo, DecodeError, decode, probe
 from sjepa.dataset.containers import Containers
+from sjepa.dataset.fingerprint import fingerprint
 from sjepa.dataset.hdf5 import read_table
-from sjepa.dataset.sources import AudioRef, Listing, Source, fingerprint, list_source
+from sjepa.dataset.sources import AudioRef, Listing, Source, list_source
 from sjepa.dataset.table import ClipTable, ScanDepth
 
 _FORMAT = 1

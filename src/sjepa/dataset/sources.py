@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,37 +143,6 @@ def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
         raise UserError(f"{source.path}: cannot be read as {source.kind} ({error})") from None
 
 
-def fingerprint(source: Source) -> dict[str, Any]:
-    """Sizes, modification times (ns), file count and a digest of names: another one means that the source changed. Of a
-    manifest also its files count."""
-    if source.hub is not None:
-        return hub_rows(source.hub).fingerprint
-    if source.kind == "folder":
-        return _states(source.path, _walk(source.path))
-    status = source.path.stat()
-    own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "files": 1}
-    if source.kind not in ("jsonl", "tsv"):
-        return own
-    folder = source.path.parent
-    names = sorted({ref.name for ref in list_source(source).refs})
-    return {**own, "listed": _states(folder, (folder / name for name in names))}
-
-
-def _states(folder: Path, paths: Iterable[Path]) -> dict[str, Any]:
-    """Of files by their names from `folder` on, as they are now."""
-    digest = hashlib.blake2b(digest_size=16)
-    size = modified = count = 0
-    for path in paths:
-        try:
-            status = path.stat()
-        except (OSError, ValueError):
-            continue  # a link to nowhere, or no name of a file: the scan says so
-        size, modified, count = size + status.st_size, max(modified, status.st_mtime_ns), count + 1
-        name = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
-        digest.update(f"{len(name)} {name} {status.st_size} {status.st_mtime_ns};".encode("utf-8", "surrogateescape"))
-    return {"bytes": size, "modified_ns": modified, "files": count, "digest": digest.hexdigest()}
-
-
 def _expand(spec: str) -> list[Path]:
     path = Path(spec).expanduser()
     try:
@@ -213,7 +181,7 @@ def _is_audio(name: str) -> bool:
     return not hidden and os.path.splitext(base)[1].lower() in AUDIO_SUFFIXES
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def audio_files(folder: Path) -> Iterator[Path]:
     """Audio files below a folder; linked folders are followed once."""
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -230,7 +198,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _list_folder(folder: Path) -> Listing:
     listing = Listing()
-    for path in _walk(folder):
+    for path in audio_files(folder):
         name = path.relative_to(folder).as_posix()
         if path.exists():
             listing.refs.append(AudioRef(name))

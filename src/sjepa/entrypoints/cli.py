@@ -78,6 +78,7 @@ def exportw() -> int:
 
 def runinfer() -> int:
     """Features of recordings from an exported encoder. Its arguments are parsed by the file that stands alone."""
+    _say_anything()
     if "--help-config" in sys.argv[1:]:
         return _print_reference()
     try:
@@ -116,9 +117,7 @@ def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] |
 
 def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None) -> int:
     """0 done, 2 the user's to mend (one line each), 1 a fault of ours, 128 + n stopped by signal n after saving."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal may not know the characters of a message or a name
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _say_anything()
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.help_config:
@@ -138,6 +137,13 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
         return EXIT_SIGNAL + 13
     except Exception as error:
         return _fault(parser.prog, error)
+
+
+def _say_anything() -> None:
+    """Escapes in place of characters that the terminal does not know."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_reference() -> int:

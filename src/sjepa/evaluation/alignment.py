@@ -24,7 +24,8 @@ _ITERATIONS = 12  # with each kind of features
 _VARIANCE_FLOOR = 0.05
 _CONTEXT, _DIRECTIONS = 4, 30
 _RIDGE = 1e-3  # of the mean variance within phones
-_CLIPS_AT_ONCE = 64
+_LEAST_VARIANCE = 1e-6  # where nothing varies
+_CELLS_AT_ONCE = 2_000_000  # clips × frames × states
 
 
 class _Chain(NamedTuple):
@@ -52,7 +53,7 @@ def align(
     chosen = [index for index in range(len(features)) if training is None or training[index]]
     if chosen:
         paths = _trained(features, chains, paths, chosen, len(names))
-        telling = _telling_apart([_spliced(x_TD) for x_TD in features], chains, paths, chosen, len(names))
+        telling = _telling_apart(features, chains, paths, chosen, len(names))
         paths = _trained(telling, chains, paths, chosen, len(names))
     times = seconds if seconds is not None else [frame_centres(0, len(path)) for path in paths]
     return [
@@ -80,8 +81,7 @@ def _trained(
     features: Sequence[Floats], chains: Sequence[_Chain], paths: list[Ints], chosen: Sequence[int], phones: int
 ) -> list[Ints]:
     """The best paths after rounds of estimating the phones from the paths, and the paths from the phones."""
-    lengths = np.array([len(x_TD) for x_TD in features])
-    groups = np.array_split(np.argsort(lengths, kind="stable"), -(-len(lengths) // _CLIPS_AT_ONCE))
+    groups = _of_like_size(features, chains)
     for _ in range(_ITERATIONS):
         mean_PD, variance_PD = _estimate(features, chains, paths, chosen, phones)
         paths = list(paths)
@@ -92,19 +92,35 @@ def _trained(
     return paths
 
 
+def _of_like_size(features: Sequence[Floats], chains: Sequence[_Chain]) -> list[list[int]]:
+    """Clips that go through Viterbi together, by length: padded to the longest, so many cells at most or a single clip."""
+    groups: list[list[int]] = []
+    frames = states = 0
+    for index in sorted(range(len(features)), key=lambda index: len(features[index])):
+        frames, states = max(frames, len(features[index])), max(states, len(chains[index].phone_S))
+        if not groups or (len(groups[-1]) + 1) * frames * states > _CELLS_AT_ONCE:
+            groups.append([])
+            frames, states = len(features[index]), len(chains[index].phone_S)
+        groups[-1].append(index)
+    return groups
+
+
+def _membership(chain: _Chain, path: Ints, phones: int) -> Floats:
+    """1 where a frame is of a phone, [P, T]."""
+    return np.asarray(np.arange(phones)[:, None] == chain.phone_S[path], dtype=np.float64)
+
+
 def _estimate(
     features: Sequence[Floats], chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int
 ) -> tuple[Floats, Floats]:
-    x_ND = np.concatenate([features[index] for index in chosen])
-    membership_PN = _membership(chains, paths, chosen, phones)
-    count_P1 = membership_PN.sum(1, keepdims=True) + 1e-3
-    mean_PD = membership_PN @ x_ND / count_P1
-    return mean_PD, np.maximum(membership_PN @ x_ND**2 / count_P1 - mean_PD**2, _VARIANCE_FLOOR)
-
-
-def _membership(chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int) -> Floats:
-    phone_N = np.concatenate([chains[index].phone_S[paths[index]] for index in chosen])
-    return np.asarray(np.arange(phones)[:, None] == phone_N, dtype=np.float64)
+    width = features[0].shape[1]
+    count_P1, sum_PD, square_PD = np.full((phones, 1), 1e-3), np.zeros((phones, width)), np.zeros((phones, width))
+    for index in chosen:
+        own_PT, x_TD = _membership(chains[index], paths[index], phones), features[index]
+        count_P1 = count_P1 + own_PT.sum(1, keepdims=True)
+        sum_PD, square_PD = sum_PD + own_PT @ x_TD, square_PD + own_PT @ x_TD**2
+    mean_PD = sum_PD / count_P1
+    return mean_PD, np.maximum(square_PD / count_P1 - mean_PD**2, _VARIANCE_FLOOR)
 
 
 def _spliced(x_TD: Floats) -> Floats:
@@ -116,17 +132,19 @@ def _spliced(x_TD: Floats) -> Floats:
 def _telling_apart(
     features: Sequence[Floats], chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int
 ) -> list[Floats]:
-    """Linear discriminant analysis: the directions of most variance between phones for unit variance within them."""
-    x_ND = np.concatenate([features[index] for index in chosen])
-    membership_PN = _membership(chains, paths, chosen, phones)
-    count_P = membership_PN.sum(1)
-    mean_PD = membership_PN @ x_ND / np.maximum(count_P, 1)[:, None]
-    middle_D = x_ND.mean(0)
-    between_DD = (mean_PD - middle_D).T * count_P @ (mean_PD - middle_D) / len(x_ND)
-    within_DD = np.cov(x_ND.T, bias=True) - between_DD
-    within_DD += _RIDGE * np.trace(within_DD) / len(within_DD) * np.eye(len(within_DD))
-    _, direction_DD = scipy.linalg.eigh(between_DD, within_DD)
-    return [(x_TD - middle_D) @ direction_DD[:, ::-1][:, :_DIRECTIONS] for x_TD in features]
+    """Linear discriminant analysis of spliced frames: most variance between phones for unit variance within them."""
+    width = features[0].shape[1] * (2 * _CONTEXT + 1)
+    count_P, sum_PD, square_DD = np.zeros(phones), np.zeros((phones, width)), np.zeros((width, width))
+    for index in chosen:
+        own_PT, x_TD = _membership(chains[index], paths[index], phones), _spliced(features[index])
+        count_P, sum_PD, square_DD = count_P + own_PT.sum(1), sum_PD + own_PT @ x_TD, square_DD + x_TD.T @ x_TD
+    total, middle_D = count_P.sum(), sum_PD.sum(0) / count_P.sum()
+    mean_PD = sum_PD / np.maximum(count_P, 1)[:, None] - middle_D
+    between_DD = mean_PD.T * count_P @ mean_PD / total
+    within_DD = square_DD / total - np.outer(middle_D, middle_D) - between_DD
+    within_DD += (_RIDGE * np.trace(within_DD) / width + _LEAST_VARIANCE) * np.eye(width)
+    _, direction_DD = scipy.linalg.eigh(between_DD, within_DD, subset_by_index=(max(0, width - _DIRECTIONS), width - 1))
+    return [(_spliced(x_TD) - middle_D) @ direction_DD for x_TD in features]
 
 
 def _log_likelihood(x_TD: Floats, mean_PD: Floats, variance_PD: Floats) -> Floats:
@@ -145,29 +163,31 @@ def best_paths(scores: Sequence[Floats], pauses: Sequence[NDArray[np.bool_]]) ->
         score_TBS[: len(score_TS), clip, : len(pause_S)] = score_TS
         skip_BS[clip, 2 : len(pause_S)] = pause_S[1:-1]
     step_TBS = np.zeros((frames, clips, states), dtype=np.int8)
-    best_TBS = np.full((frames, clips, states), -np.inf)
-    best_TBS[0, :, 0] = score_TBS[0, :, 0]
-    opening_B = np.array([len(pause_S) > 1 and pause_S[0] for pause_S in pauses])
-    best_TBS[0, opening_B, 1] = score_TBS[0, opening_B, 1]
+    best_BS = np.full((clips, states), -np.inf)
+    best_BS[:, 0] = score_TBS[0, :, 0]
+    opens_B = np.array([len(pause_S) > 1 and pause_S[0] for pause_S in pauses])
+    best_BS[opens_B, 1] = score_TBS[0, opens_B, 1]
+    ends_B, last_BS = np.array([len(score_TS) - 1 for score_TS in scores]), best_BS.copy()
     for frame in range(1, frames):
         before_3BS = np.full((3, clips, states), -np.inf)
-        before_3BS[0] = best_TBS[frame - 1]
-        before_3BS[1, :, 1:] = best_TBS[frame - 1, :, :-1]
-        before_3BS[2, :, 2:] = np.where(skip_BS[:, 2:], best_TBS[frame - 1, :, :-2], -np.inf)
+        before_3BS[0] = best_BS
+        before_3BS[1, :, 1:] = best_BS[:, :-1]
+        before_3BS[2, :, 2:] = np.where(skip_BS[:, 2:], best_BS[:, :-2], -np.inf)
         step_TBS[frame] = before_3BS.argmax(0)
-        best_TBS[frame] = before_3BS.max(0) + score_TBS[frame]
+        best_BS = before_3BS.max(0) + score_TBS[frame]
+        last_BS[ends_B == frame] = best_BS[ends_B == frame]
     return [
-        _way_back(best_TBS[: len(score_TS), clip, : len(pause_S)], step_TBS[:, clip], bool(pause_S[-1]))
+        _way_back(last_BS[clip, : len(pause_S)], step_TBS[: len(score_TS), clip], bool(pause_S[-1]))
         for clip, (score_TS, pause_S) in enumerate(zip(scores, pauses, strict=True))
     ]
 
 
-def _way_back(best_TS: Floats, step_TS: NDArray[np.int8], ends_in_pause: bool) -> Ints:
-    state = best_TS.shape[1] - 1
-    if ends_in_pause and state and best_TS[-1, state - 1] > best_TS[-1, state]:
+def _way_back(last_S: Floats, step_TS: NDArray[np.int8], ends_in_pause: bool) -> Ints:
+    state = len(last_S) - 1
+    if ends_in_pause and state and last_S[state - 1] > last_S[state]:
         state -= 1
-    path = np.zeros(len(best_TS), dtype=np.int64)
-    for frame in range(len(best_TS) - 1, -1, -1):
+    path = np.zeros(len(step_TS), dtype=np.int64)
+    for frame in range(len(step_TS) - 1, -1, -1):
         path[frame] = state
         state -= int(step_TS[frame, state])
     return path
