@@ -52,6 +52,7 @@ def draw_entropies(readings: Sequence[tuple[str, EntropyHistogram]], path: Path)
             if threshold < last:
                 axes.axvline(threshold, color=colour, linewidth=0.9, linestyle="--")
                 place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 8}
+                place["bbox"] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
                 axes.text(threshold, height, f" {above:.1%} above {threshold:g} bit", color=colour, **place)
         title = f"{name}: {histogram.mean_bits:.2f} bits on average over {histogram.frames:,} frames"
         axes.set_title(title, loc="left", fontsize=10)
