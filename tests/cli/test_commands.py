@@ -228,10 +228,10 @@ def assert_healthy_in_both_phases(rows):
 
 @pytest.mark.slow
 def test_real_speech_goes_through_both_phases(speech, tmp_path):
-    """The shipped configuration on a quarter of an hour of real speech."""
+    """The shipped configuration on ten minutes of real speech."""
     rows, _ = trained(
         "train_twophase.yaml", "sjepa_cpu_twophase", tmp_path, f"dataset.train_path={speech / 'train.zip'}",
-        f"dataset.test_path={speech / 'test.zip'}", "dataset.max_train_samples=240", "dataset.max_test_samples=80",
+        f"dataset.test_path={speech / 'test.zip'}", "dataset.max_train_samples=160", "dataset.max_test_samples=60",
         "train.epochs=4", "train.phase2_start_epoch=2", "train.masked_only_epoch=-1", "gmm.fit_frames=20000",
     )  # fmt: skip
     assert_healthy_in_both_phases(rows)
