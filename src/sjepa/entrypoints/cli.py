@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import os
 import sys
@@ -106,6 +107,7 @@ def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser
 def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
     """Does the work and ends as `_exit_code` says."""
     code = _exit_code(parser, work, arguments)
+    gc.collect()  # ends the workers of loaders that are left; the interpreter would terminate them, and wait while they stay
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         # threads that talk to processes which are gone may abort while the interpreter shuts down
