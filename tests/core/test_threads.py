@@ -3,7 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from sjepa.core import distributed
+from sjepa.core.distributed import Engine
 from sjepa.core.threads import usable_cores
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
@@ -31,3 +34,29 @@ def test_cores_are_those_of_the_affinity():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("had", "cores", "has"), [(1, 8, 1), (3, 2, 2)])
+def test_an_engine_takes_threads_away_and_never_adds_any(had, cores, has, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(distributed, "usable_cores", lambda: cores)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(had)
+        Engine(device="cpu", precision="fp32")
+        assert torch.get_num_threads() == has
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("command", ["trainsjepa", "runinfer"])
+def test_commands_print_on_a_terminal_of_few_letters(command):
+    program = f"import sys; from sjepa.entrypoints import cli; sys.argv = ['{command}', '--help-config']; sys.exit(cli.{command}())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u" in done.stdout or b"\\x" in done.stdout

@@ -81,7 +81,8 @@ class Engine:
         warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")  # nor are these
         parallel = launch and self.processes.total > 1
         if "OMP_NUM_THREADS" not in os.environ:  # torch knows the affinity, not the quota
-            torch.set_num_threads(max(1, usable_cores() // (self.processes.devices if parallel else 1)))
+            share = max(1, usable_cores() // (self.processes.devices if parallel else 1))
+            torch.set_num_threads(min(torch.get_num_threads(), share))
             if parallel:  # the others on this machine
                 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         if strategy == "deepspeed" and self.processes.total > 1:
