@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from sjepa.core.errors import UserError
 from sjepa.dataset import hub
@@ -69,6 +70,16 @@ def test_who_does_not_say_its_length_is_asked(places, tmp_path):
     shutil.copy(places / "one.parquet", tmp_path / "unknown.parquet")  # which the library never counted
     with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*unknown\.parquet does not say how many rows it has"):
         HubStream(HubOptions(str(tmp_path / "unknown.parquet")), seed=0, buffer_rows=5)
+
+
+def test_rows_are_heard_at_another_speed(places, tmp_path):
+    """Targets and encoder alike: half a second becomes 0.4 s."""
+    faster = Augmentation(0.0, 0.0, (0.0, 5.0), (0.0, 5.0), p_speed=1.0, speed=(1.25, 1.25))
+    plain = loader_of(places / "many", tmp_path).epoch(0)
+    paced = loader_of(places / "many", tmp_path, augmentation=faster).epoch(0, augment=True)
+    for one, other in zip(plain, paced, strict=True):
+        assert list(other.num_samples) == [round(samples / 1.25) for samples in one.num_samples]
+        assert torch.equal(other.clean_BS, other.heard_BS)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

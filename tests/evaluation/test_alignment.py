@@ -90,3 +90,27 @@ def test_the_best_path_is_the_best_of_all(pauses):
     best = max(ways, key=lambda way: sum(score_TS[frame, state] for frame, state in enumerate(way)))
     path, _ = best_paths([score_TS, rng.normal(size=(12, 9))], [pause_S, np.zeros(9, dtype=bool)])
     assert tuple(path) == best
+
+
+def test_noise_that_features_share_is_seen_through():
+    """Phones differ in the first feature alone, in noise that the second has as well: the difference of the two tells them apart.
+    Of all frames 0.996 were right here; 0.905 without the round that looks for such directions."""
+    rng = np.random.default_rng(3)
+    place = {SILENCE: -3.0, "A": -1.0, "B": 1.0, "C": 3.0}
+    features, words, truth = [], [], []
+    for _ in range(60):
+        said = [str(name) for name in rng.permutation(["A", "B", "C"])]
+        names = [name for name in (SILENCE, *said, SILENCE) for _ in range(rng.integers(4, 12))]
+        shared = 1.5 * rng.normal(size=len(names))
+        x = np.stack([[place[name] for name in names] + shared, shared], axis=1) + 0.2 * rng.normal(
+            size=(len(names), 2)
+        )
+        features.append(x)
+        words.append([said])
+        truth.append(names)
+    right = [
+        found == name
+        for own, names in zip(align(features, words), truth, strict=True)
+        for found, name in zip(phones_at(own, frame_centres(0, len(names))), names, strict=True)
+    ]
+    assert np.mean(right) > 0.97
