@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sjepa"
 
-ORDER = ["core", "config", "dataset", "features", "gmm", "modules", "hubert", "model", "weights", "pretrained", "targets", "objective", "metrics",
+ORDER = ["inference", "core", "config", "dataset", "features", "gmm", "modules", "hubert", "model", "weights", "pretrained", "targets", "objective", "metrics",
          "training", "evaluation", "export", "reporting", "entrypoints"]  # fmt: skip
 NEVER_CONFIG = {
     "dataset",

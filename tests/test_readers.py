@@ -1,67 +1,142 @@
 """Odd files, read for training and by the file that stands alone: both take the same ones, and refuse the same ones."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from sjepa.dataset.audio import DecodeError, decode, probe
+from sjepa.dataset.audio import AudioInfo, DecodeError, decode, decode_window, probe, verify
 from sjepa.inference import Recording, RecordingError
 from tests.conftest import encode, tone
+from tests.odd_files import flac_of_unknown_length, floats, mp3_that_starts, muxed, wav_of_sizes, with_one, written
 
-
-def floats(values: np.ndarray) -> bytes:
-    """A WAV of 32-bit floats at 16 kHz."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, values, 16000, format="WAV", subtype="FLOAT")
-    return buffer.getvalue()
-
-
-def with_one(value: float) -> np.ndarray:
-    samples = tone(1.0)[:, 0].copy()
-    samples[8000] = value
-    return samples
-
-
-CASES = {  # file, whether it is taken
-    "a plain one.wav": (encode(tone(1.0), 16000, "wav"), True),
-    "floats at the scale of int16.wav": (floats(32767 * tone(1.0)[:, 0]), True),
-    "floats at the scale of int32.wav": (floats(2.0**31 * 0.9 * tone(1.0)[:, 0]), True),
-    "one absurd sample.wav": (floats(with_one(1e30)), False),
-    "one sample not a number.wav": (floats(with_one(float("nan"))), False),
-    "one infinite sample.wav": (floats(with_one(float("inf"))), False),
-    "empty.wav": (b"", False),
-    "text.wav": (b"not audio", False),
-    "header alone.flac": (encode(tone(1.0), 16000, "flac")[:42], False),
+SECOND, LONG = tone(1.0), tone(20.0)
+VORBIS, FLAC, MP3 = written(LONG, "OGG", "VORBIS"), written(LONG, "FLAC", "PCM_16"), encode(LONG, 16000, "mp3")
+GSM = written(LONG[:, 0], "WAV", "GSM610")
+# an MPEG frame has 576 samples at this rate; a joined MP3 keeps what encoders add before and after the first part
+TAKEN = {  # file, its length in samples, and by how many it may be off
+    "a plain one.wav": (encode(SECOND, 16000, "wav"), 16000, 0),
+    "floats at the scale of int16.wav": (floats(32767 * SECOND[:, 0]), 16000, 0),
+    "floats at the scale of int32.wav": (floats(2.0**31 * 0.9 * SECOND[:, 0]), 16000, 0),
+    "0 bytes claimed.wav": (wav_of_sizes(LONG, 0, 0), len(LONG), 0),
+    "a header that was never finished.wav": (wav_of_sizes(LONG, 36, 0), len(LONG), 0),
+    "unknown size.wav": (wav_of_sizes(LONG, 0xFFFFFFFF, 0xFFFFFFFF), len(LONG), 0),
+    "more claimed than there is.wav": (wav_of_sizes(LONG, 10**6 + 36, 10**6)[: 44 + 32000], 16000, 0),
+    "telephone.wav": (GSM, len(LONG), 320),
+    "of adpcm.wav": (written(LONG[:, 0], "WAV", "IMA_ADPCM"), len(LONG), 1100),
+    "sphere.sph": (written(LONG, "NIST", "PCM_16"), len(LONG), 0),
+    "unknown length.flac": (flac_of_unknown_length(LONG), len(LONG), 0),
+    "unknown length, one block.flac": (flac_of_unknown_length(LONG[:100]), 100, 0),
+    "loud start, no length.mp3": (mp3_that_starts(loud=True), len(LONG), 1152),
+    "quiet start, no length.mp3": (mp3_that_starts(loud=False), len(LONG), 1152),
+    "joined.mp3": (MP3 + MP3, 2 * len(LONG), 1900),
+    "joined with tags.mp3": (MP3 + b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + MP3, 2 * len(LONG), 1900),
+    "cut.mp3": (MP3[: len(MP3) // 2], len(LONG) // 2, 2304),
+    "junk between.mp3": (MP3[: len(MP3) // 2] + bytes(1000) + MP3[len(MP3) // 2 :], len(LONG), 1152),
+    "a tag before.mp3": (b"ID3\x04\0\0\0\0\x0f\0" + bytes(15 * 128) + MP3, len(LONG), 0),
+    "cut.ogg": (VORBIS[: len(VORBIS) // 2], len(LONG) // 2, len(LONG) // 6),
+}
+REFUSED = {  # file, and what is said of it
+    "one absurd sample.wav": (floats(with_one(1e30)), "which no recording has"),
+    "one sample not a number.wav": (floats(with_one(float("nan"))), "not finite"),
+    "one infinite sample.wav": (floats(with_one(float("inf"))), "not finite"),
+    "empty.wav": (b"", "empty"),
+    "text.wav": (b"not audio", "not audio"),
+    "header alone.flac": (FLAC[:42], "no samples|not audio|damaged|ends"),
+    "cut.flac": (FLAC[: len(FLAC) // 2], "damaged|ends after"),
+    "joined.flac": (FLAC + FLAC, "joined"),
+    "joined.wav": (2 * encode(SECOND, 16000, "wav"), "joined"),
+    "joined.ogg": (VORBIS + VORBIS, "joined"),
+    "joined of two rates.mp3": (MP3 + encode(tone(3.0, 48000), 48000, "mp3"), "joined"),
+    "no samples.wav": (encode(SECOND[:0], 16000, "wav"), "no samples|too short"),
+    "no samples, a tag after.wav": (encode(SECOND[:0], 16000, "wav") + b"LIST\x04\0\0\0INFO", "no samples|too short"),
 }
 
 
-def for_training(data: bytes) -> np.ndarray | None:
-    """Mono samples, or None if they are refused."""
-    try:
-        assert probe(io.BytesIO(data)).rate == 16000
-        return decode(io.BytesIO(data))[0]
-    except DecodeError:
-        return None
+def for_training(data: bytes) -> np.ndarray:
+    """Mono samples, as the scan and a worker take them."""
+    info = probe(io.BytesIO(data))
+    assert info.rate == 16000
+    verify(io.BytesIO(data), info.samples, [(max(0, info.samples - 8000), info.samples)])
+    mono, _ = decode(io.BytesIO(data))
+    assert len(mono) == info.samples
+    return mono
 
 
-def standing_alone(path: Path) -> np.ndarray | None:
-    """The same of the other reader; no samples are refused when they are to be frames."""
-    try:
-        with Recording(path, 16000) as recording:
-            samples = recording.read(0, recording.samples)
-    except RecordingError:
-        return None
-    return samples if len(samples) else None
+def standing_alone(path: Path) -> np.ndarray:
+    """The same of the other reader, a third of a second at a time."""
+    with Recording(path, 16000) as recording:
+        if not recording.samples:
+            raise RecordingError(f"{path}: too short")
+        cuts = [*range(0, recording.samples, 5333), recording.samples]
+        return np.concatenate([recording.read(a, b) for a, b in itertools.pairwise(cuts)])
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_both_readers_decide_alike(name, tmp_path):
-    data, taken = CASES[name]
+@pytest.mark.parametrize("name", TAKEN)
+def test_both_readers_take_the_same_samples(name, tmp_path):
+    data, length, off = TAKEN[name]
     (tmp_path / name).write_bytes(data)
     ours, alone = for_training(data), standing_alone(tmp_path / name)
-    assert (ours is not None, alone is not None) == (taken, taken)
-    if ours is not None:
-        np.testing.assert_allclose(alone, ours, rtol=1e-6)
+    assert abs(len(ours) - length) <= off
+    np.testing.assert_array_equal(alone, ours)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_both_readers_refuse_the_same_for_the_same_reason(name, tmp_path):
+    data, said = REFUSED[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DecodeError, match=said) as ours:
+        for_training(data)
+    with pytest.raises(RecordingError, match=said) as alone:
+        standing_alone(tmp_path / name)
+    for error in (ours, alone):
+        assert "0x" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_joined_mp3_holds_both_parts():
+    late, expected = for_training(MP3 + MP3)[len(LONG) :], LONG[8000:16000, 0]
+    shifts = [np.corrcoef(late[8000 + shift : 16000 + shift], expected)[0, 1] for shift in range(2304)]
+    assert max(shifts) > 0.98
+
+
+VIDEO = {
+    "Matroska with AAC": muxed(tone(20.0, 44100), "matroska", "aac", 44100),
+    "WebM with Opus": muxed(tone(20.0, 48000), "webm", "libopus", 48000),
+    "Ogg with FLAC": muxed(LONG, "ogg", "flac"),
+    "MPEG transport stream": muxed(tone(20.0, 44100), "mpegts", "aac", 44100),
+    "QuickTime": muxed(tone(20.0, 44100), "mov", "aac", 44100),
+    "MPEG-4": muxed(tone(20.0, 44100), "mp4", "aac", 44100),
+    "True Audio": muxed(LONG, "tta", "tta"),
+    "WavPack": muxed(LONG, "wv", "wavpack"),
+    "ADTS": muxed(tone(20.0, 44100), "adts", "aac", 44100),
+    "FLV": muxed(tone(20.0, 44100), "flv", "aac", 44100),
+}
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_the_length_found_is_the_length_decoded_and_windows_are_where_they_say(name):
+    data = VIDEO[name]
+    info = probe(io.BytesIO(data))
+    whole, rate = decode(io.BytesIO(data))
+    assert (info.rate, info.samples) == (rate, len(whole))
+    expected = tone(20.0, rate)[:, 0]
+    # of what is heard, nothing is lost and nothing shifted but what the encoder puts before
+    delays = [d for d in range(0, 4000) if len(whole) > len(expected) - 4000 + d]
+    score = [float(np.dot(whole[d : d + rate], expected[:rate])) for d in delays]
+    assert info.samples >= len(expected) - 1024
+    delay = int(np.argmax(score))
+    assert delay < 2200
+    for second in (3, 19):
+        start = second * rate
+        window = decode_window(io.BytesIO(data), info, start=start, length=rate // 2, rate=rate)
+        np.testing.assert_allclose(window, whole[start : start + rate // 2], atol=5e-3)
+
+
+def test_a_file_that_is_shorter_by_now_is_not_read():
+    with pytest.raises(DecodeError, match=r"ends after 1\.00 s, where the scan found 1\.88 s"):
+        decode_window(
+            io.BytesIO(encode(SECOND, 16000, "wav")), AudioInfo(30000, 16000, 1), start=0, length=30000, rate=16000
+        )

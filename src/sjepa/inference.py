@@ -16,13 +16,12 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import gcd
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import onnxruntime
 import soundfile
 import yaml
 from numpy.typing import NDArray
@@ -34,6 +33,21 @@ _CHUNK_SECONDS, _CONTEXT_SECONDS = 30.0, 2.0
 _ZERO_CROSSINGS, _KAISER_BETA, _ROLLOFF = 48, 12.0, 0.96
 _BLOCK = 1 << 14
 _LARGEST_SAMPLE = 2.0**31  # integers of 32 bits that were written as floats are the largest seen
+_EXACT_SEEK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST"})
+_UNKNOWN_LENGTH = 1 << 62  # and more: what libsndfile says of a FLAC that does not say
+_JOINED = "several {} streams joined in one file, of which the first alone would be read; split them"
+_LONGEST_GAP = 1 << 20  # bytes between the parts of a file
+_LOWEST_RATE, _HIGHEST_RATE = 1000, 768_000
+_NOT_ITS_KIND = (
+    1,
+    4,
+    18,
+    161,
+)  # libsndfile's words for: unknown, an encoding or a part of it that it lacks, FLAC in Ogg
+_NOTHING = np.zeros(0, np.float32)
+_MOST_CHUNKS, _MOST_BYTES = 64, (1 << 32) - 1  # of a WAV
+_BIT_RATES_1 = (0, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40)  # of MPEG-1 layer III, in 8 kbit/s
+_BIT_RATES_2 = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20)  # of MPEG-2 and 2.5
 
 
 class InputError(Exception):
@@ -42,6 +56,17 @@ class InputError(Exception):
 
 class RecordingError(InputError):
     """What is wrong with one recording; others may be all right."""
+
+
+def check_rate(rate: int) -> None:
+    """Raises SoundError if no recording has such a rate (Hz)."""
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        raise SoundError(f"a rate of {rate} Hz, which no recording has")
+
+
+def ends_early(found: int, claimed: int, rate: int) -> str:
+    """What to say of a file that ends before its header says, lengths in samples."""
+    return f"ends after {found / rate:.2f} s, where its header claims {claimed / rate:.2f} s"
 
 
 class Resampler:
@@ -53,11 +78,13 @@ class Resampler:
         self.same = rate == target
         cutoff = _ROLLOFF * min(1.0, target / rate)  # of the lower of the two Nyquist frequencies
         self.reach = int(np.ceil(_ZERO_CROSSINGS / cutoff))  # samples of the recording on either side
-        offset = np.arange(-self.reach, self.reach + 1)[None, :] - np.arange(self.up)[:, None] / self.up
         window = np.kaiser(2 * 4096 + 1, _KAISER_BETA)
-        place = np.clip((offset / (self.reach + 1) + 1) * 4096, 0, 2 * 4096)
-        taps = cutoff * np.sinc(cutoff * offset) * np.interp(place, np.arange(2 * 4096 + 1), window)
-        self._taps = (taps / taps.sum(1, keepdims=True)).astype(np.float32)  # [phase, tap]
+        self._taps = np.empty((self.up, 2 * self.reach + 1), np.float32)  # [phase, tap]
+        for phase in range(self.up):
+            offset = np.arange(-self.reach, self.reach + 1) - phase / self.up
+            place = np.clip((offset / (self.reach + 1) + 1) * 4096, 0, 2 * 4096)
+            taps = cutoff * np.sinc(cutoff * offset) * np.interp(place, np.arange(2 * 4096 + 1), window)
+            self._taps[phase] = taps / taps.sum()
 
     def length(self, samples: int) -> int:
         """Samples that a recording of `samples` becomes."""
@@ -82,47 +109,389 @@ class Resampler:
         return np.concatenate(parts).astype(np.float32)
 
 
+class SoundError(Exception):
+    """Why a file, or a part of it, cannot be used."""
+
+
+class UnknownFormatError(SoundError):
+    """Not audio that libsndfile reads; another library may."""
+
+
+class Downmix:
+    """Averages channels, and remembers how loud they were: `peak` of the samples given, `channel_energy` (sum of squares
+    over channels and time, divided by channels) and `mono_energy` of their mean."""
+
+    def __init__(self) -> None:
+        self.peak = self.channel_energy = self.mono_energy = 0.0
+
+    def __call__(self, samples: Array) -> Array:
+        """[S, C] float32 to [S]. Raises SoundError on values that no recording has."""
+        peak = float(np.abs(samples).max(initial=0.0))
+        if not np.isfinite(peak):
+            raise SoundError("samples that are not finite numbers")
+        if peak > _LARGEST_SAMPLE:
+            raise SoundError(f"samples of up to {peak:.1e}, which no recording has (full scale is 1)")
+        self.peak = max(self.peak, peak)
+        if samples.shape[1] == 1:
+            return samples[:, 0]
+        mono: Array = samples.mean(axis=1, dtype=np.float32)
+        self.channel_energy += float(np.square(samples, dtype=np.float64).sum()) / samples.shape[1]
+        self.mono_energy += float(np.square(mono, dtype=np.float64).sum())
+        return mono
+
+
+class Sound:
+    """An audio file as libsndfile decodes it, channels averaged, float32 at its own `rate` (Hz). Headers that claim a wrong
+    length are put right first, so that `samples` is the length as far as it can be told without decoding."""
+
+    _file: Any = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        """`file` stays the caller's to close. Raises SoundError."""
+        self.downmix = Downmix()
+        self._bytes = _put_right(file)
+        self._open()
+        if self._file.frames >= _UNKNOWN_LENGTH:
+            self._bytes = _flac_of_known_length(self._bytes, self._reaches)
+            self._open()
+        self.rate, self.channels, self.samples = self._file.samplerate, self._file.channels, self._file.frames
+        # libsndfile's seeks land on the exact sample; into other formats, what is wanted is reached by decoding
+        is_listed = self._file.format in _EXACT_SEEK and not self._file.subtype.startswith("ALAC")
+        self.exact = is_listed and self._file.may_seek
+        check_rate(self.rate)
+
+    def close(self) -> None:
+        """Leaves the bytes open."""
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, start: int, stop: int) -> Array:
+        """Samples start … stop−1; fewer where the file ends. Raises SoundError if it is damaged there."""
+        try:
+            return self._read_there(start, stop) if self.exact else self._read_on(start, stop)
+        except soundfile.LibsndfileError as error:
+            raise SoundError(f"damaged ({_said(error)})") from None
+
+    def measure(self) -> int:
+        """The length in samples, as the decoder gives it where that may differ from the header. Raises SoundError."""
+        if self._file.format in _MAY_BE_JOINED:
+            _MAY_BE_JOINED[self._file.format](self._bytes)
+            self._open()
+        if self.exact:
+            if self.samples and not len(self.read(self.samples - 1, self.samples)):
+                raise SoundError("ends before its header says")
+            return self.samples
+        count = 0
+        while length := len(self.read(count, count + _BLOCK)):
+            count += length
+        self.samples = count
+        return count
+
+    def _open(self) -> None:
+        self.close()
+        self._bytes.seek(0)
+        try:
+            self._file = _ReadOn(self._bytes)
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
+            kind = UnknownFormatError if getattr(error, "code", 1) in _NOT_ITS_KIND else SoundError
+            raise kind(f"not audio that libsndfile reads ({_said(error)})") from None
+        self._position, self._kept = 0, _NOTHING  # next to be decoded, and the samples just before it
+
+    def _read_there(self, start: int, stop: int) -> Array:
+        start, stop = max(0, min(start, self._file.frames)), min(stop, self._file.frames)
+        self._file.seek(start)
+        self._position = start
+        return np.concatenate([*self._decoded(stop), _NOTHING])
+
+    def _read_on(self, start: int, stop: int) -> Array:
+        if start < self._position - len(self._kept):
+            self._open()
+        parts = [self._kept[max(0, len(self._kept) - (self._position - start)) :]] if start < self._position else []
+        for block in self._decoded(stop):
+            parts.append(block[max(0, start - self._position) :])
+        self._kept = np.concatenate([*parts, _NOTHING])
+        return self._kept[: max(0, stop - start)]
+
+    def _decoded(self, stop: int) -> Iterator[Array]:
+        """What follows up to sample `stop`, in blocks: no claim of a header takes memory."""
+        while self._position < stop:
+            block = self._file.read(min(_BLOCK, stop - self._position), dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            yield self.downmix(block)
+            self._position += len(block)
+
+    def _reaches(self, position: int) -> bool:
+        try:
+            self._open()
+            self._file.seek(position)
+            return True
+        except soundfile.LibsndfileError:
+            return False
+
+
+class _ReadOn(soundfile.SoundFile):  # type: ignore[misc]
+    """Without the seek that the library makes after each read to where it is already: an MP3 decoder forgets by it what it
+    needs of earlier frames."""
+
+    @property
+    def may_seek(self) -> bool:
+        return bool(super().seekable())
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Bytes(io.RawIOBase):
+    """A file as libsndfile is to see it: its first bytes may be others, and no seek fails."""
+
+    def __init__(self, file: BinaryIO, head: bytes = b"") -> None:
+        self._file, self._head, self._position = file, head, 0
+        self._size = file.seek(0, io.SEEK_END)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position < len(self._head):
+            piece = self._head[self._position : self._position + len(buffer)]
+        else:
+            self._file.seek(self._position)
+            piece = self._file.read(len(buffer))
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+
+def _put_right(file: BinaryIO) -> _Bytes:
+    """What is to be read of it, or instead of it where its header claims a length that is not its own."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if not size:
+        raise SoundError("empty file")
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        return _Bytes(file, _wave_head(file, size, head))
+    if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
+        file.seek(0)
+        stream = _mpeg(file.read())
+        return _Bytes(file if stream is None else io.BytesIO(stream))
+    return _Bytes(file)
+
+
+def _wave_head(file: BinaryIO, size: int, head: bytes) -> bytes:
+    """The head of a WAV whose size of samples was never written, with it. Raises SoundError if another WAV follows."""
+    claimed = 8 + int.from_bytes(head[4:8], "little")
+    for end in (claimed, claimed + claimed % 2):
+        file.seek(end)
+        if file.read(4) == b"RIFF":
+            raise SoundError(_JOINED.format("WAV"))
+    position = 12
+    for _ in range(_MOST_CHUNKS):
+        file.seek(position)
+        chunk = file.read(8)
+        length = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data" and not length and size > position + 8:
+            following = file.read(8)
+            is_chunk = following[:4].isalnum() and int.from_bytes(following[4:], "little") <= size - position - 16
+            if is_chunk:
+                break
+            file.seek(0)
+            return file.read(position + 4) + min(size - position - 8, _MOST_BYTES).to_bytes(4, "little")
+        if len(chunk) < 8 or chunk[:4] == b"data":
+            break
+        position += 8 + length + length % 2
+    return b""
+
+
+def _flac_of_known_length(file: Any, reaches: Callable[[int], bool]) -> Any:
+    """A FLAC file that says how many samples it has. `reaches`: whether one may seek to a sample."""
+    below, above = -1, 1
+    while reaches(above):
+        below, above = above, above * 2
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if reaches(middle) else (below, middle)
+    file.seek(0)
+    head = bytearray(file.read(_LONGEST_GAP))
+    total = head.find(b"fLaC") + 21  # of STREAMINFO: 4 bits, then 4 bytes
+    if total < 21 or above >= 1 << 36:
+        raise SoundError("FLAC of unknown length, which cannot be found")
+    head[total : total + 5] = ((head[total] & 0xF0) << 32 | above).to_bytes(5, "big")
+    return _Bytes(file, bytes(head))
+
+
+def _refuse_second_flac(file: Any) -> None:
+    """Raises SoundError if another FLAC stream follows the first: a seek may land in either."""
+    file.seek(0)
+    beginnings, before = 0, b""
+    while piece := file.read(_LONGEST_GAP):
+        beginnings += sum((before + piece).count(b"fLaC" + kind + b"\0\0\x22") for kind in (b"\x00", b"\x80"))
+        before = piece[-7:]
+    if beginnings > 1:
+        raise SoundError(_JOINED.format("FLAC"))
+
+
+def _refuse_second_ogg(file: Any) -> None:
+    """Raises SoundError if one Ogg stream ends and another begins."""
+    position, begun = 0, False
+    while True:
+        file.seek(position)
+        page = file.read(27 + 255)
+        if len(page) < 27 or page[:4] != b"OggS":
+            return
+        first = bool(page[5] & 2)  # of its stream
+        if begun and first:
+            raise SoundError(_JOINED.format("Ogg"))
+        begun = begun or not first
+        position += 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+_MAY_BE_JOINED = {"FLAC": _refuse_second_flac, "OGG": _refuse_second_ogg}
+
+
+def _mpeg(data: bytes) -> bytes | None:
+    """MPEG layer III as its frames alone, behind a first one that gives their number: decoders believe a number that was
+    written for fewer, and guess where there is none. None if it is something else. Raises SoundError for streams of several
+    kinds in one file."""
+    frames, tag = _mpeg_frames(data)
+    if not frames:
+        return None
+    (kind, start, _), *_ = frames
+    if any(other[0] != kind for other in frames):
+        raise SoundError("streams of several rates or numbers of channels joined in one MP3 file")
+    body = b"".join(data[begin:end] for _, begin, end in frames)
+    return _mpeg_tag(tag, data[start : start + 4], kind, len(frames), len(body)) + body
+
+
+def _mpeg_frames(data: bytes) -> tuple[list[tuple[_MpegKind, int, int]], bytes]:
+    """(kind, first byte, end) of every frame with sound, and the frame before them that says how many there are."""
+    frames: list[tuple[_MpegKind, int, int]] = []
+    tag, position, sure = b"", 0, False
+    while position < len(data):
+        if data[position : position + 3] == b"ID3":
+            sizes = data[position + 6 : position + 10]
+            position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(sizes, (21, 14, 7, 0), strict=False))
+            continue
+        found = _mpeg_frame(data, position)
+        sure = found is not None and (sure or _mpeg_goes_on(data, position, 2))
+        if found is None or not sure:
+            gap = min(len(data), (frames[-1][2] if frames else position) + (_LONGEST_GAP if frames else 1 << 16))
+            position = data.find(b"\xff", position + 1, gap)
+            if position < 0:
+                break
+            continue
+        kind, size = found
+        says = position + kind.side_bytes
+        if data[says : says + 4] in (b"Xing", b"Info"):
+            tag = data[position : position + size] if not frames else tag
+        elif position + size <= len(data):
+            frames.append((kind, position, position + size))
+        position += size
+    return frames, tag
+
+
+class _MpegKind(NamedTuple):
+    version: int  # as the header has it: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
+    rate: int
+    mono: bool
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of a frame before its sound."""
+        return 4 + ((17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17))
+
+
+def _mpeg_frame(data: bytes, at: int) -> tuple[_MpegKind, int] | None:
+    """Kind and bytes of the frame of MPEG layer III that begins there (ISO 11172-3 and 13818-3); None if none does."""
+    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
+        return None
+    version, bits, place = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
+    if version == 1 or place == 3 or not 0 < bits < 15:
+        return None
+    rate = (44100, 48000, 32000)[place] >> {3: 0, 2: 1, 0: 2}[version]
+    bit_rate, slots = (8000 * _BIT_RATES_1[bits], 144) if version == 3 else (8000 * _BIT_RATES_2[bits], 72)
+    return _MpegKind(version, rate, data[at + 3] >> 6 == 3), slots * bit_rate // rate + (data[at + 2] >> 1 & 1)
+
+
+def _mpeg_goes_on(data: bytes, at: int, times: int) -> bool:
+    """Whether more frames of the same kind follow the one that begins there, as many as the file has room for."""
+    kind, size = _mpeg_frame(data, at) or (None, 0)
+    following = at + size
+    if not size or following + 4 > len(data) or data[following : following + 3] in (b"ID3", b"TAG"):
+        return bool(size)
+    found = _mpeg_frame(data, following)
+    return found is not None and found[0] == kind and (times == 1 or _mpeg_goes_on(data, following, times - 1))
+
+
+def _mpeg_tag(tag: bytes, header: bytes, kind: _MpegKind, count: int, size: int) -> bytes:
+    """The frame that says how many there are: the file's own if it is right, with its delay and no padding if it is not, or
+    one without either."""
+    says = kind.side_bytes
+    flags = int.from_bytes(tag[says + 4 : says + 8], "big")
+    if not flags & 1:
+        plain = bytes([header[0], header[1] | 1, 0x80 | header[2] & 0x0C, header[3]])  # a rate with room, no checksum
+        _, length = _mpeg_frame(plain, 0) or (None, 0)
+        written = plain + bytes(says - 4) + b"Xing" + (3).to_bytes(4, "big")
+        return (written + count.to_bytes(4, "big") + (size + length).to_bytes(4, "big")).ljust(length, b"\0")
+    right = bytearray(tag)
+    if int.from_bytes(tag[says + 8 : says + 12], "big") != count:
+        right[says + 8 : says + 12] = count.to_bytes(4, "big")
+        lame = says + 12 + 4 * bool(flags & 2) + 100 * bool(flags & 4) + 4 * bool(flags & 8)
+        if len(right) >= lame + 24:  # its delay and padding are 12 bits each
+            right[lame + 22 : lame + 24] = bytes([right[lame + 22] & 0xF0, 0])
+    if flags & 2:
+        right[says + 12 : says + 16] = (size + len(tag)).to_bytes(4, "big")
+    return bytes(right)
+
+
 class Recording:
     """An audio file as mono float32 at `target` Hz, read in any pieces."""
 
     def __init__(self, path: Path, target: int) -> None:
         """Raises RecordingError if there is no such file or it is not audio."""
+        self._path = path
         try:
             self._bytes = path.open("rb")  # libsndfile looks at a file's neighbours if it knows its name
         except (OSError, ValueError) as error:
             raise RecordingError(f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from None
         try:
-            self._file = soundfile.SoundFile(self._bytes)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:
+            self._sound = Sound(self._bytes)
+            self._native = self._sound.measure()
+        except SoundError as error:
             self._bytes.close()
-            raise RecordingError(f"{path}: not audio that libsndfile reads ({_said(error)})") from None
-        self._path, self._resampler = path, Resampler(self._file.samplerate, target)
-        self.samples = self._resampler.length(self._file.frames)
+            raise RecordingError(f"{path}: {error}") from None
+        self._resampler = Resampler(self._sound.rate, target)
+        self.samples = self._resampler.length(self._native)
 
     def __enter__(self) -> Recording:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._sound.close()
         self._bytes.close()
 
     def read(self, start: int, stop: int) -> Array:
         """Samples start … stop−1. Raises RecordingError if the file is damaged there."""
         low, high = self._resampler.needs(start, stop)
-        inside = max(0, low), min(self._file.frames, high)
+        first, last = max(0, low), min(self._native, high)
         try:
-            self._file.seek(inside[0])
-            piece = self._file.read(inside[1] - inside[0], dtype="float32", always_2d=True).mean(axis=1)
-        except soundfile.LibsndfileError as error:
-            raise RecordingError(f"{self._path}: damaged ({_said(error)})") from None
-        peak = np.abs(piece).max(initial=0.0)
-        if not np.isfinite(peak):
-            raise RecordingError(f"{self._path}: samples that are not finite numbers")
-        if peak > _LARGEST_SAMPLE:
-            raise RecordingError(f"{self._path}: samples of up to {peak:.1e}, which no recording has (full scale is 1)")
-        missing = inside[1] - inside[0] - len(piece)
-        padded = np.pad(piece, (inside[0] - low, high - inside[1] + missing))
-        return self._resampler(padded.astype(np.float32), start, stop)
+            piece = self._sound.read(first, last)
+            if len(piece) < last - first:
+                raise SoundError(ends_early(first + len(piece), self._native, self._sound.rate))
+        except SoundError as error:
+            raise RecordingError(f"{self._path}: {error}") from None
+        return self._resampler(np.pad(piece, (first - low, high - last)), start, stop)
 
 
 class Span(NamedTuple):
@@ -141,6 +510,8 @@ class Model:
         """Raises InputError if it is missing or something else."""
         if not Path(path).exists():
             raise InputError(f"{path}: no such file; exportw writes it")
+        import onnxruntime  # here, so that what reads audio needs no runtime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

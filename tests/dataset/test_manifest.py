@@ -20,7 +20,7 @@ def examined(monkeypatch):
     """Counts the files that scans look into from now on."""
     count = []
     original = manifest.probe
-    monkeypatch.setattr(manifest, "probe", lambda file: count.append(1) or original(file))
+    monkeypatch.setattr(manifest, "probe", lambda file, **options: count.append(1) or original(file, **options))
     return count
 
 

@@ -1,27 +1,31 @@
 """Decoding: any format to mono float32 at the model's rate, whole or a window of it.
 
-libsndfile reads what it can (wav, flac, ogg, opus, mp3, aiff, …); PyAV reads the rest (m4a, aac, webm, …).
+libsndfile reads what it can (wav, flac, ogg, opus, mp3, aiff, …), in the file that also reads for `runinfer`; PyAV reads the
+rest (m4a, aac, webm, …).
 """
 
 from __future__ import annotations
 
-import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from sjepa.inference import Downmix, Sound, SoundError, UnknownFormatError, check_rate, ends_early
+
 Waveform = NDArray[np.float32]
 
-# libsndfile's seeks into these land on the exact sample; for the others a window is cut from a full decode
-_EXACT_SEEK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
+_EXACT_SEEK = frozenset({"mov", "mp4"})  # containers whose positions are those of the samples, after a seek too
+_THE_END = 1 << 62  # samples: no file has them
 _RESAMPLER_MARGIN_SECONDS = 0.1  # the filter's reach is shorter, so a window equals the slice of the whole
-_LARGEST_SAMPLE = 2.0**31  # integers of 32 bits that were written as floats are the largest seen
+_AV_CHANNELS = 8
+_AV_TAIL_SECONDS = 1.0  # before the stated end, which is some packets off
 _AV_PREROLL_SECONDS = 0.25  # decoders of lossy formats need a few packets before their output is right
 
 
@@ -31,11 +35,13 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file says of itself: its length at its own rate, its rate (Hz) and its channels."""
+    """A file's length at its own rate, its rate (Hz) and its channels. `levels`: how loud it is, if it was decoded to the
+    end to know its length."""
 
     samples: int
     rate: int
     channels: int
+    levels: Downmix | None = None
 
     @property
     def seconds(self) -> float:
@@ -47,16 +53,29 @@ def resampled_length(samples: Any, rate: Any, target_rate: int) -> Any:
     return samples * target_rate // rate
 
 
-def probe(file: BinaryIO) -> AudioInfo:
-    """Length, rate and channels, from the header where it states them. Raises DecodeError."""
-    try:
-        with _open(file) as reader:
-            info = reader.info
-    except Exception as error:  # bytes of any kind make the decoders raise anything; it always means: not usable
-        raise DecodeError(_reason(error)) from None
+def probe(file: BinaryIO, *, measure: bool = True) -> AudioInfo:
+    """Length, rate and channels. `measure`: decode it to the end where the header is no proof of the length. Raises
+    DecodeError."""
+    with _reading(file) as reader:
+        samples = reader.measure() if measure else reader.samples
+        info = AudioInfo(
+            samples, reader.rate, reader.channels, reader.downmix if measure and not reader.exact else None
+        )
     if info.samples <= 0:
         raise DecodeError("no samples")
     return info
+
+
+def verify(file: BinaryIO, claimed: int, parts: list[tuple[int, int]]) -> Downmix:
+    """Decodes samples start … stop−1 of each part of a file that claims to have so many; how loud they are. Raises
+    DecodeError."""
+    with _reading(file) as reader:
+        for start, stop in parts:
+            found = len(reader.read(start, stop))
+            if found < stop - start:
+                raise DecodeError(ends_early(start + found, claimed, reader.rate))
+        levels: Downmix = reader.downmix
+        return levels
 
 
 def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[Waveform, int]:
@@ -65,18 +84,10 @@ def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[
     Fewer samples come back where the file ends early. Raises DecodeError on damage, on no samples, on NaN and on values that
     no recording has.
     """
-    try:
-        with _open(file) as reader:
-            mono, rate = reader.read(start, stop), reader.info.rate
-    except Exception as error:  # bytes of any kind make the decoders raise anything; it always means: not usable
-        raise DecodeError(_reason(error)) from None
+    with _reading(file) as reader:
+        mono, rate = reader.read(start, _THE_END if stop is None else stop), reader.rate
     if not len(mono):
         raise DecodeError("no samples")
-    peak = float(np.abs(mono).max())
-    if not math.isfinite(peak):
-        raise DecodeError("samples that are not finite numbers")
-    if peak > _LARGEST_SAMPLE:
-        raise DecodeError(f"samples of up to {peak:.1e}, which no recording has (full scale is 1)")
     return mono, rate
 
 
@@ -107,6 +118,8 @@ def _decode_at(file: BinaryIO, rate: int, start: int, stop: int) -> Waveform:
     mono, found = decode(file, start=start, stop=stop)
     if found != rate:
         raise DecodeError(f"{found} Hz, where {rate} Hz were found when it was scanned: the file has changed")
+    if len(mono) < stop - start:
+        raise DecodeError(f"{ends_early(start + len(mono), stop, rate)}".replace("its header claims", "the scan found"))
     return mono
 
 
@@ -117,120 +130,118 @@ def resample(mono: Waveform, rate: float, target_rate: float) -> Waveform:
     return np.asarray(soxr.resample(mono, rate, target_rate, quality="HQ"), dtype=np.float32)
 
 
-def _open(file: BinaryIO) -> Any:
-    """A reader with `info` and `read(start, stop)`: libsndfile's if it knows the format, else PyAV's."""
-    if not file.seek(0, io.SEEK_END):
-        raise DecodeError("empty file")
-    file.seek(0)
+@contextmanager
+def _reading(file: BinaryIO) -> Iterator[Any]:
+    """A reader, closed afterwards: libsndfile's if it knows the format, else PyAV's. Raises DecodeError, for all that fails
+    inside too."""
+    reader: Any = None
     try:
-        return _SndfileReader(file)
-    except soundfile.LibsndfileError as error:
-        file.seek(0)
         try:
-            return _AvReader(file)
-        except DecodeError:
-            raise
-        except Exception:
-            raise error from None  # neither knows it: libsndfile's words are the plainer ones
+            reader = Sound(file)
+        except UnknownFormatError as error:
+            reader = _by_av(file, error)
+        yield reader
+    except DecodeError:
+        raise
+    except Exception as error:  # bytes of any kind make the decoders raise anything; it always means: not usable
+        raise DecodeError(_reason(error)) from None
+    finally:
+        if reader is not None:
+            reader.close()
 
 
-class _SndfileReader:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = soundfile.SoundFile(file)
-        self.info = AudioInfo(self._file.frames, self._file.samplerate, self._file.channels)
-
-    def __enter__(self) -> _SndfileReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, start: int, stop: int | None) -> Waveform:
-        if start and self._file.format in _EXACT_SEEK:
-            self._file.seek(min(start, self._file.frames))
-            samples = self._file.read(-1 if stop is None else stop - start, dtype="float32", always_2d=True)
-        else:
-            samples = self._file.read(-1 if stop is None else stop, dtype="float32", always_2d=True)[start:]
-        return _to_mono(samples)
+def _by_av(file: BinaryIO, error: UnknownFormatError) -> _AvReader:
+    try:
+        return _AvReader(file)
+    except DecodeError:
+        raise
+    except Exception:
+        raise error from None  # neither knows it: libsndfile's words are the plainer ones
 
 
 class _AvReader:
+    """What `Sound` is, by PyAV."""
+
     def __init__(self, file: BinaryIO) -> None:
-        self._container = av.open(file, mode="r", metadata_errors="replace")
-        try:
-            if not self._container.streams.audio:
-                raise DecodeError("no audio stream")
-            self._stream = self._container.streams.audio[0]
-            rate, channels = getattr(self._stream, "rate", 0), getattr(self._stream, "channels", 0)
-            if not rate:
-                raise DecodeError("no sample rate")
-            self.info = AudioInfo(self._length(rate), rate, channels)
-        except BaseException:
+        self.downmix = Downmix()
+        self._file = file
+        self._container: Any = None
+        self._open()
+        check_rate(self.rate)
+
+    def close(self) -> None:
+        if self._container is not None:
             self._container.close()
-            raise
 
-    def __enter__(self) -> _AvReader:
-        return self
+    @property
+    def samples(self) -> int:
+        return self.measure()
 
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
+    def measure(self) -> int:
+        """Where the last packets end if positions are exact; else all is decoded and counted."""
+        stated = int(self._stream.duration or 0)
+        if not stated:
+            self.exact = False
+        elif self.exact:
+            tail = max(0, stated - round(_AV_TAIL_SECONDS * self.rate))
+            return tail + len(self.read(tail, _THE_END))
+        self._open()
+        return sum(len(mono) for mono, _ in self._decoded())
 
-    def _exact(self) -> bool:
-        """Whether the stream counts time in its own samples, so that positions and its stated length are exact."""
-        base = self._stream.time_base
-        return base is not None and base * self._stream.rate == 1
-
-    def _length(self, rate: int) -> int:
-        """The stated length where it is exact; else the packets are counted (not decoded)."""
-        if self._exact() and self._stream.duration:
-            return int(self._stream.duration)
-        base, total = self._stream.time_base, 0
-        for packet in self._container.demux(self._stream):
-            total += packet.duration or 0
-        self._container.seek(0)
-        return round(float(total * base) * rate) if base is not None else 0
-
-    def read(self, start: int, stop: int | None) -> Waveform:
+    def read(self, start: int, stop: int) -> Waveform:
         """Decodes from a little before `start` where positions are exact, else from the beginning; never past `stop`."""
         origin = self._stream.start_time or 0
-        preroll = start - int(_AV_PREROLL_SECONDS * self.info.rate)
-        seeks = preroll > 0 and self._exact()
+        preroll = start - int(_AV_PREROLL_SECONDS * self.rate)
+        seeks = preroll > 0 and self.exact
+        self._open()  # anew: a container that is wound back may leave out its first packets
         if seeks:
             self._container.seek(origin + preroll, stream=self._stream)
         pieces: list[Waveform] = []
         position: int | None = None
-        for frame in self._container.decode(self._stream):
+        for mono, time in self._decoded():
             if position is None:
-                position = frame.pts - origin if seeks and frame.pts is not None else 0
-            mono = _frame_to_mono(frame)
-            low = max(0, start - position)
-            high = len(mono) if stop is None else max(0, min(len(mono), stop - position))
-            pieces.append(mono[low:high])
+                position = time - origin if seeks and time is not None else 0
+            pieces.append(mono[max(0, start - position) : max(0, stop - position)])
             position += len(mono)
-            if stop is not None and position >= stop:
+            if position >= stop:
                 break
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        return np.concatenate([*pieces, np.zeros(0, np.float32)])
+
+    def _open(self) -> None:
+        self.close()
+        self._file.seek(0)
+        self._container = av.open(self._file, mode="r", metadata_errors="replace")
+        if not self._container.streams.audio:
+            self.close()
+            raise DecodeError("no audio stream")
+        self._stream = self._container.streams.audio[0]
+        self.rate, self.channels = getattr(self._stream, "rate", 0), getattr(self._stream, "channels", 0)
+        base, formats = self._stream.time_base, self._container.format.name.split(",")
+        self.exact = bool(self.rate and base is not None and base * self.rate == 1 and _EXACT_SEEK & set(formats))
+
+    def _decoded(self) -> Iterator[tuple[Waveform, int | None]]:
+        """Samples and their time, in samples if times are exact."""
+        for frame in self._container.decode(self._stream):
+            if frame.sample_rate != self.rate:
+                raise DecodeError(f"its rate changes, from {self.rate} to {frame.sample_rate} Hz")
+            yield self.downmix(_samples_of(frame)), frame.pts
 
 
-def _to_mono(samples: NDArray[np.float32]) -> Waveform:
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-
-
-def _frame_to_mono(frame: Any) -> Waveform:
+def _samples_of(frame: Any) -> NDArray[np.float32]:
+    """[S, C] in −1…1. Raises DecodeError for more channels than PyAV has places for."""
+    if frame.format.is_planar and frame.layout.nb_channels > _AV_CHANNELS:
+        raise DecodeError(f"{frame.layout.nb_channels} channels")
     values = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples × channels)
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype.kind == "f":
-        scaled = values.astype(np.float32)
-    elif values.dtype == np.uint8:
-        scaled = (values.astype(np.float32) - 128) / 128
-    else:
-        scaled = values.astype(np.float32) / -float(np.iinfo(values.dtype).min)
-    return np.ascontiguousarray(_to_mono(scaled.T))
+        return np.asarray(values, dtype=np.float32)
+    if values.dtype == np.uint8:
+        return np.asarray((values.astype(np.float32) - 128) / 128)
+    return np.asarray(values.astype(np.float32) / -float(np.iinfo(values.dtype).min))
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, DecodeError):
+    if isinstance(error, SoundError):
         return str(error)
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split()).rstrip(".") or type(error).__name__

@@ -20,15 +20,15 @@ import numpy as np
 from sjepa.core.files import atomic_path, is_writable_folder
 from sjepa.core.progress import Progress, silent
 from sjepa.core.threads import usable_cores
-from sjepa.dataset.audio import AudioInfo, DecodeError, decode, probe
+from sjepa.dataset.audio import AudioInfo, DecodeError, probe
 from sjepa.dataset.containers import Containers
+from sjepa.dataset.examine import Examined, Remarks, examine
 from sjepa.dataset.fingerprint import fingerprint
 from sjepa.dataset.hdf5 import read_table
 from sjepa.dataset.sources import AudioRef, Listing, Source, list_source
 from sjepa.dataset.table import ClipTable, ScanDepth
 
-_FORMAT = 1
-_TAIL_SECONDS = 0.5
+_FORMAT = 2
 _CHUNK_CLIPS = 64
 _PARALLEL_FROM_CLIPS = 512  # fewer are scanned faster than processes start
 _COLUMNS = ("offset", "size", "first", "samples", "rate", "channels")
@@ -67,6 +67,7 @@ def _examine(source: Source, listing: Listing, check: str, index: Path | None, p
     examined = _results([(source, chunk, check, index) for chunk in chunks], len(refs))
     kept: list[AudioRef] = []
     figures: list[tuple[int, int, int, int]] = []
+    remarks = Remarks()
     for chunk, results in zip(
         chunks, progress(examined, total=len(chunks), label=f"scan {source.path.name}"), strict=True
     ):
@@ -75,7 +76,8 @@ def _examine(source: Source, listing: Listing, check: str, index: Path | None, p
                 dropped.append((ref.name, result))
             else:
                 kept.append(ref)
-                figures.append(result)
+                figures.append(result[:4])
+                remarks.add(ref.name, result[4])
     first, samples, rate, channels = np.array(figures, dtype=np.int64).reshape(-1, 4).T
     label_names = sorted({name for ref in kept for name in ref.labels})
     return ClipTable(
@@ -90,10 +92,11 @@ def _examine(source: Source, listing: Listing, check: str, index: Path | None, p
         labels={name: [ref.labels.get(name) for ref in kept] for name in label_names},
         dropped=dropped,
         gzip_index=index,
+        remarks=[*listing.remarks, *remarks.lines()],
     )
 
 
-def _results(jobs: list[Any], clips: int) -> Iterator[list[Any]]:
+def _results(jobs: list[Any], clips: int) -> Iterator[list[Examined | str]]:
     processes = usable_cores()
     if clips < _PARALLEL_FROM_CLIPS or processes == 1:
         yield from map(_examine_chunk, jobs)
@@ -103,48 +106,22 @@ def _results(jobs: list[Any], clips: int) -> Iterator[list[Any]]:
         yield from pool.map(_examine_chunk, jobs)
 
 
-def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list[tuple[int, int, int, int] | str]:
-    """(first, samples, rate, channels) of each clip, or the reason why it cannot be used."""
+def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list[Examined | str]:
+    """What was found of each clip, or the reason why it cannot be used."""
     source, refs, check, index = job
     containers = Containers()
-    results: list[tuple[int, int, int, int] | str] = []
+    results: list[Examined | str] = []
+    last: tuple[str, AudioInfo] | None = None  # a manifest may cut one file into many segments
     for ref in refs:
         try:
             with containers.open(source, ref.name, ref.offset, ref.size, index=index) as file:
-                info = probe(file)
-                first, samples = _segment(ref, info)
-                samples = _decode_check(file, first, samples, info.rate, check)
-                results.append((first, samples, info.rate, info.channels))
+                info = last[1] if last and last[0] == ref.name else probe(file, measure=check != "header")
+                last = ref.name, info
+                results.append(examine(file, info, ref.start_seconds, ref.duration_seconds, check))
         except DecodeError as error:
             results.append(str(error))
     containers.close()
     return results
-
-
-def _segment(ref: AudioRef, info: AudioInfo) -> tuple[int, int]:
-    first = round(ref.start_seconds * info.rate)
-    if first >= info.samples:
-        raise DecodeError(f"segment starts at {ref.start_seconds:g} s, after the end at {info.seconds:.3f} s")
-    available = info.samples - first
-    if ref.duration_seconds is None:
-        return first, available
-    wanted = round(ref.duration_seconds * info.rate)
-    if wanted < 1:
-        raise DecodeError("segment of no length")
-    return first, min(wanted, available)
-
-
-def _decode_check(file: Any, first: int, samples: int, rate: int, check: str) -> int:
-    """Decodes what the depth of the scan asks for; the clip's length, corrected where a full decode knows better."""
-    if check == "full":
-        mono, _ = decode(file, start=first, stop=first + samples)
-        return len(mono)
-    if check == "ends":
-        tail = int(_TAIL_SECONDS * rate)
-        decode(file, start=first, stop=first + min(samples, tail))
-        if samples > tail:
-            decode(file, start=first + samples - tail, stop=first + samples)
-    return samples
 
 
 @dataclass(frozen=True)
@@ -204,7 +181,7 @@ def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, Any
         "seconds": round(float((table.samples / table.rate).sum()), 3),
     }
     columns = {"names": table.names, **{name: getattr(table, name).tolist() for name in _COLUMNS}}
-    columns |= {"labels": table.labels, "dropped": table.dropped}
+    columns |= {"labels": table.labels, "dropped": table.dropped, "remarks": table.remarks}
     with atomic_path(place.path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.write(f"[{json.dumps(header)},\n")
         json.dump(columns, file, separators=(",", ":"))
@@ -245,6 +222,7 @@ def _read_cache(place: _CachePath, source: Source, check: str, trust: bool) -> C
         labels=labels,
         dropped=[(name, reason) for name, reason in columns["dropped"]],
         gzip_index=gzip_index,
+        remarks=columns["remarks"],
     )
 
 

@@ -7,46 +7,20 @@ import json
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sjepa.core.errors import UserError
+from sjepa.core.files import printable
+from sjepa.dataset.endings import AUDIO, KNOWN_OTHERS, is_hidden
 from sjepa.dataset.gzip_access import GzipIndex
 from sjepa.dataset.hub import PREFIX, HubOptions, hub_rows
 
 Kind = Literal["folder", "zip", "tar", "targz", "h5", "hf", "jsonl", "tsv"]
 
-AUDIO_SUFFIXES = frozenset(
-    [
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".w64",
-        ".rf64",
-        ".m4a",
-        ".mp4",
-        ".aac",
-        ".webm",
-        ".mka",
-        ".mkv",
-        ".wma",
-        ".amr",
-        ".ac3",
-        ".mp2",
-        ".3gp",
-    ]
-)
 _ARCHIVES: dict[str, Kind] = {".tar.gz": "targz", ".tgz": "targz", ".tar": "tar", ".zip": "zip"}
 _DECODED: dict[str, Kind] = {".h5": "h5", ".hdf5": "h5"}
 _MANIFESTS: dict[str, Kind] = {".jsonl": "jsonl", ".tsv": "tsv"}
@@ -100,6 +74,26 @@ class Listing:
 
     refs: list[AudioRef] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)  # files of other endings
+
+    def takes(self, name: str) -> bool:
+        """Whether a file of this name is a clip; others are counted by their endings."""
+        if is_hidden(name):
+            return False
+        ending = os.path.splitext(name)[1].lower()
+        if ending not in AUDIO and ending not in KNOWN_OTHERS:
+            self.passed[ending] += 1
+        return ending in AUDIO
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was passed over, in a line."""
+        if not self.passed:
+            return []
+        kinds = ", ".join(
+            f"{count:,} {printable(ending) or 'without ending'}" for ending, count in self.passed.most_common(8)
+        )
+        return [f"{self.passed.total():,} files are passed over, as their endings are not of audio: {kinds}"]
 
 
 def resolve_sources(paths: str | list[str], hub: HubOptions | None = None) -> list[Source]:
@@ -175,14 +169,9 @@ def _suffix_kind(path: Path) -> Kind | None:
     return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
-def _is_audio(name: str) -> bool:
-    base = name.rsplit("/", 1)[-1]
-    hidden = base.startswith(".") or "__MACOSX/" in name  # resource forks carry the endings of what they describe
-    return not hidden and os.path.splitext(base)[1].lower() in AUDIO_SUFFIXES
-
-
-def audio_files(folder: Path) -> Iterator[Path]:
-    """Audio files below a folder; linked folders are followed once."""
+def audio_files(folder: Path, listing: Listing | None = None) -> Iterator[Path]:
+    """Audio files below a folder; linked folders are followed once. `listing` counts the others."""
+    listing = listing or Listing()
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -192,13 +181,13 @@ def audio_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders.sort()
         for name in sorted(files):
-            if _is_audio(name):
+            if listing.takes(name):
                 yield Path(parent, name)
 
 
 def _list_folder(folder: Path) -> Listing:
     listing = Listing()
-    for path in audio_files(folder):
+    for path in audio_files(folder, listing):
         name = path.relative_to(folder).as_posix()
         if path.exists():
             listing.refs.append(AudioRef(name))
@@ -211,7 +200,7 @@ def _list_zip(path: Path) -> Listing:
     listing = Listing()
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         for entry in archive.infolist():
-            if entry.is_dir() or not _is_audio(entry.filename):
+            if entry.is_dir() or not listing.takes(entry.filename):
                 continue
             if entry.flag_bits & 1:
                 listing.dropped.append((entry.filename, "encrypted"))
@@ -252,7 +241,7 @@ def _list_targz(path: Path, index: Path | None) -> Listing:
 def _tar_members(archive: tarfile.TarFile) -> Listing:
     listing = Listing()
     for member in archive:
-        if member.isdir() or not _is_audio(member.name):
+        if member.isdir() or not listing.takes(member.name):
             continue
         if member.issym() or member.islnk():
             listing.dropped.append((member.name, "link inside the archive"))

@@ -126,7 +126,7 @@ class StreamLoader:
         name = f"{self._stream.options.spec}/{number}"
         try:
             with audio_file(audio) as file:
-                info = probe(file)
+                info = probe(file, measure=False)
                 whole = int(resampled_length(info.samples, info.rate, self.sample_rate))
                 if whole < plan.min_samples:
                     return None, []

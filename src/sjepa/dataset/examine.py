@@ -1,0 +1,75 @@
+"""One clip looked into by the scan: where it lies in its file, whether its ends can be decoded, and what is odd about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+from sjepa.core.files import printable
+from sjepa.dataset.audio import AudioInfo, DecodeError, verify
+from sjepa.inference import Downmix
+
+_END_SECONDS = 0.5
+_FULL_SCALE = 8.0  # recordings of floats may exceed 1 by a little
+_CANCELS = 1e-4  # of the energy of the channels is left when they are averaged (−40 dB)
+_LOUD = "values far above full scale, which is 1 (integers written as floats? divide them)"
+_OPPOSITE = "channels that cancel each other when they are averaged (opposite polarity? turn one round)"
+
+
+class Examined(NamedTuple):
+    """A clip's first sample in its file and its length, at the file's rate (Hz); its channels, and what is odd about it."""
+
+    first: int
+    samples: int
+    rate: int
+    channels: int
+    remark: str | None
+
+
+class Remarks:
+    """What is odd about clips that are used all the same, one line per kind."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+        self._example: dict[str, str] = {}
+
+    def add(self, name: str, remark: str | None) -> None:
+        if remark is not None:
+            self._count[remark] += 1
+            self._example.setdefault(remark, printable(name))
+
+    def lines(self) -> list[str]:
+        return [
+            f"{count:,} clips have {remark}: {self._example[remark]} for one" for remark, count in self._count.items()
+        ]
+
+
+def examine(file: Any, info: AudioInfo, start_seconds: float, duration_seconds: float | None, check: str) -> Examined:
+    """The clip of `info`'s file from `start_seconds` on. `check`: "header", or decode its "ends" or all of it ("full"),
+    unless that was done to know its length. Raises DecodeError."""
+    first, samples = _segment(info, start_seconds, duration_seconds)
+    levels, end = info.levels, first + samples
+    if levels is None and check != "header":
+        part = samples if check == "full" else int(_END_SECONDS * info.rate)
+        parts = [(first, min(end, first + part)), (max(first + part, end - part), end)]
+        levels = verify(file, info.samples, [(start, stop) for start, stop in parts if start < stop])
+    return Examined(first, samples, info.rate, info.channels, None if levels is None else _remark(levels))
+
+
+def _segment(info: AudioInfo, start_seconds: float, duration_seconds: float | None) -> tuple[int, int]:
+    first = round(start_seconds * info.rate)
+    if first >= info.samples:
+        raise DecodeError(f"segment starts at {start_seconds:g} s, after the end at {info.seconds:.3f} s")
+    available = info.samples - first
+    if duration_seconds is None:
+        return first, available
+    wanted = round(duration_seconds * info.rate)
+    if wanted < 1:
+        raise DecodeError("segment of no length")
+    return first, min(wanted, available)
+
+
+def _remark(levels: Downmix) -> str | None:
+    if levels.peak > _FULL_SCALE:
+        return _LOUD
+    return _OPPOSITE if levels.mono_energy < _CANCELS * levels.channel_energy else None
