@@ -37,6 +37,7 @@ _LAYOUT: dict[str, Any] = {
     "conv_bias": False,
     "do_stable_layer_norm": False,
     "feat_proj_layer_norm": True,
+    "layer_norm_eps": 1e-5,
     "conv_kernel": list(SPEECH.kernels),
     "conv_stride": list(SPEECH.strides),
 }
@@ -63,6 +64,11 @@ _MEL_LAYOUT: dict[str, Any] = {
     "mel_least_deviation": LEAST_DEVIATION,
 }
 _MODELLING = Path(__file__).with_name("modeling_sjepa.py")
+_TENSORS = "model.safetensors"
+_CONVERT = (
+    ", and pytorch_model.bin is not read, as it may run code; transformers converts it: "
+    "HubertModel.from_pretrained(folder).save_pretrained(folder)"
+)
 _PREFIX = re.compile(r"^hubert\.")  # of models with a task head
 
 
@@ -78,7 +84,7 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     if wrong:
         raise UserError(f"init_weights: {folder} holds an encoder of another shape ({'; '.join(wrong)})")
     own = encoder.state_dict()
-    found = {_our_name(name): value for name, value in _read_tensors(folder / "model.safetensors").items()}
+    found = {_our_name(name): value for name, value in _read_tensors(folder).items()}
     missing = [name for name in own if name not in found or found[name].shape != own[name].shape]
     if missing:
         raise UserError(
@@ -131,7 +137,6 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
         **_sizes(shape),
         "architectures": ["HubertModel"],
         "num_feat_extract_layers": len(SPEECH.kernels),
-        "layer_norm_eps": 1e-5,
         "hidden_dropout": layer.dropout,
         "attention_dropout": layer.attention_dropout,
         "activation_dropout": layer.activation_dropout,
@@ -155,7 +160,7 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
         config |= _mel_config(encoder)
         tensors |= _mel_tensors(encoder.feature_extractor)
         write_text(folder / _MODELLING.name, _MODELLING.read_text(encoding="utf-8"))
-    with atomic_path(folder / "model.safetensors") as temporary:
+    with atomic_path(folder / _TENSORS) as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     write_text(folder / "preprocessor_config.json", json.dumps(extractor, indent=2) + "\n")
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -240,10 +245,24 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Of model.safetensors, or of the parts that its index names."""
+    path, index = folder / _TENSORS, folder / f"{_TENSORS}.index.json"
+    if path.exists() or not index.exists():
+        return _read_part(path)
+    parts = _read_config(index).get("weight_map")
+    if not isinstance(parts, dict) or not all(
+        isinstance(name, str) and name == Path(name).name for name in parts.values()
+    ):
+        raise UserError(f"{index}: its weight_map does not name the files that tensors are in")
+    return {name: value for part in sorted(set(parts.values())) for name, value in _read_part(folder / part).items()}
+
+
+def _read_part(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path.parent}: holds no model.safetensors") from None
+        pickled = (path.parent / "pytorch_model.bin").exists()
+        raise UserError(f"{path.parent}: holds no {path.name}{_CONVERT if pickled else ''}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged, or not a safetensors file ({' '.join(str(error).split())})") from None

@@ -16,6 +16,7 @@ import contextlib
 import io
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from math import gcd
 from pathlib import Path
@@ -28,7 +29,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-_ENDINGS = frozenset([".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"])
+_ENDINGS = frozenset(
+    f".{name}"
+    for name in "wav flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 sph nist voc".split()  # noqa: SIM905
+)
 _CHUNK_SECONDS, _CONTEXT_SECONDS = 30.0, 2.0
 _ZERO_CROSSINGS, _KAISER_BETA, _ROLLOFF = 48, 12.0, 0.96
 _BLOCK = 1 << 14
@@ -510,8 +514,10 @@ class Model:
         """Raises InputError if it is missing or something else."""
         if not Path(path).exists():
             raise InputError(f"{path}: no such file; exportw writes it")
-        import onnxruntime  # here, so that what reads audio needs no runtime
-
+        try:
+            import onnxruntime  # here, so that what reads audio needs no runtime
+        except ImportError as error:
+            raise InputError(f"needs the package {error.name}: pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -632,7 +638,11 @@ def _run(options: argparse.Namespace, failed: list[RecordingError]) -> None:
     given = options.audio or ([Path(settings["audio"])] if settings.get("audio") else [])
     if path is None:
         raise InputError("no model: give --model FILE.onnx, or a configuration with onnx_path")
-    recordings = list(dict.fromkeys(found for place in given for found in _recordings(place)))
+    passed: Counter[str] = Counter()
+    recordings = list(dict.fromkeys(found for place in given for found in _recordings(place, passed)))
+    if passed:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in passed.most_common(8))
+        print(f"passed over by their endings: {kinds}", file=sys.stderr)
     if not recordings:
         raise InputError("no recording: give --audio FILE, or a configuration with audio")
     if not options.chunk > 0:
@@ -717,12 +727,13 @@ class _Output:
         return InputError(f"{self._target}: cannot be written ({error.strerror or error})")
 
 
-def _recordings(place: Path) -> list[Path]:
+def _recordings(place: Path, passed: Counter[str]) -> list[Path]:
+    """The recordings of a folder, or the file itself; `passed` counts the endings of a folder's other files."""
     if not place.is_dir():
         return [place]
-    found = sorted(
-        path for path in place.rglob("*") if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
-    )
+    files = sorted(path for path in place.rglob("*") if not path.name.startswith(".") and path.is_file())
+    found = [path for path in files if path.suffix.lower() in _ENDINGS]
+    passed.update(path.suffix.lower() or "no ending" for path in files if path.suffix.lower() not in _ENDINGS)
     if not found:
         raise InputError(f"{place}: no recording in this folder")
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,10 @@ def describe(error: ValidationError, model: type[BaseModel], *, prefix: str = ""
         path, field = _resolve(model, item["loc"])
         _, expected = found.setdefault(path, (item.get("input"), []))
         expected.append(_expectation(item, field, model, path))
-    return [f"{prefix}{path}{': ' if path else ''}{_sentence(value, texts)}" for path, (value, texts) in found.items()]
+    return [
+        f"{prefix}{path}{': ' if path else ''}{_sentence(value, texts)}{_quotes(prefix + path, value, texts)}"
+        for path, (value, texts) in found.items()
+    ]
 
 
 def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -161,9 +166,25 @@ def _sentence(value: Any, texts: list[str]) -> str:
     return f"{_shown(value)} is not {' or '.join(dict.fromkeys(texts))}"
 
 
+def _quotes(path: str, value: Any, texts: list[str]) -> str:
+    """What to do where a text was wanted and YAML reads something else."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", date: "a date"}
+    if type(value) not in kinds or not any("text" in text or "path" in text for text in texts):
+        return ""
+    return f" (YAML reads {kinds[type(value)]}; in quotes it is a text, on the command line {_quoted(path, '…')})"
+
+
+def _quoted(name: str, text: str) -> str:
+    """An override whose value YAML takes for a text, as a shell passes it on."""
+    inner = text.replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{name}="{inner}"')
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, date):
+        return str(value)
     if isinstance(value, float | int):
         return f"{value}"
     return repr(value)
@@ -226,6 +247,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{override}: the value is not valid YAML ({_one_line(error)})") from None
+    if "#" in text and value == _parse_yaml(text.partition("#")[0]):
+        raise UserError(f"{override}: YAML takes what follows # for a comment; quote the value: {_quoted(name, text)}")
     *parents, last = name.split(".")
     target = values
     for parent in parents:

@@ -8,9 +8,11 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import category
 
 from sjepa.core.errors import UserError
 
+_BREAK_TEXT = frozenset({"Cc", "Cs", "Zl", "Zp"})  # kinds of characters: controls, halves of pairs, separators of lines
 _FAILED_WRITES = (
     "PytorchStreamWriter",
     "inline_container",
@@ -74,8 +76,12 @@ def is_writable_folder(folder: Path) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` with undecodable bytes of file names shown as escapes, so that it can be printed and logged anywhere."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """`text` with undecodable bytes of file names, line breaks, tabs and other controls shown as escapes, so that it can be
+    printed, logged and written to a table anywhere."""
+    if text.isprintable():
+        return text
+    escaped = (char.encode("unicode_escape").decode() if category(char) in _BREAK_TEXT else char for char in text)
+    return "".join(escaped)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -79,8 +79,7 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
             "" if not plan.copies else f" and {plan.copies} augmented cop{'y' if plan.copies == 1 else 'ies'} of each"
         )
         console.plain(f"{target}  {clip_set.describe()}{copies}: {size_text(plan.bytes)} ({plan.sample_type})")
-        for dropped, reason in clip_set.dropped:
-            console.detail(f"dropped {dropped}: {reason}")
+        console.left_out(clip_set.remarks, clip_set.dropped)
         plans[target] = plan
     return plans
 

@@ -82,11 +82,8 @@ def runinfer() -> int:
     _say_anything()
     if "--help-config" in sys.argv[1:]:
         return _print_reference()
-    try:
-        from sjepa.inference import main
-    except ImportError as error:
-        print(f"runinfer: needs the package {error.name}: pip install 'sjepa[onnx]'", file=sys.stderr)
-        return EXIT_USER
+    from sjepa.inference import main
+
     return main(version=__version__)
 
 

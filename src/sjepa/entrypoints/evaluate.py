@@ -111,6 +111,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
     write_text(run_dir.config, dump_config(config))
     console.note(said)
     console.plain(f"test        {clip_set.describe()}")
+    console.left_out(clip_set.remarks, clip_set.dropped)
     evaluation = Evaluation(config, engine, console, run_dir, clip_set.clips, labels, spans, shown)
     if weights is not None:
         _measure(evaluation, weights)

@@ -30,13 +30,23 @@ def labelled_sets(
     config: Config, engine: Engine, console: Console, test: Clips, *, cache_folder: Path
 ) -> list[LabelledSet]:
     """The test set first. Raises UserError if labels or clips cannot be read."""
-    sets = [LabelledSet(test, read_labels(config.evaluation.labels, test, split="test"))]
+    sets = [_labelled(config, console, test, split="test")]
     if config.probe.train_path is not None:
         train = load_sources(
             config, config.probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=console.progress
         ).clips
-        sets.append(LabelledSet(train, read_labels(config.evaluation.labels, train, split="train")))
+        sets.append(_labelled(config, console, train, split="train"))
     return aligned(config, engine, console, sets) if config.evaluation.align else sets
+
+
+def _labelled(config: Config, console: Console, clips: Clips, *, split: str) -> LabelledSet:
+    labels = read_labels(config.evaluation.labels, clips, split=split)
+    without = labels.without
+    if without and len(without) < len(clips):
+        console.warn(
+            f"{len(without):,} of {len(clips):,} {split} clips have no labels: {clips.name(without[0])} for one"
+        )
+    return LabelledSet(clips, labels)
 
 
 def aligned(config: Config, engine: Engine, console: Console, sets: list[LabelledSet]) -> list[LabelledSet]:

@@ -190,10 +190,8 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
     for note in notes:
         console.note(note)
     console.plain(describe_data(run.data))
-    for remark in [*run.data.train.remarks, *run.data.test.remarks]:
-        console.warn(remark)
-    for name, reason in [*run.data.train.dropped, *run.data.test.dropped]:
-        console.detail(f"dropped {name}: {reason}")
+    for part in (run.data.train, run.data.test):
+        console.left_out(part.remarks, part.dropped)
     console.plain(describe_model(run.model))
     processes = run.engine.processes.total
     console.plain(describe_batches(config, run.loader, grad_accum=run.grad_accum, processes=processes))

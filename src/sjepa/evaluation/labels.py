@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sjepa.core.errors import UserError
+from sjepa.core.files import printable
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.clips import Clips
 
@@ -57,6 +59,11 @@ class Labels:
             raise UserError(f"{self.source}: no clip has a label {name!r} (labels there: {known})")
         return values
 
+    @property
+    def without(self) -> list[int]:
+        """Positions of the clips of which nothing is known."""
+        return [position for position, row in enumerate(self.rows) if not row]
+
     def has(self, name: str) -> bool:
         """Whether some clip has that label."""
         return any(row.get(name) for row in self.rows)
@@ -90,17 +97,23 @@ def read_labels(path: str | None, clips: Clips, *, split: str) -> Labels:
     other = {"train": "test", "test": "train"}[split]
     counted = [row for row in _read(Path(path)) if row.get("split") != other]
     for row in sorted(counted, key=lambda row: row.get("split") != split):
-        first = exact.setdefault(row["path"], row)
+        name = _same_name(row["path"])
+        first = exact.setdefault(name, row)
         if first is not row and first.get("split") == row.get("split"):
             raise UserError(
                 f"evaluation.labels: {path} names {row['path']!r} twice, and no column split tells which counts"
             )
-        bare.setdefault(_bare(row["path"]), row)
-    names = [clips.path(position) for position in range(len(clips))]
+        bare.setdefault(_bare(name), row)
+    names = [_same_name(clips.path(position)) for position in range(len(clips))]
     rows = [exact.get(name) or exact.get(_bare(name)) or bare.get(_bare(name)) or {} for name in names]
     if not any(rows):
         raise UserError(f"evaluation.labels: {path} names none of the clips (one is {names[0]!r})")
     return Labels(rows, f"evaluation.labels: {path}")
+
+
+def _same_name(path: str) -> str:
+    """Names as they are compared: some file systems take accents apart (NFD), most tables write them whole (NFC)."""
+    return unicodedata.normalize("NFC", printable(path))
 
 
 def words_of(transcript: str) -> list[list[str]]:

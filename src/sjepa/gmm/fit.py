@@ -28,6 +28,12 @@ class Fit:
     gmm: DiagonalGMM
     log_likelihoods: tuple[float, ...]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it can be used; that of frames which are not finite, or far too large, cannot."""
+        values = [*self.gmm.state_dict().values(), torch.tensor(self.log_likelihoods)]
+        return all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point())
+
 
 def fit_gmm(
     sample_ND: Tensor,

@@ -62,6 +62,9 @@ class FeatureProjection(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BTC = x_BTC.to(
+            self.projection.weight.dtype
+        )  # the frontend's, where someone has made the model half or double
         return self.dropout(self.projection(self.layer_norm(x_BTC)))  # type: ignore[no-any-return]
 
 

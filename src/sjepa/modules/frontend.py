@@ -86,13 +86,14 @@ class Frontend(nn.Module):
         weight_Ck = first.conv.weight.float().squeeze(1)
         mean_BC = statistics.mean_Bk @ weight_Ck.T
         variance_BC = ((weight_Ck @ statistics.covariance_Bkk) * weight_Ck).sum(-1)
-        scale_BC = norm.weight * torch.rsqrt(variance_BC + norm.eps)
-        return weight_Ck * scale_BC[..., None], norm.bias - mean_BC * scale_BC
+        scale_BC = norm.weight.float() * torch.rsqrt(variance_BC + norm.eps)
+        return weight_Ck * scale_BC[..., None], norm.bias.float() - mean_BC * scale_BC
 
     def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
-        """Convolution, group norm and GELU at once, computed in float32: [B, P, k] → [B, P, C] in the run's arithmetic."""
-        device = patches_BPk.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        """Convolution, group norm and GELU at once, computed in float32: [B, P, k] → [B, P, C] in the run's arithmetic, or
+        that of the weights."""
+        device, own = patches_BPk.device.type, self.conv_layers[0].conv.weight.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
         with torch.autocast(device, enabled=False):
             kernel_BCk, shift_BC = self.first_layer(statistics)
             return _NormalisedGELU.apply(patches_BPk.float(), kernel_BCk, shift_BC, dtype)  # type: ignore[no-any-return, no-untyped-call]

@@ -9,7 +9,8 @@ B batch, S samples, T frames, W samples of a window, F frequencies, M bands, C l
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +64,12 @@ class MelFrontend(nn.Module):
         self.register_buffer("window", window_W.float(), persistent=False)
         self.register_buffer("spectrum_WF", (window_W[:, None] * waves_WF).float(), persistent=False)
         self.register_buffer("mel_FM", torch.from_numpy(mel_MF.T.copy()), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Goes where the model goes, yet stays float32 in a model that is made half or double: powers leave its range."""
+        return super()._apply(
+            lambda tensor: fn(tensor) if tensor.is_meta else tensor.to(fn(tensor[:0]).device), recurse
+        )
 
     @property
     def hop_samples(self) -> int:

@@ -68,6 +68,13 @@ class Console:
         """For the log file alone."""
         logger.debug("{}", text)
 
+    def left_out(self, remarks: Iterable[str], dropped: Iterable[tuple[str, str]]) -> None:
+        """What a user should know of sources, and, in the log file, each clip that is not used with the reason."""
+        for remark in remarks:
+            self.warn(remark)
+        for name, reason in dropped:
+            self.detail(f"dropped {name}: {reason}")
+
     def progress(self, items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
         """A bar where someone watches; nothing where nobody does."""
         if not self.interactive:

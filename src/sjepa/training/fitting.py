@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.windows import Windows
 from sjepa.features.effective_rank import RANK_FRAMES, effective_rank
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.gmm.fit import fit_gmm
+from sjepa.gmm.fit import Fit, fit_gmm
 from sjepa.gmm.reservoir import FrameSample, draw_frames
 from sjepa.gmm.space import MixtureSpace
 from sjepa.modules.mel_frontend import MelFrontend
@@ -101,26 +100,15 @@ class MixtureFitter:
             raise SharedError(
                 f"gmm.fit_frames: {num_components} components cannot be fitted on {total} frames of the training set"
             )
-        on = "cpu" if device.type == "mps" else device  # sums in float64, which mps does not have
-        fitted = partial(
-            fit_gmm,
-            num_components=num_components,
-            seed=key(self.frames.seed, "gmm"),
-            kmeans_iters=self.kmeans_iters,
-            em_iters=self.em_iters,
-            log=lambda iteration, value: report.detail(
-                f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
-            ),
-            draw_N=draw_N.to(on),
-            ranks=ranks,
-        )
         if space.projects:
             if classes is None:
                 centre_ND = space.centre_frame(frames_NC)
-                class_NK = fitted(centre_ND.to(on)).gmm.to(device).posteriors(centre_ND).responsibilities_NK
+                class_NK = (
+                    self._mixture(centre_ND, draw_N, gmm).gmm.to(device).posteriors(centre_ND).responsibilities_NK
+                )
             space.fit_projection(frames_NC, class_NK, ranks)
         features_NE = space.project(frames_NC)
-        fit = fitted(features_NE.to(on))
+        fit = self._mixture(features_NE, draw_N, gmm)
         gmm.load_state_dict(fit.gmm.state_dict())
         space.fit_temperature(gmm, features_NE, ranks)
         report.note(
@@ -128,6 +116,28 @@ class MixtureFitter:
             f"{len(sample.window_M):,} windows, log-likelihood {fit.log_likelihoods[0]:.3f} → {fit.log_likelihoods[-1]:.3f}"
             + (f", temperature {float(space.temperature):.2f}" if space.is_tempered else "")
         )
+
+    def _mixture(self, rows_ND: Tensor, draw_N: Tensor, gmm: DiagonalGMM) -> Fit:
+        """Of these frames, with as many components as `gmm`. Raises SharedError if it is not finite."""
+        on = "cpu" if rows_ND.device.type == "mps" else rows_ND.device  # sums in float64, which mps does not have
+        fit = fit_gmm(
+            rows_ND.to(on),
+            gmm.num_components,
+            seed=key(self.frames.seed, "gmm"),
+            kmeans_iters=self.kmeans_iters,
+            em_iters=self.em_iters,
+            log=lambda iteration, value: self.report.detail(
+                f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
+            ),
+            draw_N=draw_N.to(on),
+            ranks=self.frames.ranks,
+        )
+        if not fit.is_finite:
+            largest = max(self.frames.ranks.each(float(rows_ND.abs().max()) if len(rows_ND) else 0.0))
+            raise SharedError(
+                f"GMM: the mixture over {gmm.features} is not finite (largest value of a frame: {largest:.2g})"
+            )
+        return fit
 
     def measure_speakers(self, source: Extractor, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
         """Gives a space by speaker what the speakers of the training set are like, from a sample of its frames."""

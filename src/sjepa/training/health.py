@@ -34,9 +34,11 @@ class NonFiniteUpdates:
 
     total: int = 0
     in_a_row: int = 0
+    made: int = 0  # those that were finite
 
     def saw(self, finite: bool) -> None:
         self.total += not finite
+        self.made += finite
         self.in_a_row = 0 if finite else self.in_a_row + 1
 
     def check(self) -> None:
@@ -47,11 +49,19 @@ class NonFiniteUpdates:
                 "A new run from weights/last.pt (init_weights) may do better with a lower optimizer.lr or in fp32"
             )
 
+    def check_end(self) -> None:
+        """Raises RunStopped if the run is over and nothing was learned."""
+        if self.total and not self.made:
+            raise RunStopped(
+                f"not one of {self.total} updates had a finite loss and gradient, so nothing was learned; "
+                "a lower optimizer.lr or fp32 may help"
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        return {"total": self.total, "in_a_row": self.in_a_row}
+        return {"total": self.total, "in_a_row": self.in_a_row, "made": self.made}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.total, self.in_a_row = state["total"], state["in_a_row"]
+        self.total, self.in_a_row, self.made = state["total"], state["in_a_row"], state.get("made", 1)
 
 
 @dataclass

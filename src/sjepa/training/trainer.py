@@ -68,7 +68,8 @@ class Trainer:
             self._train_epoch()
             self._end_epoch()
             if self._finished:
-                return
+                break
+        self._non_finite.check_end()
 
     @property
     def _finished(self) -> bool:
