@@ -130,3 +130,44 @@ def test_a_folder_is_not_for_an_encoder_with_another_frontend(tmp_path):
     (tmp_path / "logmel/config.json").write_text(json.dumps(config | {"mel_hop": 100}))
     with pytest.raises(UserError, match="mel_hop 100 where 160 is needed"):
         load_encoder(tmp_path / "logmel")
+
+
+@pytest.mark.parametrize("frontend", ["waveform", "logmel"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 0.02), (torch.bfloat16, 0.15), (torch.float64, 1e-4)])
+def test_other_precisions_give_the_same_features(tmp_path, frontend, dtype, most):
+    torch.manual_seed(0)
+    changes = {"frontend": "logmel", "mel_statistics": "both"} if frontend == "logmel" else {}
+    save_hubert(tmp_path, encoder(**changes))
+    audio, lengths = 0.3 * torch.randn(2, 16000), torch.tensor([16000, 9000])
+    expected = load_encoder(tmp_path)(audio, lengths)
+    for given in (audio, audio.to(dtype)):
+        found = load_encoder(tmp_path).to(dtype)(given, lengths)
+        assert found.dtype == dtype
+        assert (found[0].float() - expected[0]).abs().max() < most  # of values of about 1
+
+
+def test_weights_in_parts_are_read(tmp_path):
+    torch.manual_seed(0)
+    model = HubertModel(HubertConfig(**CONFIG)).eval()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    audio = 0.3 * torch.randn(1, 8000)
+    with torch.no_grad():
+        assert (load_encoder(tmp_path)(audio) - model(audio).last_hidden_state).abs().max() < 1e-4
+    next(tmp_path.glob("model-00002*.safetensors")).unlink()
+    with pytest.raises(UserError, match="holds no model-00002"):
+        load_encoder(tmp_path)
+
+
+def test_pickled_weights_are_refused_with_what_converts_them(tmp_path):
+    HubertModel(HubertConfig(**CONFIG)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds no model\.safetensors, and pytorch_model\.bin .*save_pretrained"):
+        load_encoder(tmp_path)
+
+
+def test_another_epsilon_is_refused(tmp_path):
+    HubertModel(HubertConfig(**CONFIG, layer_norm_eps=0.1)).save_pretrained(tmp_path)
+    for load in (load_encoder, lambda folder: load_hubert(folder, encoder())):
+        with pytest.raises(UserError, match=r"layer_norm_eps 0\.1 where 1e-05 is needed"):
+            load(tmp_path)

@@ -310,3 +310,31 @@ def test_the_configuration_gives_what_arguments_do_not(path, clip, tmp_path, cap
     (tmp_path / "a.yaml").write_text(f"onnx_path: nowhere.onnx\naudio: {clip}\ntrain: {{epochs: 3}}\n")
     assert main(["-c", str(tmp_path / "a.yaml"), f"onnx_path={path}"]) == 0
     assert "features [149, 32]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["mp3", "ogg"])
+def test_compressed_files_have_the_same_features_in_any_chunks(path, tmp_path, ending):
+    (tmp_path / f"long.{ending}").write_bytes(encode(tone(30.0), 16000, ending))
+    model = Model(path)
+    with Recording(tmp_path / f"long.{ending}", 16000) as recording:
+        pieces = [
+            recording.read(start, min(recording.samples, start + 48000)) for start in range(0, recording.samples, 32000)
+        ]
+        whole = recording.read(0, recording.samples)
+    for number, piece in enumerate(pieces):
+        np.testing.assert_array_equal(piece, whole[32000 * number : 32000 * number + len(piece)])
+    assert len(model.file(tmp_path / f"long.{ending}", chunk_seconds=5.0)) == model.frames(len(whole))
+
+
+def test_files_of_other_endings_are_counted(path, tmp_path, capsys):
+    (tmp_path / "a.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
+    for name in ("b.m4a", "c.m4a", "notes.txt", "._a.wav"):
+        (tmp_path / name).write_bytes(b"x")
+    assert main(["--model", str(path), "--audio", str(tmp_path)]) == 0
+    assert "passed over by their endings: 2 .m4a, 1 .txt" in capsys.readouterr().err
+
+
+def test_a_missing_runtime_is_one_line(path, clip, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["--model", str(path), "--audio", str(clip)]) == 2
+    assert "needs the package onnxruntime: pip install onnxruntime" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 import yaml
 
@@ -112,3 +114,32 @@ def test_plain_values_round_trip_through_weights():
 
 def test_config_error_is_the_users_to_mend():
     assert issubclass(ConfigError, UserError)
+
+
+@pytest.mark.parametrize(
+    ("override", "quoted"),
+    [
+        ("dataset.train_path=../sp ace #1", "'dataset.train_path=\"../sp ace #1\"'"),
+        ("run_name=#1", "'run_name=\"#1\"'"),
+    ],
+)
+def test_a_comment_on_the_command_line_is_told_and_how_to_quote_it(override, quoted):
+    (problem,) = problems(override)
+    assert "comment" in problem
+    assert problem.endswith(quoted)
+    assert load_config(None, shlex.split(quoted)) is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "read"), [("run_name=007", "a number"), ("run_name=yes", "true or false"), ("init_weights=1e3", "a number"),
+                           ("run_name=2024-01-02", "a date"), ("dataset.train_path=7", "a number")]
+)  # fmt: skip
+def test_a_number_where_a_text_is_wanted_is_told_and_how_to_quote_it(override, read):
+    (problem,) = problems(override)
+    name = override.split("=")[0]
+    assert f"YAML reads {read}" in problem
+    assert f"'{name}=\"…\"'" in problem
+
+
+def test_a_hash_inside_a_name_is_no_comment():
+    assert load_config(None, ["run_name=a#b", "init_weights='a #b'"]).run_name == "a#b"

@@ -29,3 +29,8 @@ def test_a_folder_marked_read_only_is_not_written_to(tmp_path):
 
 def test_undecodable_names_can_be_printed():
     assert printable(b"caf\xe9.wav".decode("utf-8", "surrogateescape")).isprintable()
+
+
+def test_names_that_would_break_a_table_are_escaped():
+    assert printable("a\tb\nc\rd\u2028e.wav") == "a\\tb\\nc\\rd\\u2028e.wav"
+    assert printable("日本\u3000語 é.wav") == "日本\u3000語 é.wav"

@@ -15,6 +15,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from tests.conftest import encode, tone
+from tests.odd_files import written
 
 NAMES = [f"speaker {number % 3}/deep/clip {number}.wav" for number in range(7)]
 
@@ -248,3 +249,46 @@ def float_wav(samples):
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, 16000, format="WAV", subtype="FLOAT")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("container", ["folder", "zip", "tar"])
+def test_what_is_passed_over_is_counted_and_odd_recordings_are_remarked_on(container, tmp_path):
+    loud = np.clip(32767 * tone(1.0)[:, 0], -32768, 32767)
+    opposite = np.concatenate([tone(1.0), -tone(1.0)], axis=1)
+    files = {
+        "fine.wav": encode(tone(1.0), 16000, "wav"),
+        "loud.wav": written(loud, "WAV", "FLOAT"),
+        "loud as well.wav": written(loud, "WAV", "FLOAT"),
+        "opposite.wav": encode(opposite, 16000, "wav"),
+        "line\nbreak\t.flac": encode(tone(1.0), 16000, "flac"),
+        "a.xyz": b"x", "b.xyz": b"x", "c.zip": b"x", "noending": b"x", "labels.tsv": b"x", "._fine.wav": b"x",
+    }  # fmt: skip
+    path = tmp_path / "in" / {"folder": "clips", "zip": "clips.zip", "tar": "clips.tar"}[container]
+    path.parent.mkdir()
+    if container == "folder":
+        path.mkdir()
+        for name, data in files.items():
+            (path / name).write_bytes(data)
+    elif container == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    for _ in range(2):  # from the cache too
+        table = scan(resolve_sources(str(path))[0])
+        assert len(table) == 5
+        passed, *odd = sorted(table.remarks, key=lambda text: "passed over" not in text)
+        assert passed.startswith(f"{path.name}: 4 files are passed over")
+        assert "2 .xyz" in passed
+        assert "1 .zip" in passed
+        assert "1 without ending" in passed
+        assert any("2 clips have values far above full scale" in text for text in odd)
+        assert any("1 clips have channels that cancel" in text and "opposite.wav" in text for text in odd)
+        assert len(odd) == 2
+    names = Clips([table], sample_rate=16000)
+    assert any(names.name(row).endswith("line\\nbreak\\t.flac") for row in range(len(names)))

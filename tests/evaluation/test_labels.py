@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -105,3 +106,17 @@ def test_phones_and_their_times():
 def test_a_frames_time_is_the_middle_of_what_it_sees():
     assert frame_centres(0, 2).tolist() == [200 / 16000, 520 / 16000]
     assert frame_centres(16000, 1).tolist() == [1 + 200 / 16000]
+
+
+def test_accents_are_the_same_however_they_are_written(tmp_path):
+    written, stored = "caf\u00e9.wav", unicodedata.normalize("NFD", "caf\u00e9.wav")
+    assert written != stored
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / stored).write_bytes(encode(tone(0.3), 16000, "wav"))
+    (folder / "other.wav").write_bytes(encode(tone(0.3), 16000, "wav"))
+    clips = Clips([scan(source) for source in resolve_sources(str(folder))], sample_rate=16000)
+    (tmp_path / "labels.csv").write_text(f"path,mood\n{written},one\n", encoding="utf-8")
+    labels = read_labels(str(tmp_path / "labels.csv"), clips, split="test")
+    assert sorted(row.get("mood", "") for row in labels.rows) == ["", "one"]
+    assert [clips.path(position) for position in labels.without] == ["other.wav"]

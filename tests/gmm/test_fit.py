@@ -75,3 +75,11 @@ def test_processes_with_a_part_each_fit_what_one_fits_to_all(tmp_path):
         assert log_likelihoods == pytest.approx(whole.log_likelihoods, rel=1e-6)
         for name, value in whole.gmm.state_dict().items():
             assert torch.allclose(state[name], value, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e25])
+def test_a_mixture_of_frames_that_are_not_usable_is_known_as_such(value):
+    sample = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    assert fit_gmm(sample, 4, seed=0, em_iters=2).is_finite
+    sample[3] = value
+    assert not fit_gmm(sample, 4, seed=0, em_iters=2).is_finite

@@ -81,3 +81,16 @@ def test_other_targets_make_another_best_unless_the_metric_compares_across_them(
         best = Best(metric, 0.5, 3)
         best.restart()
         assert best.epoch == epoch
+
+
+def test_a_run_that_learned_nothing_does_not_end_well():
+    guard = NonFiniteUpdates()
+    for _ in range(3):
+        guard.saw(False)
+        guard.check()
+    with pytest.raises(RunStopped, match="not one of 3 updates"):
+        guard.check_end()
+    again = NonFiniteUpdates()
+    again.load_state_dict(guard.state_dict())
+    again.saw(True)
+    again.check_end()

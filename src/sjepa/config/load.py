@@ -247,7 +247,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{override}: the value is not valid YAML ({_one_line(error)})") from None
-    if "#" in text and value == _parse_yaml(text.partition("#")[0]):
+    if _has_comment(text, value):
         raise UserError(f"{override}: YAML takes what follows # for a comment; quote the value: {_quoted(name, text)}")
     *parents, last = name.split(".")
     target = values
@@ -259,6 +259,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise UserError(f"{override}: {parent} is not a section")
         target = inner
     target[last] = value
+
+
+def _has_comment(text: str, value: Any) -> bool:
+    """Whether YAML leaves out what follows a #."""
+    before, found, _ = text.partition("#")
+    try:
+        return bool(found) and _parse_yaml(before) == value
+    except yaml.YAMLError:  # it is inside quotes
+        return False
 
 
 def _one_line(error: Exception) -> str:
