@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForCTC,
+    HubertConfig,
+    HubertForCTC,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
 
 from sjepa import load_encoder
 from sjepa.core.errors import UserError
@@ -171,3 +179,25 @@ def test_another_epsilon_is_refused(tmp_path):
     for load in (load_encoder, lambda folder: load_hubert(folder, encoder())):
         with pytest.raises(UserError, match=r"layer_norm_eps 0\.1 where 1e-05 is needed"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("frontend", ["waveform", "logmel"])
+def test_the_readmes_fine_tuning_starts_from_the_encoder(tmp_path, frontend):
+    torch.manual_seed(0)
+    ours = encoder(**({"frontend": "logmel", "mel_statistics": "both"} if frontend == "logmel" else {}))
+    save_hubert(tmp_path, ours)
+    model = AutoModelForCTC.from_pretrained(
+        tmp_path, trust_remote_code=True, vocab_size=8, ctc_loss_reduction="mean"
+    ).eval()
+    audio, lengths = 0.3 * torch.randn(2, 16000), torch.tensor([16000, 9000])
+    mask = (torch.arange(16000) < lengths[:, None]).long()
+    states = model(audio[:1], attention_mask=mask[:1], output_hidden_states=True).hidden_states
+    assert (states[-1] - ours(audio[:1]).features_BTD).abs().max() < 1e-4
+    labels = torch.tensor([[1, 2, 3], [4, 5, -100]])
+    loss = model(audio * mask, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    if frontend == "logmel":
+        with torch.no_grad():
+            other = model(audio * mask + 1e3 * (1 - mask), attention_mask=mask, labels=labels).loss
+        assert torch.allclose(loss, other, atol=1e-5)

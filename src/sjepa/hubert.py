@@ -172,7 +172,11 @@ def _mel_config(encoder: Encoder) -> dict[str, Any]:
     return {
         **_MEL_LAYOUT,
         "architectures": ["SJEPAModel"],
-        "auto_map": {"AutoConfig": f"{module}.SJEPAConfig", "AutoModel": f"{module}.SJEPAModel"},
+        "auto_map": {
+            "AutoConfig": f"{module}.SJEPAConfig",
+            "AutoModel": f"{module}.SJEPAModel",
+            "AutoModelForCTC": f"{module}.SJEPAForCTC",
+        },
         "custom_pipelines": {"feature-extraction": {"impl": f"{module}.SJEPAFeatures", "pt": ["AutoModel"]}},
         "conv_dim": [frontend.num_channels] * len(SPEECH.kernels),  # the last one is what frames have
         "mel_statistics": encoder.shape.mel_statistics,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import HubertConfig, HubertModel, Pipeline
+from transformers import HubertConfig, HubertForCTC, HubertModel, Pipeline
 
 _STEPS = 2  # windows in a frame
 
@@ -91,6 +91,17 @@ class SJEPAModel(HubertModel):
         if attention_mask is not None:
             input_values = input_values.masked_fill(attention_mask == 0, 0.0)
         return super().forward(input_values, attention_mask=attention_mask, **others)
+
+
+class SJEPAForCTC(HubertForCTC):
+    """The same with a layer of characters on it, for recognition."""
+
+    config_class = SJEPAConfig
+
+    def __init__(self, config: SJEPAConfig) -> None:
+        super().__init__(config)
+        self.hubert = SJEPAModel(config)
+        self.post_init()
 
 
 class SJEPAFeatures(Pipeline):
