@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import stat
 import sys
 import time
 from collections import Counter
@@ -466,6 +467,8 @@ class Recording:
         """Raises RecordingError if there is no such file or it is not audio."""
         self._path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, and nothing can be sought in it
+                raise RecordingError(f"{path}: not a regular file")
             self._bytes = path.open("rb")  # libsndfile looks at a file's neighbours if it knows its name
         except (OSError, ValueError) as error:
             raise RecordingError(f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from None

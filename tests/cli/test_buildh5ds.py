@@ -18,7 +18,7 @@ from sjepa.dataset import hdf5_write
 from sjepa.dataset.clips import Clips
 from sjepa.entrypoints import build_h5
 from sjepa.weights import load_weights
-from tests.cli.test_commands import BIN
+from tests.cli.commands import BIN
 from tests.training.test_run import history, run
 
 

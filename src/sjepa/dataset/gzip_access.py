@@ -16,6 +16,7 @@ from typing import Any
 import rapidgzip
 
 from sjepa.core.files import atomic_path
+from sjepa.core.threads import usable_cores
 
 BLOCK_BYTES = 4 << 20
 BLOCKS_IN_USE = 12  # blocks that an epoch's order draws from at a time
@@ -29,7 +30,7 @@ class GzipIndex:
     @contextlib.contextmanager
     def build(path: Path, index: Path | None) -> Iterator[Any]:
         """The inflated stream of `path`; once it was read to its end the index is written to `index`."""
-        stream = rapidgzip.open(str(path), parallelization=0)
+        stream = rapidgzip.open(str(path), parallelization=usable_cores())
         try:
             yield stream
             if index is not None:

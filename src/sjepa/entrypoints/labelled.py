@@ -30,16 +30,18 @@ def labelled_sets(
     config: Config, engine: Engine, console: Console, test: Clips, *, cache_folder: Path
 ) -> list[LabelledSet]:
     """The test set first. Raises UserError if labels or clips cannot be read."""
-    sets = [_labelled(config, console, test, split="test")]
+    sets = [labelled_set(config, console, test, split="test")]
     if config.probe.train_path is not None:
         train = load_sources(
             config, config.probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=console.progress
         ).clips
-        sets.append(_labelled(config, console, train, split="train"))
+        sets.append(labelled_set(config, console, train, split="train"))
     return aligned(config, engine, console, sets) if config.evaluation.align else sets
 
 
-def _labelled(config: Config, console: Console, clips: Clips, *, split: str) -> LabelledSet:
+def labelled_set(config: Config, console: Console, clips: Clips, *, split: str) -> LabelledSet:
+    """Clips with what `evaluation.labels` knows of them; says how many it does not know. Raises UserError if it cannot be
+    read."""
     labels = read_labels(config.evaluation.labels, clips, split=split)
     without = labels.without
     if without and len(without) < len(clips):

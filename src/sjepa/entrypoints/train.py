@@ -11,11 +11,10 @@ from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import SharedError, UserError
 from sjepa.core.files import remove_leftovers, write_text
 from sjepa.dataset.loader import worker_killed
-from sjepa.entrypoints.labelled import LabelledSet, aligned
+from sjepa.entrypoints.labelled import aligned, labelled_set
 from sjepa.entrypoints.resumed import Resumed, checkpoint_folder, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.evaluation.evaluate import evaluate, write_results
-from sjepa.evaluation.labels import read_labels
 from sjepa.evaluation.monitor import PhoneMonitor
 from sjepa.evaluation.survey import TimedPhones
 from sjepa.reporting.console import Console, duration
@@ -118,7 +117,7 @@ def _judge(config: Config, run: Prepared, console: Console) -> PhoneMonitor | No
     if config.evaluation.labels is None:
         return None
     clips = run.data.validation
-    own = LabelledSet(clips, read_labels(config.evaluation.labels, clips, split="test"))
+    own = labelled_set(config, console, clips, split="test")
     if config.evaluation.align:
         (own,) = aligned(config, run.engine, console, [own])
     if not any(own.labels.spans):
