@@ -85,6 +85,7 @@ check: $(STAMPS)/dev
 
 bench: $(STAMPS)/dev
 	$(PY) -m benchmarks.startup
+	$(PY) -m benchmarks.busy
 	$(PY) -m benchmarks.gmm
 	$(PY) -m benchmarks.scan
 	$(PY) -m benchmarks.loader

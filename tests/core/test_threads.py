@@ -60,3 +60,34 @@ def test_commands_print_on_a_terminal_of_few_letters(command):
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\\u" in done.stdout or b"\\x" in done.stdout
+
+
+def test_short_turns_are_asked_for_and_inherited():
+    """Of the threads that come after; niceness stays. Linux from 6.12 on says what it gives."""
+    program = """
+import ctypes, os, struct, threading
+from sjepa.core import threads
+_, numbers = None, threads._SYSTEM_CALLS[os.uname().machine]
+def turn():
+    found = ctypes.create_string_buffer(struct.calcsize(threads._ATTRIBUTES))
+    assert ctypes.CDLL(None).syscall(numbers[1], 0, found, len(found), 0) == 0
+    fields = struct.unpack(threads._ATTRIBUTES, found.raw)
+    seen.append((fields[5], fields[3]))
+seen = []
+turn()
+threads.take_short_turns()
+turn()
+other = threading.Thread(target=turn)
+other.start()
+other.join()
+print(*(value for pair in seen for value in pair))
+"""
+    if not sys.platform.startswith("linux") or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("for Linux on x86-64 and aarch64")
+    done = subprocess.run(
+        ["nice", "-n", "3", sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    before, nice, *after = map(int, done.stdout.split())
+    if before == 0:
+        pytest.skip("this Linux has no turns of a thread's own")
+    assert after == [100_000, nice, 100_000, nice]

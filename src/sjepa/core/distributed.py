@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from sjepa.core import zero
+from sjepa.core.apart import keep_apart
 from sjepa.core.errors import UserError
 from sjepa.core.ranks import ALONE, Ranks
 from sjepa.core.sharding import whole
@@ -85,6 +86,8 @@ class Engine:
             torch.set_num_threads(min(torch.get_num_threads(), share))
             if parallel:  # the others on this machine
                 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        if kind == "cpu" and launch:
+            keep_apart(torch.get_num_threads())
         if strategy == "deepspeed" and self.processes.total > 1:
             zero.deepspeed(kind)  # before the other processes are started
         self._fabric = Fabric(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sjepa import __version__
 from sjepa.core.errors import ToldByMain, UserError
+from sjepa.core.threads import take_short_turns
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
 
@@ -84,6 +85,7 @@ def runinfer() -> int:
         return _print_reference()
     from sjepa.inference import main
 
+    take_short_turns()
     return main(version=__version__)
 
 
@@ -121,6 +123,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
     try:
         if options.help_config:
             return _print_reference()
+        take_short_turns()
         return work(options) or 0
     except ToldByMain:
         return 0
