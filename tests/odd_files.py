@@ -76,6 +76,25 @@ def wav_of_sizes(samples: np.ndarray, riff: int, size: int) -> bytes:
     return bytes(data)
 
 
+def without_size(samples: np.ndarray, kind: str, subtype: str = "PCM_16") -> bytes:
+    """As a recorder leaves it that was killed: nothing says how many samples follow."""
+    data = bytearray(written(samples, kind, subtype))
+    at = {"AU": lambda: [(8, 4)], "AIFF": lambda: [(4, 4), (data.find(b"COMM") + 10, 4), (data.find(b"SSND") + 4, 4)],
+          "W64": lambda: [(16, 8), (data.find(b"data") + 16, 8)], "CAF": lambda: [(data.find(b"data") + 4, 8)],
+          "RF64": lambda: [(data.find(b"ds64") + 8, 24)]}.get(kind, lambda: [(4, 4), (data.find(b"data") + 4, 4)])  # fmt: skip
+    for place, size in at():
+        data[place : place + size] = bytes(size)
+    return bytes(data)
+
+
+def unknown_caf(samples: np.ndarray) -> bytes:
+    """A CAF as it is written to a pipe."""
+    data = bytearray(written(samples, "CAF", "PCM_16"))
+    place = data.find(b"data") + 4
+    data[place : place + 8] = b"\xff" * 8
+    return bytes(data)
+
+
 def floats(values: np.ndarray) -> bytes:
     """A WAV of 32-bit floats at 16 kHz."""
     return written(values, "WAV", "FLOAT")

@@ -10,7 +10,17 @@ import pytest
 from sjepa.dataset.audio import AudioInfo, DecodeError, decode, decode_window, probe, verify
 from sjepa.inference import Recording, RecordingError
 from tests.conftest import encode, tone
-from tests.odd_files import flac_of_unknown_length, floats, mp3_that_starts, muxed, wav_of_sizes, with_one, written
+from tests.odd_files import (
+    flac_of_unknown_length,
+    floats,
+    mp3_that_starts,
+    muxed,
+    unknown_caf,
+    wav_of_sizes,
+    with_one,
+    without_size,
+    written,
+)
 
 SECOND, LONG = tone(1.0), tone(20.0)
 VORBIS, FLAC, MP3 = written(LONG, "OGG", "VORBIS"), written(LONG, "FLAC", "PCM_16"), encode(LONG, 16000, "mp3")
@@ -24,6 +34,22 @@ TAKEN = {  # file, its length in samples, and by how many it may be off
     "a header that was never finished.wav": (wav_of_sizes(LONG, 36, 0), len(LONG), 0),
     "unknown size.wav": (wav_of_sizes(LONG, 0xFFFFFFFF, 0xFFFFFFFF), len(LONG), 0),
     "more claimed than there is.wav": (wav_of_sizes(LONG, 10**6 + 36, 10**6)[: 44 + 32000], 16000, 0),
+    **{
+        f"never finished, {kind} {subtype}": (without_size(LONG, kind, subtype), len(LONG), 0)
+        for kind, subtype in [
+            ("WAV", "FLOAT"),
+            ("WAV", "PCM_24"),
+            ("WAVEX", "PCM_16"),
+            ("RF64", "PCM_16"),
+            ("W64", "PCM_16"),
+            ("AIFF", "PCM_16"),
+            ("AU", "PCM_16"),
+            ("CAF", "PCM_16"),
+        ]
+    },
+    "never finished, quiet start": (without_size(np.concatenate([0 * SECOND, SECOND]), "WAV"), 32000, 0),
+    "unknown size.caf": (unknown_caf(LONG), len(LONG), 0),
+    "mp3 inside.wav": (muxed(LONG, "wav", "libmp3lame"), len(LONG), 1900),
     "telephone.wav": (GSM, len(LONG), 320),
     "of adpcm.wav": (written(LONG[:, 0], "WAV", "IMA_ADPCM"), len(LONG), 1100),
     "sphere.sph": (written(LONG, "NIST", "PCM_16"), len(LONG), 0),

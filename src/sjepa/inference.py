@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from math import gcd
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -39,6 +39,9 @@ _ZERO_CROSSINGS, _KAISER_BETA, _ROLLOFF = 48, 12.0, 0.96
 _BLOCK = 1 << 14
 _LARGEST_SAMPLE = 2.0**31  # integers of 32 bits that were written as floats are the largest seen
 _EXACT_SEEK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST"})
+_PLAIN = frozenset(
+    {"FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"}
+)  # and PCM: as many bytes for any sample
 _UNKNOWN_LENGTH = 1 << 62  # and more: what libsndfile says of a FLAC that does not say
 _JOINED = "several {} streams joined in one file, of which the first alone would be read; split them"
 _LONGEST_GAP = 1 << 20  # bytes between the parts of a file
@@ -50,7 +53,7 @@ _NOT_ITS_KIND = (
     161,
 )  # libsndfile's words for: unknown, an encoding or a part of it that it lacks, FLAC in Ogg
 _NOTHING = np.zeros(0, np.float32)
-_MOST_CHUNKS, _MOST_BYTES = 64, (1 << 32) - 1  # of a WAV
+_MOST_CHUNKS = 64
 _BIT_RATES_1 = (0, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40)  # of MPEG-1 layer III, in 8 kbit/s
 _BIT_RATES_2 = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20)  # of MPEG-2 and 2.5
 
@@ -161,8 +164,8 @@ class Sound:
             self._open()
         self.rate, self.channels, self.samples = self._file.samplerate, self._file.channels, self._file.frames
         # libsndfile's seeks land on the exact sample; into other formats, what is wanted is reached by decoding
-        is_listed = self._file.format in _EXACT_SEEK and not self._file.subtype.startswith("ALAC")
-        self.exact = is_listed and self._file.may_seek
+        is_plain = self._file.subtype.startswith("PCM") or self._file.subtype in _PLAIN
+        self.exact = is_plain and self._file.format in _EXACT_SEEK and self._file.may_seek
         check_rate(self.rate)
 
     def close(self) -> None:
@@ -285,8 +288,11 @@ def _put_right(file: BinaryIO) -> _Bytes:
     head = file.read(12)
     if not size:
         raise SoundError("empty file")
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        return _Bytes(file, _wave_head(file, size, head))
+    if head[:4] in _CHUNKED:
+        return _Bytes(file, _with_sizes(file, size, head))
+    if head[:4] == b".snd" and not any(head[8:12]):  # Sun's: all bits set means that it is not known
+        file.seek(0)
+        return _Bytes(file, file.read(8) + b"\xff" * 4)
     if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
         file.seek(0)
         stream = _mpeg(file.read())
@@ -294,29 +300,63 @@ def _put_right(file: BinaryIO) -> _Bytes:
     return _Bytes(file)
 
 
-def _wave_head(file: BinaryIO, size: int, head: bytes) -> bytes:
-    """The head of a WAV whose size of samples was never written, with it. Raises SoundError if another WAV follows."""
-    claimed = 8 + int.from_bytes(head[4:8], "little")
-    for end in (claimed, claimed + claimed % 2):
-        file.seek(end)
-        if file.read(4) == b"RIFF":
-            raise SoundError(_JOINED.format("WAV"))
-    position = 12
+class _Chunks(NamedTuple):
+    """How a kind of file divides: where its chunks begin, the bytes and the order of their sizes, whether they end even."""
+
+    first: int
+    size_bytes: int
+    order: Literal["little", "big"]
+    even: bool
+
+
+_CHUNKED = {
+    b"RIFF": _Chunks(12, 4, "little", True),
+    b"RF64": _Chunks(12, 4, "little", True),
+    b"caff": _Chunks(8, 8, "big", False),
+}
+
+
+def _with_sizes(file: BinaryIO, size: int, head: bytes) -> bytes:
+    """The head of a WAV, an RF64 or a CAF whose size of samples was never written, with it; else nothing. Raises SoundError
+    if another WAV follows."""
+    kind = _CHUNKED[head[:4]]
+    if head[:4] == b"RIFF":
+        claimed = 8 + int.from_bytes(head[4:8], "little")
+        for end in (claimed, claimed + claimed % 2):
+            file.seek(end)
+            if file.read(4) == b"RIFF":
+                raise SoundError(_JOINED.format("WAV"))
+    position, wide = kind.first, -1
     for _ in range(_MOST_CHUNKS):
-        file.seek(position)
-        chunk = file.read(8)
-        length = int.from_bytes(chunk[4:], "little")
-        if chunk[:4] == b"data" and not length and size > position + 8:
-            following = file.read(8)
-            is_chunk = following[:4].isalnum() and int.from_bytes(following[4:], "little") <= size - position - 16
-            if is_chunk:
-                break
-            file.seek(0)
-            return file.read(position + 4) + min(size - position - 8, _MOST_BYTES).to_bytes(4, "little")
-        if len(chunk) < 8 or chunk[:4] == b"data":
+        file.seek(min(position, size))
+        header = file.read(4 + kind.size_bytes)
+        length, begin = int.from_bytes(header[4:], kind.order), position + len(header)
+        if len(header) < 4 + kind.size_bytes:
             break
-        position += 8 + length + length % 2
+        if header[:4] == b"ds64":  # sizes of 64 bits: of the file, of the samples
+            wide = position + 16
+        if header[:4] == b"data":
+            return _written_size(file, kind, begin, length, size - begin, wide)
+        position = begin + length + (length % 2 if kind.even else 0)
     return b""
+
+
+def _written_size(file: BinaryIO, kind: _Chunks, begin: int, length: int, there: int, wide: int) -> bytes:
+    """The head up to the size of the samples, which begin at `begin`, if none is written: before them, or at `wide` unless
+    that is negative. Without samples, another chunk may follow at once."""
+    place, size_bytes = begin - kind.size_bytes, kind.size_bytes
+    if wide >= 0:
+        file.seek(wide)
+        length, place, size_bytes = int.from_bytes(file.read(8), "little"), wide, 8
+    file.seek(begin)
+    following = file.read(4 + kind.size_bytes)
+    is_chunk = following[:4].isalnum() and int.from_bytes(following[4:], kind.order) <= there - len(following)
+    if there <= 0 or (is_chunk and not length) or 0 < length < (1 << 64) - 1:
+        return b""
+    file.seek(0)
+    head = bytearray(file.read(begin))
+    head[place : place + size_bytes] = min(there, (1 << 8 * size_bytes) - 1).to_bytes(size_bytes, kind.order)
+    return bytes(head)
 
 
 def _flac_of_known_length(file: Any, reaches: Callable[[int], bool]) -> Any:
@@ -523,6 +563,7 @@ class Model:
             raise InputError(f"needs the package {error.name}: pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # on cores that others may want
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -591,8 +632,11 @@ class Model:
         return found
 
 
-def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version: str | None = None) -> int:
-    """Prints, and on request writes, the features of recordings. 0 done, 2 mistakes, a line each, 130 interrupted."""
+def main(
+    arguments: list[str] | None = None, *, prog: str = "runinfer", version: str | None = None, threads: int = 0
+) -> int:
+    """Prints, and on request writes, the features of recordings. 0 done, 2 mistakes, a line each, 130 interrupted.
+    `threads`: of onnxruntime, where --threads does not say; 0: as many as it chooses."""
     for stream in (sys.stdout, sys.stderr):  # a terminal may not know the characters of a name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -614,7 +658,7 @@ def main(arguments: list[str] | None = None, *, prog: str = "runinfer", version:
     parser.add_argument(
         "--chunk", type=float, default=_CHUNK_SECONDS, help="seconds that go through the encoder at a time"
     )
-    parser.add_argument("--threads", type=int, default=0, help="threads of onnxruntime (default: all cores)")
+    parser.add_argument("--threads", type=int, default=threads, help="threads of onnxruntime (default: all cores)")
     if version is not None:
         parser.add_argument("--version", action="version", version=f"{prog} {version}")
     options = parser.parse_intermixed_args(arguments)

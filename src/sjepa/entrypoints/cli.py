@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sjepa import __version__
 from sjepa.core.errors import ToldByMain, UserError
-from sjepa.core.threads import take_short_turns
+from sjepa.core.threads import take_short_turns, usable_cores
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
 
@@ -86,7 +86,7 @@ def runinfer() -> int:
     from sjepa.inference import main
 
     take_short_turns()
-    return main(version=__version__)
+    return main(version=__version__, threads=usable_cores())
 
 
 def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:
