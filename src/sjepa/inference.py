@@ -186,8 +186,7 @@ class Sound:
             _MAY_BE_JOINED[self._file.format](self._bytes)
             self._open()
         if self.exact:
-            if self.samples and not len(self.read(self.samples - 1, self.samples)):
-                raise SoundError("ends before its header says")
+            self._refuse_cut()
             return self.samples
         count = 0
         while length := len(self.read(count, count + _BLOCK)):
@@ -222,12 +221,24 @@ class Sound:
 
     def _decoded(self, stop: int) -> Iterator[Array]:
         """What follows up to sample `stop`, in blocks: no claim of a header takes memory."""
+        if self._bytes.samples is not None:
+            stop = min(stop, self._bytes.samples)
         while self._position < stop:
             block = self._file.read(min(_BLOCK, stop - self._position), dtype="float32", always_2d=True)
             if not len(block):
                 return
             yield self.downmix(block)
             self._position += len(block)
+
+    def _refuse_cut(self) -> None:
+        try:
+            found = len(self.read(self.samples - 1, self.samples)) or not self.samples
+        except SoundError:
+            found = False
+        if not found:
+            raise SoundError(
+                f"damaged or cut off: there is no end at {self.samples / self.rate:.2f} s, where its header says"
+            )
 
     def _reaches(self, position: int) -> bool:
         try:
@@ -251,11 +262,14 @@ class _ReadOn(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Bytes(io.RawIOBase):
-    """A file as libsndfile is to see it: its first bytes may be others, and no seek fails."""
+    """A file as libsndfile is to see it: its first bytes may be others, zeros may follow it, and no seek fails. `samples`:
+    how many are to be read, whatever the library says."""
 
-    def __init__(self, file: BinaryIO, head: bytes = b"") -> None:
+    def __init__(self, file: BinaryIO, head: bytes = b"", *, zeros: int = 0, samples: int | None = None) -> None:
+        self.samples = samples
         self._file, self._head, self._position = file, head, 0
-        self._size = file.seek(0, io.SEEK_END)
+        self._end = file.seek(0, io.SEEK_END)
+        self._size = self._end + zeros
 
     def readable(self) -> bool:
         return True
@@ -273,6 +287,8 @@ class _Bytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._position < len(self._head):
             piece = self._head[self._position : self._position + len(buffer)]
+        elif self._position >= self._end:
+            piece = bytes(max(0, min(len(buffer), self._size - self._position)))
         else:
             self._file.seek(self._position)
             piece = self._file.read(len(buffer))
@@ -295,8 +311,7 @@ def _put_right(file: BinaryIO) -> _Bytes:
         return _Bytes(file, file.read(8) + b"\xff" * 4)
     if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
         file.seek(0)
-        stream = _mpeg(file.read())
-        return _Bytes(file if stream is None else io.BytesIO(stream))
+        return _mpeg(file.read()) or _Bytes(file)
     return _Bytes(file)
 
 
@@ -405,18 +420,22 @@ def _refuse_second_ogg(file: Any) -> None:
 _MAY_BE_JOINED = {"FLAC": _refuse_second_flac, "OGG": _refuse_second_ogg}
 
 
-def _mpeg(data: bytes) -> bytes | None:
-    """MPEG layer III as its frames alone, behind a first one that gives their number: decoders believe a number that was
-    written for fewer, and guess where there is none. None if it is something else. Raises SoundError for streams of several
-    kinds in one file."""
+def _mpeg(data: bytes) -> _Bytes | None:
+    """MPEG layer III as its frames alone, behind the one that gives their number if the file has such a one. A decoder
+    believes a number that was written for fewer; without any it guesses from the file's size and its first frames, and zeros
+    after them make that too many. None if it is something else. Raises SoundError for streams of several kinds in one file."""
     frames, tag = _mpeg_frames(data)
     if not frames:
         return None
-    (kind, start, _), *_ = frames
-    if any(other[0] != kind for other in frames):
+    kinds = {kind for kind, _, _ in frames}
+    if len(kinds) > 1:
         raise SoundError("streams of several rates or numbers of channels joined in one MP3 file")
+    (kind,) = kinds
     body = b"".join(data[begin:end] for _, begin, end in frames)
-    return _mpeg_tag(tag, data[start : start + 4], kind, len(frames), len(body)) + body
+    if tag:
+        return _Bytes(io.BytesIO(_mpeg_tag(tag, kind.side_bytes, len(frames), len(body)) + body))
+    largest = max(end - begin for _, begin, end in frames)
+    return _Bytes(io.BytesIO(body), zeros=len(frames) * largest, samples=len(frames) * kind.samples)
 
 
 def _mpeg_frames(data: bytes) -> tuple[list[tuple[_MpegKind, int, int]], bytes]:
@@ -439,7 +458,10 @@ def _mpeg_frames(data: bytes) -> tuple[list[tuple[_MpegKind, int, int]], bytes]:
         kind, size = found
         says = position + kind.side_bytes
         if data[says : says + 4] in (b"Xing", b"Info"):
-            tag = data[position : position + size] if not frames else tag
+            is_first = not frames and data[says + 7] & 1 if says + 8 <= len(data) else False
+            tag = data[position : position + size] if is_first else tag
+        elif data[position + 36 : position + 40] == b"VBRI":  # another such frame, which says nothing more
+            pass
         elif position + size <= len(data):
             frames.append((kind, position, position + size))
         position += size
@@ -450,6 +472,11 @@ class _MpegKind(NamedTuple):
     version: int  # as the header has it: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
     rate: int
     mono: bool
+
+    @property
+    def samples(self) -> int:
+        """Of a frame."""
+        return 1152 if self.version == 3 else 576
 
     @property
     def side_bytes(self) -> int:
@@ -479,16 +506,10 @@ def _mpeg_goes_on(data: bytes, at: int, times: int) -> bool:
     return found is not None and found[0] == kind and (times == 1 or _mpeg_goes_on(data, following, times - 1))
 
 
-def _mpeg_tag(tag: bytes, header: bytes, kind: _MpegKind, count: int, size: int) -> bytes:
-    """The frame that says how many there are: the file's own if it is right, with its delay and no padding if it is not, or
-    one without either."""
-    says = kind.side_bytes
-    flags = int.from_bytes(tag[says + 4 : says + 8], "big")
-    if not flags & 1:
-        plain = bytes([header[0], header[1] | 1, 0x80 | header[2] & 0x0C, header[3]])  # a rate with room, no checksum
-        _, length = _mpeg_frame(plain, 0) or (None, 0)
-        written = plain + bytes(says - 4) + b"Xing" + (3).to_bytes(4, "big")
-        return (written + count.to_bytes(4, "big") + (size + length).to_bytes(4, "big")).ljust(length, b"\0")
+def _mpeg_tag(tag: bytes, says: int, count: int, size: int) -> bytes:
+    """The frame that says how many others there are, from byte `says` on: as it is if it is right, else with the right
+    number and without the padding at the end that it knows of."""
+    flags = tag[says + 7]
     right = bytearray(tag)
     if int.from_bytes(tag[says + 8 : says + 12], "big") != count:
         right[says + 8 : says + 12] = count.to_bytes(4, "big")
