@@ -68,6 +68,11 @@ TAKEN = {  # file, its length in samples, and by how many it may be off
 REFUSED = {  # file, and what is said of it
     "one absurd sample.wav": (floats(with_one(1e30)), "which no recording has"),
     "one sample not a number.wav": (floats(with_one(float("nan"))), "not finite"),
+    "last sample not a number.wav": (floats(np.append(SECOND[:, 0], np.float32("nan"))), "not finite"),
+    "no samples, cue points after.wav": (
+        encode(SECOND[:0], 16000, "wav") + b"cue \x04\0\0\0\0\0\0\0",
+        "no samples|too short",
+    ),
     "one infinite sample.wav": (floats(with_one(float("inf"))), "not finite"),
     "empty.wav": (b"", "empty"),
     "text.wav": (b"not audio", "not audio"),
@@ -89,6 +94,9 @@ def for_training(data: bytes) -> np.ndarray:
     verify(io.BytesIO(data), info.samples, [(max(0, info.samples - 8000), info.samples)])
     mono, _ = decode(io.BytesIO(data))
     assert len(mono) == info.samples
+    if data[:4] != b"OggS" and len(data) > 100:
+        stated = probe(io.BytesIO(data), measure=False).samples  # exact, but for MP3 inside WAV
+        assert abs(stated - info.samples) <= (576 if b"U\0" in data[20:22] else 0)
     return mono
 
 
@@ -167,3 +175,43 @@ def test_a_file_that_is_shorter_by_now_is_not_read():
         decode_window(
             io.BytesIO(encode(SECOND, 16000, "wav")), AudioInfo(30000, 16000, 1), start=0, length=30000, rate=16000
         )
+
+
+def test_a_wav_of_more_than_four_gibibytes_is_read_to_its_end(tmp_path):
+    """Its size has 32 bits: never written, not known, or what is left of it after 4 GiB."""
+    samples = (1 << 31) + 12345 * 2
+    header = bytearray(encode(SECOND[:0], 16000, "wav"))
+    for claimed in (0, 0xFFFFFFFF, 2 * samples % (1 << 32)):
+        header[40:44] = claimed.to_bytes(4, "little")
+        with (tmp_path / "long.wav").open("wb") as file:  # a hole of zeros, and a second of sound at the end
+            file.write(header)
+            file.seek(44 + 2 * samples - 32000)
+            file.write(encode(SECOND, 16000, "wav")[44:])
+        with Recording(tmp_path / "long.wav", 16000) as recording:
+            assert recording.samples == samples
+            np.testing.assert_allclose(recording.read(samples - 16000, samples), SECOND[:, 0], atol=1e-4)
+
+
+def test_a_large_avi_is_no_joined_wav():
+    data = muxed(LONG, "avi", "libmp3lame")
+    data += b"RIFF\x04\0\0\0AVIX"
+    assert probe(io.BytesIO(data)).samples > len(LONG) - 2000
+
+
+def test_odd_first_frames_of_mp3_do_no_harm():
+    short = (
+        bytes([0xFF, 0xF3, 0x14, 0xC0]) + bytes(9) + bytes(8) + b"Xing" + b"\xff\xf3\x14\xc1" + bytes(20)
+    )  # no room for a number
+    stereo = bytearray(encode(tone(3.0, channels=2), 16000, "mp3")[:400])
+    for data in (short, bytes(stereo) + MP3, b"\xff\xf3" + b"\xff" * (1 << 21)):
+        try:
+            mono = for_training(data)
+            assert len(mono) <= len(LONG) + 2304
+        except DecodeError:
+            pass
+
+
+def test_what_is_said_of_a_rate_is_said_of_what_ffmpeg_reads_too():
+    for data in (written(SECOND, "WAV", "PCM_16", rate=200), muxed(SECOND, "tta", "tta", rate=200)):
+        with pytest.raises(DecodeError, match="a rate of 200 Hz, outside 1,000 to 768,000 Hz"):
+            probe(io.BytesIO(data))

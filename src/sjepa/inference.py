@@ -17,6 +17,7 @@ import io
 import stat
 import sys
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from math import gcd
@@ -44,7 +45,7 @@ _PLAIN = frozenset(
 )  # and PCM: as many bytes for any sample
 _UNKNOWN_LENGTH = 1 << 62  # and more: what libsndfile says of a FLAC that does not say
 _JOINED = "several {} streams joined in one file, of which the first alone would be read; split them"
-_LONGEST_GAP = 1 << 20  # bytes between the parts of a file
+_LONGEST_GAP, _LONGEST_JUNK = 1 << 20, 1 << 24  # bytes before the sound of a file, and inside it
 _LOWEST_RATE, _HIGHEST_RATE = 1000, 768_000
 _NOT_ITS_KIND = (
     1,
@@ -69,12 +70,12 @@ class RecordingError(InputError):
 def check_rate(rate: int) -> None:
     """Raises SoundError if no recording has such a rate (Hz)."""
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
-        raise SoundError(f"a rate of {rate} Hz, which no recording has")
+        raise SoundError(f"a rate of {rate} Hz, outside {_LOWEST_RATE:,} to {_HIGHEST_RATE:,} Hz")
 
 
-def ends_early(found: int, claimed: int, rate: int) -> str:
-    """What to say of a file that ends before its header says, lengths in samples."""
-    return f"ends after {found / rate:.2f} s, where its header claims {claimed / rate:.2f} s"
+def ends_early(found: int, expected: int, rate: int, *, by: str = "its header claims") -> str:
+    """What to say of a file that ends before it should, lengths in samples."""
+    return f"ends after {found / rate:.2f} s, where {by} {expected / rate:.2f} s"
 
 
 class Resampler:
@@ -162,7 +163,8 @@ class Sound:
         if self._file.frames >= _UNKNOWN_LENGTH:
             self._bytes = _flac_of_known_length(self._bytes, self._reaches)
             self._open()
-        self.rate, self.channels, self.samples = self._file.samplerate, self._file.channels, self._file.frames
+        self.rate, self.channels = self._file.samplerate, self._file.channels
+        self.samples = self._file.frames if self._bytes.samples is None else self._bytes.samples
         # libsndfile's seeks land on the exact sample; into other formats, what is wanted is reached by decoding
         is_plain = self._file.subtype.startswith("PCM") or self._file.subtype in _PLAIN
         self.exact = is_plain and self._file.format in _EXACT_SEEK and self._file.may_seek
@@ -232,13 +234,11 @@ class Sound:
 
     def _refuse_cut(self) -> None:
         try:
-            found = len(self.read(self.samples - 1, self.samples)) or not self.samples
-        except SoundError:
-            found = False
-        if not found:
-            raise SoundError(
-                f"damaged or cut off: there is no end at {self.samples / self.rate:.2f} s, where its header says"
-            )
+            is_whole = len(self._read_there(self.samples - 1, self.samples)) == min(1, self.samples)
+        except soundfile.LibsndfileError:
+            is_whole = False
+        if not is_whole:
+            raise SoundError(f"damaged, or cut off before the {self.samples / self.rate:.2f} s that its header claims")
 
     def _reaches(self, position: int) -> bool:
         try:
@@ -262,14 +262,24 @@ class _ReadOn(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Bytes(io.RawIOBase):
-    """A file as libsndfile is to see it: its first bytes may be others, zeros may follow it, and no seek fails. `samples`:
-    how many are to be read, whatever the library says."""
+    """A file as libsndfile is to see it: bytes of ours, then `parts` of the file (begin, end), then zeros; no seek fails.
+    Without `parts`, the rest of the file after as many bytes as `head` has. `samples`: how many are to be read, whatever the
+    library says."""
 
-    def __init__(self, file: BinaryIO, head: bytes = b"", *, zeros: int = 0, samples: int | None = None) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        head: bytes = b"",
+        parts: list[tuple[int, int]] | None = None,
+        *,
+        zeros: int = 0,
+        samples: int | None = None,
+    ) -> None:
         self.samples = samples
         self._file, self._head, self._position = file, head, 0
-        self._end = file.seek(0, io.SEEK_END)
-        self._size = self._end + zeros
+        self._parts = [(len(head), file.seek(0, io.SEEK_END))] if parts is None else parts
+        self._starts = np.cumsum([len(head), *(end - begin for begin, end in self._parts)]).tolist()
+        self._size = self._starts[-1] + zeros
 
     def readable(self) -> bool:
         return True
@@ -285,16 +295,21 @@ class _Bytes(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        if self._position < len(self._head):
-            piece = self._head[self._position : self._position + len(buffer)]
-        elif self._position >= self._end:
-            piece = bytes(max(0, min(len(buffer), self._size - self._position)))
-        else:
-            self._file.seek(self._position)
-            piece = self._file.read(len(buffer))
+        piece = self._piece(min(len(buffer), max(0, self._size - self._position)))
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
+
+    def _piece(self, most: int) -> bytes:
+        number = bisect(self._starts, self._position) - 1
+        if number < 0:
+            return self._head[self._position : self._position + most]
+        if number == len(self._parts):
+            return bytes(most)
+        begin, end = self._parts[number]
+        place = begin + self._position - self._starts[number]
+        self._file.seek(place)
+        return self._file.read(min(most, end - place))
 
 
 def _put_right(file: BinaryIO) -> _Bytes:
@@ -304,14 +319,13 @@ def _put_right(file: BinaryIO) -> _Bytes:
     head = file.read(12)
     if not size:
         raise SoundError("empty file")
-    if head[:4] in _CHUNKED:
-        return _Bytes(file, _with_sizes(file, size, head))
+    if head[:4] in _CHUNKED and (head[8:] == b"WAVE" or head[:4] == b"caff"):
+        return _with_sizes(file, size, head)
     if head[:4] == b".snd" and not any(head[8:12]):  # Sun's: all bits set means that it is not known
         file.seek(0)
         return _Bytes(file, file.read(8) + b"\xff" * 4)
-    if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
-        file.seek(0)
-        return _mpeg(file.read()) or _Bytes(file)
+    if head[:3] == b"ID3" or _mpeg_frame(head[:4]) is not None:
+        return _mpeg(file, size) or _Bytes(file)
     return _Bytes(file)
 
 
@@ -331,9 +345,9 @@ _CHUNKED = {
 }
 
 
-def _with_sizes(file: BinaryIO, size: int, head: bytes) -> bytes:
-    """The head of a WAV, an RF64 or a CAF whose size of samples was never written, with it; else nothing. Raises SoundError
-    if another WAV follows."""
+def _with_sizes(file: BinaryIO, size: int, head: bytes) -> _Bytes:
+    """A WAV, an RF64 or a CAF with the size of its samples where none was written. Raises SoundError if another WAV
+    follows."""
     kind = _CHUNKED[head[:4]]
     if head[:4] == b"RIFF":
         claimed = 8 + int.from_bytes(head[4:8], "little")
@@ -341,7 +355,7 @@ def _with_sizes(file: BinaryIO, size: int, head: bytes) -> bytes:
             file.seek(end)
             if file.read(4) == b"RIFF":
                 raise SoundError(_JOINED.format("WAV"))
-    position, wide = kind.first, -1
+    position, wide = kind.first, None
     for _ in range(_MOST_CHUNKS):
         file.seek(min(position, size))
         header = file.read(4 + kind.size_bytes)
@@ -351,27 +365,40 @@ def _with_sizes(file: BinaryIO, size: int, head: bytes) -> bytes:
         if header[:4] == b"ds64":  # sizes of 64 bits: of the file, of the samples
             wide = position + 16
         if header[:4] == b"data":
-            return _written_size(file, kind, begin, length, size - begin, wide)
+            return _Bytes(file, *_written_size(file, kind, begin, length, size - begin, wide))
         position = begin + length + (length % 2 if kind.even else 0)
-    return b""
+    return _Bytes(file)
 
 
-def _written_size(file: BinaryIO, kind: _Chunks, begin: int, length: int, there: int, wide: int) -> bytes:
-    """The head up to the size of the samples, which begin at `begin`, if none is written: before them, or at `wide` unless
-    that is negative. Without samples, another chunk may follow at once."""
+def _written_size(
+    file: BinaryIO, kind: _Chunks, begin: int, length: int, found: int, wide: int | None
+) -> tuple[bytes, list[tuple[int, int]] | None]:
+    """What `_Bytes` takes: bytes to put before the samples, with their size of `found` bytes, if `length` is not one; or
+    none. They begin at `begin`, and their size lies just before, or at `wide` in a file that writes it twice."""
     place, size_bytes = begin - kind.size_bytes, kind.size_bytes
-    if wide >= 0:
+    if wide is not None:
         file.seek(wide)
         length, place, size_bytes = int.from_bytes(file.read(8), "little"), wide, 8
-    file.seek(begin)
-    following = file.read(4 + kind.size_bytes)
-    is_chunk = following[:4].isalnum() and int.from_bytes(following[4:], kind.order) <= there - len(following)
-    if there <= 0 or (is_chunk and not length) or 0 < length < (1 << 64) - 1:
-        return b""
+    most = (1 << 8 * size_bytes) - 1
+    overran = found > most and (found - length) % (most + 1) == 0  # the size has fewer bits than it would take
+    if found <= 0 or not (length in (0, most) or overran) or (not length and _is_chunk(file, kind, begin, found)):
+        return b"", None
     file.seek(0)
     head = bytearray(file.read(begin))
-    head[place : place + size_bytes] = min(there, (1 << 8 * size_bytes) - 1).to_bytes(size_bytes, kind.order)
-    return bytes(head)
+    if found <= most:
+        head[place : place + size_bytes] = found.to_bytes(size_bytes, kind.order)
+        return bytes(head), None
+    sizes = b"".join(number.to_bytes(8, "little") for number in (found + begin, found, 0))
+    wide_chunk = b"ds64" + (28).to_bytes(4, "little") + sizes + bytes(4)
+    return b"RF64" + 4 * b"\xff" + b"WAVE" + wide_chunk + bytes(head[12:-4]) + 4 * b"\xff", [(begin, begin + found)]
+
+
+def _is_chunk(file: BinaryIO, kind: _Chunks, begin: int, most: int) -> bool:
+    """Whether what begins there is another chunk: four letters and a size that fits."""
+    file.seek(begin)
+    header = file.read(4 + kind.size_bytes)
+    is_name = all(0x20 <= byte < 0x7F for byte in header[:4])
+    return is_name and int.from_bytes(header[4:], kind.order) <= most - len(header)
 
 
 def _flac_of_known_length(file: Any, reaches: Callable[[int], bool]) -> Any:
@@ -385,7 +412,7 @@ def _flac_of_known_length(file: Any, reaches: Callable[[int], bool]) -> Any:
     file.seek(0)
     head = bytearray(file.read(_LONGEST_GAP))
     total = head.find(b"fLaC") + 21  # of STREAMINFO: 4 bits, then 4 bytes
-    if total < 21 or above >= 1 << 36:
+    if total < 21 or not 0 < above < 1 << 36 or not reaches(above - 1):
         raise SoundError("FLAC of unknown length, which cannot be found")
     head[total : total + 5] = ((head[total] & 0xF0) << 32 | above).to_bytes(5, "big")
     return _Bytes(file, bytes(head))
@@ -420,52 +447,27 @@ def _refuse_second_ogg(file: Any) -> None:
 _MAY_BE_JOINED = {"FLAC": _refuse_second_flac, "OGG": _refuse_second_ogg}
 
 
-def _mpeg(data: bytes) -> _Bytes | None:
-    """MPEG layer III as its frames alone, behind the one that gives their number if the file has such a one. A decoder
-    believes a number that was written for fewer; without any it guesses from the file's size and its first frames, and zeros
-    after them make that too many. None if it is something else. Raises SoundError for streams of several kinds in one file."""
-    frames, tag = _mpeg_frames(data)
-    if not frames:
-        return None
-    kinds = {kind for kind, _, _ in frames}
-    if len(kinds) > 1:
-        raise SoundError("streams of several rates or numbers of channels joined in one MP3 file")
-    (kind,) = kinds
-    body = b"".join(data[begin:end] for _, begin, end in frames)
-    if tag:
-        return _Bytes(io.BytesIO(_mpeg_tag(tag, kind.side_bytes, len(frames), len(body)) + body))
-    largest = max(end - begin for _, begin, end in frames)
-    return _Bytes(io.BytesIO(body), zeros=len(frames) * largest, samples=len(frames) * kind.samples)
+class _Peek:
+    """Bytes of a file by their places, without the whole of it in memory."""
 
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self.size, self._begin, self._page = file, size, 0, b""
 
-def _mpeg_frames(data: bytes) -> tuple[list[tuple[_MpegKind, int, int]], bytes]:
-    """(kind, first byte, end) of every frame with sound, and the frame before them that says how many there are."""
-    frames: list[tuple[_MpegKind, int, int]] = []
-    tag, position, sure = b"", 0, False
-    while position < len(data):
-        if data[position : position + 3] == b"ID3":
-            sizes = data[position + 6 : position + 10]
-            position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(sizes, (21, 14, 7, 0), strict=False))
-            continue
-        found = _mpeg_frame(data, position)
-        sure = found is not None and (sure or _mpeg_goes_on(data, position, 2))
-        if found is None or not sure:
-            gap = min(len(data), (frames[-1][2] if frames else position) + (_LONGEST_GAP if frames else 1 << 16))
-            position = data.find(b"\xff", position + 1, gap)
-            if position < 0:
-                break
-            continue
-        kind, size = found
-        says = position + kind.side_bytes
-        if data[says : says + 4] in (b"Xing", b"Info"):
-            is_first = not frames and data[says + 7] & 1 if says + 8 <= len(data) else False
-            tag = data[position : position + size] if is_first else tag
-        elif data[position + 36 : position + 40] == b"VBRI":  # another such frame, which says nothing more
-            pass
-        elif position + size <= len(data):
-            frames.append((kind, position, position + size))
-        position += size
-    return frames, tag
+    def __call__(self, position: int, count: int) -> bytes:
+        place = position - self._begin
+        if place < 0 or place + count > len(self._page):
+            self._file.seek(position)
+            self._begin, self._page, place = position, self._file.read(max(count, 1 << 16)), 0
+        return self._page[place : place + count]
+
+    def find(self, byte: bytes, position: int, end: int) -> int:
+        """Where it is next, before `end`; −1 if nowhere."""
+        while position < min(end, self.size):
+            piece = self(position, min(1 << 12, end - position))
+            if (place := piece.find(byte)) >= 0:
+                return position + place
+            position += len(piece)
+        return -1
 
 
 class _MpegKind(NamedTuple):
@@ -484,41 +486,124 @@ class _MpegKind(NamedTuple):
         return 4 + ((17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17))
 
 
-def _mpeg_frame(data: bytes, at: int) -> tuple[_MpegKind, int] | None:
-    """Kind and bytes of the frame of MPEG layer III that begins there (ISO 11172-3 and 13818-3); None if none does."""
-    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
+class _MpegTag(NamedTuple):
+    """The frame that says how many others there are."""
+
+    frame: bytes
+    says: int  # where in it
+    complete: bool  # whether it counts bytes too, and they are those of the file
+
+    def counting(self, count: int, size: int) -> bytes:
+        """As it is if it is right, else with the right number, and without the padding at the end that it knows of."""
+        says, flags, right = self.says, self.frame[self.says + 7], bytearray(self.frame)
+        if int.from_bytes(right[says + 8 : says + 12], "big") != count:
+            right[says + 8 : says + 12] = count.to_bytes(4, "big")
+            lame = says + 12 + 4 * bool(flags & 2) + 100 * bool(flags & 4) + 4 * bool(flags & 8)
+            if len(right) >= lame + 24:  # its delay and padding are 12 bits each
+                right[lame + 22 : lame + 24] = bytes([right[lame + 22] & 0xF0, 0])
+        if flags & 2 and len(right) >= says + 16:
+            right[says + 12 : says + 16] = (size + len(right)).to_bytes(4, "big")
+        return bytes(right)
+
+
+class _MpegFrames:
+    """Frames with sound, as they are found: their number, the parts of the file that they fill, the largest (bytes)."""
+
+    def __init__(self) -> None:
+        self.kinds: set[_MpegKind] = set()
+        self.tag: _MpegTag | None = None
+        self.count = self.largest = 0
+        self.parts: list[tuple[int, int]] = []
+
+    def add(self, kind: _MpegKind, begin: int, end: int) -> None:
+        self.kinds.add(kind)
+        self.count, self.largest = self.count + 1, max(self.largest, end - begin)
+        if self.parts and self.parts[-1][1] == begin:
+            begin = self.parts.pop()[0]
+        self.parts.append((begin, end))
+
+
+def _mpeg(file: BinaryIO, size: int) -> _Bytes | None:
+    """MPEG layer III as its frames alone, behind the one that gives their number if the file has such a one. A decoder
+    believes a number that was written for fewer; without any it guesses from the file's size and its first frames, and
+    zeros after them make that too many. None if it is something else, or right as it is. Raises SoundError for streams of
+    several kinds in one file."""
+    found = _mpeg_frames(_Peek(file, size))
+    if not found.count or (found.tag and found.tag.complete):
         return None
-    version, bits, place = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
+    if len(found.kinds) > 1:
+        raise SoundError("streams of several rates or numbers of channels joined in one MP3 file")
+    (kind,) = found.kinds
+    if found.tag:
+        head = found.tag.counting(found.count, sum(end - begin for begin, end in found.parts))
+        return _Bytes(file, head, found.parts)
+    return _Bytes(file, b"", found.parts, zeros=found.count * found.largest, samples=found.count * kind.samples)
+
+
+def _mpeg_frames(peek: _Peek) -> _MpegFrames:
+    """All of a file; or, if its first frame says that they fill it, that one and the next."""
+    found, position, sound, sure = _MpegFrames(), 0, 0, False
+    while position < peek.size:
+        start = peek(position, 10)
+        if start[:3] == b"ID3":
+            position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=False))
+            sound = position if not found.count else sound
+            continue
+        frame = _mpeg_frame(start[:4])
+        sure = frame is not None and (sure or _mpeg_goes_on(peek, position, 2))
+        if frame is None or not sure:
+            position = peek.find(b"\xff", position + 1, sound + (_LONGEST_JUNK if found.count else _LONGEST_GAP))
+            if position < 0:
+                break
+            continue
+        kind, size = frame
+        what = _mpeg_tag(peek, position, kind, size)
+        if what is None and position + size <= peek.size:
+            found.add(kind, position, position + size)
+            if found.tag and found.tag.complete:
+                break
+        elif isinstance(what, _MpegTag) and not found.count:
+            found.tag = what
+        position += size
+        sound = position
+    return found
+
+
+def _mpeg_frame(header: bytes) -> tuple[_MpegKind, int] | None:
+    """Kind and bytes of the frame of MPEG layer III that has this header (ISO 11172-3 and 13818-3); None if it is none."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return None
+    version, bits, place = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
     if version == 1 or place == 3 or not 0 < bits < 15:
         return None
     rate = (44100, 48000, 32000)[place] >> {3: 0, 2: 1, 0: 2}[version]
     bit_rate, slots = (8000 * _BIT_RATES_1[bits], 144) if version == 3 else (8000 * _BIT_RATES_2[bits], 72)
-    return _MpegKind(version, rate, data[at + 3] >> 6 == 3), slots * bit_rate // rate + (data[at + 2] >> 1 & 1)
+    return _MpegKind(version, rate, header[3] >> 6 == 3), slots * bit_rate // rate + (header[2] >> 1 & 1)
 
 
-def _mpeg_goes_on(data: bytes, at: int, times: int) -> bool:
+def _mpeg_goes_on(peek: _Peek, at: int, times: int) -> bool:
     """Whether more frames of the same kind follow the one that begins there, as many as the file has room for."""
-    kind, size = _mpeg_frame(data, at) or (None, 0)
-    following = at + size
-    if not size or following + 4 > len(data) or data[following : following + 3] in (b"ID3", b"TAG"):
+    kind, size = _mpeg_frame(peek(at, 4)) or (None, 0)
+    following = peek(at + size, 4)
+    if not size or len(following) < 4 or following[:3] in (b"ID3", b"TAG"):
         return bool(size)
-    found = _mpeg_frame(data, following)
-    return found is not None and found[0] == kind and (times == 1 or _mpeg_goes_on(data, following, times - 1))
+    found = _mpeg_frame(following)
+    return found is not None and found[0] == kind and (times == 1 or _mpeg_goes_on(peek, at + size, times - 1))
 
 
-def _mpeg_tag(tag: bytes, says: int, count: int, size: int) -> bytes:
-    """The frame that says how many others there are, from byte `says` on: as it is if it is right, else with the right
-    number and without the padding at the end that it knows of."""
-    flags = tag[says + 7]
-    right = bytearray(tag)
-    if int.from_bytes(tag[says + 8 : says + 12], "big") != count:
-        right[says + 8 : says + 12] = count.to_bytes(4, "big")
-        lame = says + 12 + 4 * bool(flags & 2) + 100 * bool(flags & 4) + 4 * bool(flags & 8)
-        if len(right) >= lame + 24:  # its delay and padding are 12 bits each
-            right[lame + 22 : lame + 24] = bytes([right[lame + 22] & 0xF0, 0])
-    if flags & 2:
-        right[says + 12 : says + 16] = (size + len(tag)).to_bytes(4, "big")
-    return bytes(right)
+def _mpeg_tag(peek: _Peek, at: int, kind: _MpegKind, size: int) -> _MpegTag | bool | None:
+    """What the frame that begins there says of the others; True if it says something, yet not their number; None if it holds
+    sound."""
+    says, frame = kind.side_bytes, peek(at, size)
+    if frame[36:40] == b"VBRI":
+        return True
+    if frame[says : says + 4] not in (b"Xing", b"Info"):
+        return None
+    if len(frame) < says + 12 or not frame[says + 7] & 1:
+        return True
+    filled = at + int.from_bytes(frame[says + 12 : says + 16], "big") if frame[says + 7] & 2 else -1
+    ends = (peek.size, peek.size - 128 if peek(max(0, peek.size - 128), 3) == b"TAG" else peek.size)
+    return _MpegTag(frame, says, filled in ends or filled + size in ends)
 
 
 class Recording:
@@ -536,7 +621,7 @@ class Recording:
         try:
             self._sound = Sound(self._bytes)
             self._native = self._sound.measure()
-        except SoundError as error:
+        except (SoundError, OSError) as error:
             self._bytes.close()
             raise RecordingError(f"{path}: {error}") from None
         self._resampler = Resampler(self._sound.rate, target)
@@ -557,7 +642,7 @@ class Recording:
             piece = self._sound.read(first, last)
             if len(piece) < last - first:
                 raise SoundError(ends_early(first + len(piece), self._native, self._sound.rate))
-        except SoundError as error:
+        except (SoundError, OSError) as error:
             raise RecordingError(f"{self._path}: {error}") from None
         return self._resampler(np.pad(piece, (first - low, high - last)), start, stop)
 

@@ -121,6 +121,7 @@ def test_config_error_is_the_users_to_mend():
     [
         ("dataset.train_path=../sp ace #1", "'dataset.train_path=\"../sp ace #1\"'"),
         ("run_name=#1", "'run_name=\"#1\"'"),
+        ("init_weights=take#1/x.pt #2", "'init_weights=\"take#1/x.pt #2\"'"),
     ],
 )
 def test_a_comment_on_the_command_line_is_told_and_how_to_quote_it(override, quoted):

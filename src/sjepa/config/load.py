@@ -169,7 +169,7 @@ def _sentence(value: Any, texts: list[str]) -> str:
 def _quotes(path: str, value: Any, texts: list[str]) -> str:
     """What to do where a text was wanted and YAML reads something else."""
     kinds = {bool: "true or false", int: "a number", float: "a number", date: "a date"}
-    if type(value) not in kinds or not any("text" in text or "path" in text for text in texts):
+    if type(value) not in kinds or not any(text == "a text" or "is not a path" in text for text in texts):
         return ""
     return f" (YAML reads {kinds[type(value)]}; in quotes it is a text, on the command line {_quoted(path, '…')})"
 
@@ -263,11 +263,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _has_comment(text: str, value: Any) -> bool:
     """Whether YAML leaves out what follows a #."""
-    before, found, _ = text.partition("#")
-    try:
-        return bool(found) and _parse_yaml(before) == value
-    except yaml.YAMLError:  # it is inside quotes
-        return False
+    for place in (match.start() for match in re.finditer("#", text)):
+        try:
+            if _parse_yaml(text[:place]) == value:
+                return True
+        except yaml.YAMLError:  # it is inside quotes
+            continue
+    return False
 
 
 def _one_line(error: Exception) -> str:

@@ -42,9 +42,10 @@ class Apart:
         ]
         allowed, moved = os.sched_getaffinity(self.main), 0
         taken: set[int] = set()
+        used_cores = {now[thread][1] for thread in busiest}
         for thread in sorted(busiest, key=lambda thread: thread != self.main):
             core = now[thread][1]
-            free = allowed - taken
+            free = allowed - taken - used_cores or allowed - taken
             if core in taken and free and thread != self.main:
                 self._hold(thread, free)
                 core, moved = min(free), moved + 1

@@ -8,8 +8,6 @@ import sys
 
 _SPINS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}  # GNU's OpenMP: rounds; LLVM's and Intel's: milliseconds
 _SAME_MATTER = (*_SPINS, "OMP_WAIT_POLICY", "KMP_LIBRARY")
-
-
 _TURN_NANOSECONDS = 100_000  # the shortest that Linux gives
 _SYSTEM_CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}  # sched_setattr and sched_getattr
 _ATTRIBUTES = "=IIQiIQQQ"  # size, policy, flags, nice, priority, runtime, deadline, period

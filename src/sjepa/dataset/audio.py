@@ -119,7 +119,7 @@ def _decode_at(file: BinaryIO, rate: int, start: int, stop: int) -> Waveform:
     if found != rate:
         raise DecodeError(f"{found} Hz, where {rate} Hz were found when it was scanned: the file has changed")
     if len(mono) < stop - start:
-        raise DecodeError(f"{ends_early(start + len(mono), stop, rate)}".replace("its header claims", "the scan found"))
+        raise DecodeError(ends_early(start + len(mono), stop, rate, by="the scan found"))
     return mono
 
 
@@ -153,7 +153,7 @@ def _reading(file: BinaryIO) -> Iterator[Any]:
 def _by_av(file: BinaryIO, error: UnknownFormatError) -> _AvReader:
     try:
         return _AvReader(file)
-    except DecodeError:
+    except SoundError:
         raise
     except Exception:
         raise error from None  # neither knows it: libsndfile's words are the plainer ones
@@ -167,7 +167,11 @@ class _AvReader:
         self._file = file
         self._container: Any = None
         self._open()
-        check_rate(self.rate)
+        try:
+            check_rate(self.rate)
+        except SoundError:
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._container is not None:
@@ -180,9 +184,7 @@ class _AvReader:
     def measure(self) -> int:
         """Where the last packets end if positions are exact; else all is decoded and counted."""
         stated = int(self._stream.duration or 0)
-        if not stated:
-            self.exact = False
-        elif self.exact:
+        if stated and self.exact:
             tail = max(0, stated - round(_AV_TAIL_SECONDS * self.rate))
             return tail + len(self.read(tail, _THE_END))
         self._open()

@@ -111,17 +111,26 @@ def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list
     source, refs, check, index = job
     containers = Containers()
     results: list[Examined | str] = []
-    last: tuple[str, AudioInfo] | None = None  # a manifest may cut one file into many segments
+    last: tuple[AudioRef, AudioInfo | DecodeError] | None = None  # a manifest may cut one file into many segments
     for ref in refs:
         try:
             with containers.open(source, ref.name, ref.offset, ref.size, index=index) as file:
-                info = last[1] if last and last[0] == ref.name else probe(file, measure=check != "header")
-                last = ref.name, info
-                results.append(examine(file, info, ref.start_seconds, ref.duration_seconds, check))
+                if last is None or (last[0].name, last[0].offset) != (ref.name, ref.offset):
+                    last = ref, _probed(file, measure=check != "header")
+                if isinstance(last[1], DecodeError):
+                    raise last[1]
+                results.append(examine(file, last[1], ref.start_seconds, ref.duration_seconds, check))
         except DecodeError as error:
             results.append(str(error))
     containers.close()
     return results
+
+
+def _probed(file: Any, *, measure: bool) -> AudioInfo | DecodeError:
+    try:
+        return probe(file, measure=measure)
+    except DecodeError as error:
+        return error
 
 
 @dataclass(frozen=True)
