@@ -283,12 +283,12 @@ def test_what_is_passed_over_is_counted_and_odd_recordings_are_remarked_on(conta
         table = scan(resolve_sources(str(path))[0])
         assert len(table) == 5
         passed, *odd = sorted(table.remarks, key=lambda text: "passed over" not in text)
-        assert passed.startswith(f"{path.name}: 4 files are passed over")
+        assert passed.startswith(f"{path.name}: passed over by their endings: ")
         assert "2 .xyz" in passed
         assert "1 .zip" in passed
         assert "1 without ending" in passed
-        assert any("2 clips have values far above full scale" in text for text in odd)
-        assert any("1 clips have channels that cancel" in text and "opposite.wav" in text for text in odd)
+        assert any("values far above full scale" in text and ": 2 of 5 clips" in text for text in odd)
+        assert any("channels that cancel" in text and "1 of 5 clips, first opposite.wav" in text for text in odd)
         assert len(odd) == 2
     names = Clips([table], sample_rate=16000)
     assert any(names.name(row).endswith("line\\nbreak\\t.flac") for row in range(len(names)))

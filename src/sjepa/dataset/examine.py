@@ -13,7 +13,7 @@ _END_SECONDS = 0.5
 _FULL_SCALE = 8.0  # recordings of floats may exceed 1 by a little
 _CANCELS = 1e-4  # of the energy of the channels is left when they are averaged (−40 dB)
 _LOUD = "values far above full scale, which is 1 (integers written as floats? divide them)"
-_OPPOSITE = "channels that cancel each other when they are averaged (opposite polarity? turn one round)"
+_OPPOSITE = "channels that cancel each other when they are averaged (of opposite polarity? invert one)"
 
 
 class Examined(NamedTuple):
@@ -38,9 +38,11 @@ class Remarks:
             self._count[remark] += 1
             self._example.setdefault(remark, printable(name))
 
-    def lines(self) -> list[str]:
+    def lines(self, clips: int) -> list[str]:
+        """`clips`: how many there are in all."""
         return [
-            f"{count:,} clips have {remark}: {self._example[remark]} for one" for remark, count in self._count.items()
+            f"{remark}: {count:,} of {clips:,} clips, first {self._example[remark]}"
+            for remark, count in self._count.items()
         ]
 
 

@@ -92,7 +92,7 @@ def _examine(source: Source, listing: Listing, check: str, index: Path | None, p
         labels={name: [ref.labels.get(name) for ref in kept] for name in label_names},
         dropped=dropped,
         gzip_index=index,
-        remarks=[f"{source.path.name}: {text}" for text in (*listing.remarks, *remarks.lines())],
+        remarks=[f"{source.path.name}: {text}" for text in (*listing.remarks, *remarks.lines(len(kept)))],
     )
 
 

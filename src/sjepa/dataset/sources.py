@@ -93,7 +93,7 @@ class Listing:
         kinds = ", ".join(
             f"{count:,} {printable(ending) or 'without ending'}" for ending, count in self.passed.most_common(8)
         )
-        return [f"{self.passed.total():,} files are passed over, as their endings are not of audio: {kinds}"]
+        return [f"passed over by their endings: {kinds}"]
 
 
 def resolve_sources(paths: str | list[str], hub: HubOptions | None = None) -> list[Source]:

@@ -189,8 +189,11 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
     for note in notes:
         console.note(note)
     console.plain(describe_data(run.data))
-    for part in (run.data.train, run.data.test):
-        console.left_out(part.remarks, part.dropped)
+    parts = (run.data.train, run.data.test)  # which may be of one source
+    console.left_out(
+        dict.fromkeys(remark for part in parts for remark in part.remarks),
+        dict.fromkeys(pair for part in parts for pair in part.dropped),
+    )
     console.plain(describe_model(run.model))
     processes = run.engine.processes.total
     console.plain(describe_batches(config, run.loader, grad_accum=run.grad_accum, processes=processes))
