@@ -338,3 +338,13 @@ def test_a_missing_runtime_is_one_line(path, clip, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["--model", str(path), "--audio", str(clip)]) == 2
     assert "needs the package onnxruntime: pip install onnxruntime" in capsys.readouterr().err
+
+
+def test_names_with_line_breaks_stay_on_a_line(path, tmp_path, capsys):
+    (tmp_path / "a\tb\nc.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
+    (tmp_path / "d\ne.wav").write_bytes(b"no audio")
+    assert main(["--model", str(path), "--audio", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "a\\tb\\nc.wav: features" in said.out
+    (line,) = said.err.splitlines()
+    assert "d\\ne.wav: not audio" in line

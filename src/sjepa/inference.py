@@ -774,10 +774,10 @@ def main(
             _run(options, failed)
         finally:
             for failure in failed:
-                print(f"{prog}: {failure}", file=sys.stderr)
+                print(f"{prog}: {_printable(failure)}", file=sys.stderr)
         return 2 if failed else 0
     except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {_printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -825,10 +825,10 @@ def _one(model: Model, path: Path, target: Path | None, options: argparse.Namesp
     took, count = time.perf_counter() - started, frames * model.width
     mean = total / count
     deviation = np.sqrt(max(0.0, squares / count - mean**2))
-    written = f", written to {target}" if target is not None else ""
+    written = f", written to {_printable(target)}" if target is not None else ""
     rate = model.sample_rate / model.hop
     print(
-        f"{path}: features [{frames}, {model.width}] at {rate:g} frames per second from {seconds:.2f} s of audio{written}"
+        f"{_printable(path)}: features [{frames}, {model.width}] at {rate:g} frames per second from {seconds:.2f} s of audio{written}"
     )
     print(f"    mean {mean:.4f}, deviation {deviation:.4f}, {low:.3f} to {high:.3f}")
     print(f"    {took:.2f} s, real-time factor {took / seconds:.3f}")
@@ -920,6 +920,11 @@ def _with_folders(path: Path) -> str:
 
 def _with_folders_and_ending(path: Path) -> str:
     return f"{_with_folders(path)}{path.suffix.replace('.', '_')}"
+
+
+def _printable(item: object) -> str:
+    """Names may hold line breaks and other controls."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(item))
 
 
 def _said(error: BaseException) -> str:
