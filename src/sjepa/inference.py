@@ -828,7 +828,8 @@ def _one(model: Model, path: Path, target: Path | None, options: argparse.Namesp
     written = f", written to {_printable(target)}" if target is not None else ""
     rate = model.sample_rate / model.hop
     print(
-        f"{_printable(path)}: features [{frames}, {model.width}] at {rate:g} frames per second from {seconds:.2f} s of audio{written}"
+        f"{_printable(path)}: features [{frames}, {model.width}] at {rate:g} frames per second "
+        f"from {seconds:.2f} s of audio{written}"
     )
     print(f"    mean {mean:.4f}, deviation {deviation:.4f}, {low:.3f} to {high:.3f}")
     print(f"    {took:.2f} s, real-time factor {took / seconds:.3f}")
