@@ -148,6 +148,7 @@ def test_each_chunk_is_a_pass_over_its_own_samples(path, encoder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell a program's peak")
 def test_three_hours_take_flat_memory(path, tmp_path):
     """In a process of its own: at most 150 MB more than ten minutes take."""
     peaks = []
@@ -156,9 +157,10 @@ def test_three_hours_take_flat_memory(path, tmp_path):
             for second in range(minutes):
                 file.write(np.tile(tone(1.0, seed=second)[:, 0], 60))
         code = (
-            "import resource, sys\nfrom sjepa.inference import main\n"
+            "from pathlib import Path\nfrom sjepa.inference import main\n"
             f"assert main(['--model', {str(path)!r}, '--audio', 'long.flac', '--out', 'f.npy', '--threads', '1']) == 0\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+            "(peak,) = [line.split()[1] for line in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in line]\n"
+            "print(int(peak) // 1024)"  # of this program alone: what getrusage says counts its parent's pages too
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
