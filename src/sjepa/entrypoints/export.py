@@ -53,7 +53,11 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     if config.export.huggingface:
         folder = path.parent / "hf"
         save_hubert(folder, weights.model.encoder)
-        console.note(f"{folder}: transformers.HubertModel.from_pretrained takes it")
+        is_hubert = weights.model.encoder.shape.frontend == "waveform"
+        loads = (
+            "HubertModel.from_pretrained" if is_hubert else "AutoModel.from_pretrained, with trust_remote_code=True,"
+        )
+        console.note(f"{folder}: transformers' {loads} takes it")
     return 0
 
 
