@@ -20,6 +20,7 @@ import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from math import gcd
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -161,7 +162,7 @@ class Sound:
         self._bytes = _put_right(file)
         self._open()
         if self._file.frames >= _UNKNOWN_LENGTH:
-            self._bytes = _flac_of_known_length(self._bytes, self._reaches)
+            self._bytes = _flac_of_known_length(self._bytes.buffered, self._reaches)
             self._open()
         self.rate, self.channels = self._file.samplerate, self._file.channels
         self.samples = self._file.frames if self._bytes.samples is None else self._bytes.samples
@@ -185,7 +186,7 @@ class Sound:
     def measure(self) -> int:
         """The length in samples, as the decoder gives it where that may differ from the header. Raises SoundError."""
         if self._file.format in _MAY_BE_JOINED:
-            _MAY_BE_JOINED[self._file.format](self._bytes)
+            _MAY_BE_JOINED[self._file.format](self._bytes.buffered)
             self._open()
         if self.exact:
             self._refuse_cut()
@@ -198,9 +199,9 @@ class Sound:
 
     def _open(self) -> None:
         self.close()
-        self._bytes.seek(0)
+        self._bytes.buffered.seek(0)
         try:
-            self._file = _ReadOn(self._bytes)
+            self._file = _ReadOn(self._bytes.buffered)  # decoders ask for a few bytes at a time
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             kind = UnknownFormatError if getattr(error, "code", 1) in _NOT_ITS_KIND else SoundError
             raise kind(f"not audio that libsndfile reads ({_said(error)})") from None
@@ -281,6 +282,10 @@ class _Bytes(io.RawIOBase):
         self._starts = np.cumsum([len(head), *(end - begin for begin, end in self._parts)]).tolist()
         self._size = self._starts[-1] + zeros
 
+    @cached_property
+    def buffered(self) -> io.BufferedReader:
+        return io.BufferedReader(self, 1 << 16)
+
     def readable(self) -> bool:
         return True
 
@@ -349,8 +354,8 @@ def _with_sizes(file: BinaryIO, size: int, head: bytes) -> _Bytes:
     """A WAV, an RF64 or a CAF with the size of its samples where none was written. Raises SoundError if another WAV
     follows."""
     kind = _CHUNKED[head[:4]]
-    if head[:4] == b"RIFF":
-        claimed = 8 + int.from_bytes(head[4:8], "little")
+    claimed = 8 + int.from_bytes(head[4:8], "little")
+    if head[:4] == b"RIFF" and claimed < size:  # most end there
         for end in (claimed, claimed + claimed % 2):
             file.seek(end)
             if file.read(4) == b"RIFF":

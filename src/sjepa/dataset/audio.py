@@ -187,7 +187,8 @@ class _AvReader:
         if stated and self.exact:
             tail = max(0, stated - round(_AV_TAIL_SECONDS * self.rate))
             return tail + len(self.read(tail, _THE_END))
-        self._open()
+        if self._begun:
+            self._open()
         return sum(len(mono) for mono, _ in self._decoded())
 
     def read(self, start: int, stop: int) -> Waveform:
@@ -195,7 +196,8 @@ class _AvReader:
         origin = self._stream.start_time or 0
         preroll = start - int(_AV_PREROLL_SECONDS * self.rate)
         seeks = preroll > 0 and self.exact
-        self._open()  # anew: a container that is wound back may leave out its first packets
+        if self._begun:
+            self._open()
         if seeks:
             self._container.seek(origin + preroll, stream=self._stream)
         pieces: list[Waveform] = []
@@ -210,7 +212,9 @@ class _AvReader:
         return np.concatenate([*pieces, np.zeros(0, np.float32)])
 
     def _open(self) -> None:
+        """Anew, where it was read from: a container that is wound back may leave out its first packets."""
         self.close()
+        self._begun = False
         self._file.seek(0)
         self._container = av.open(self._file, mode="r", metadata_errors="replace")
         if not self._container.streams.audio:
@@ -223,6 +227,7 @@ class _AvReader:
 
     def _decoded(self) -> Iterator[tuple[Waveform, int | None]]:
         """Samples and their time, in samples if times are exact."""
+        self._begun = True
         for frame in self._container.decode(self._stream):
             if frame.sample_rate != self.rate:
                 raise DecodeError(f"its rate changes, from {self.rate} to {frame.sample_rate} Hz")
