@@ -157,6 +157,9 @@ def test_the_length_found_is_the_length_decoded_and_windows_are_where_they_say(n
     info = probe(io.BytesIO(data))
     whole, rate = decode(io.BytesIO(data))
     assert (info.rate, info.samples) == (rate, len(whole))
+    verify(
+        io.BytesIO(data), info.samples, [(0, info.samples), (0, 1000), (info.samples - 1000, info.samples)]
+    )  # by one reader
     expected = tone(20.0, rate)[:, 0]
     # of what is heard, nothing is lost and nothing shifted but what the encoder puts before
     delays = [d for d in range(0, 4000) if len(whole) > len(expected) - 4000 + d]

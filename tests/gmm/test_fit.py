@@ -1,9 +1,15 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
+from sjepa.core.errors import SharedError
+from sjepa.core.ranks import ALONE
+from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.fit import fit_gmm
+from sjepa.training.fitting import MixtureFitter
 from tests.processes import in_processes
 
 
@@ -83,3 +89,15 @@ def test_a_mixture_of_frames_that_are_not_usable_is_known_as_such(value):
     assert fit_gmm(sample, 4, seed=0, em_iters=2).is_finite
     sample[3] = value
     assert not fit_gmm(sample, 4, seed=0, em_iters=2).is_finite
+
+
+def test_training_stops_at_a_mixture_that_is_not_usable():
+    frames = SimpleNamespace(seed=0, ranks=ALONE)
+    fitter = MixtureFitter(frames, 500, 1, 1, SimpleNamespace(detail=lambda text: None))
+    sample = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    sample[3] = 1e25
+    draw = torch.rand(500, dtype=torch.float64)
+    with pytest.raises(
+        SharedError, match=r"the mixture over mfcc39 is not finite \(largest value of a frame: 1e\+25\)"
+    ):
+        fitter._mixture(sample, draw, DiagonalGMM(4, 8, features="mfcc39"))

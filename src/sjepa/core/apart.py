@@ -43,10 +43,10 @@ class Apart:
         allowed, moved = os.sched_getaffinity(self.main), 0
         taken: set[int] = set()
         used_cores = {now[thread][1] for thread in busiest}
-        for thread in sorted(busiest, key=lambda thread: thread != self.main):
+        for thread in sorted(busiest, key=lambda thread: thread != self.main):  # it comes first, so it stays
             core = now[thread][1]
             free = allowed - taken - used_cores or allowed - taken
-            if core in taken and free and thread != self.main:
+            if core in taken and free:
                 self._hold(thread, free)
                 core, moved = min(free), moved + 1
             taken.add(core)
