@@ -1,6 +1,6 @@
 """Files that version 0.1.0 wrote: weights, a checkpoint, a mixture and the cache of a scan.
 
-`tests/data/version_0_1_0.zip` holds a run of a very small model over five generated clips, stopped in phase 2, inside an
+`tests/older/version_0_1_0.zip` holds a run of a very small model over five generated clips, stopped in phase 2, inside an
 epoch; `expected.json` in it is what that version computed from it afterwards (CPU, fp32, one thread).
 """
 
@@ -23,7 +23,7 @@ from sjepa.dataset.sources import resolve_sources
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.train import train
 
-ARCHIVE = Path(__file__).parent / "data" / "version_0_1_0.zip"
+ARCHIVE = Path(__file__).parent / "older" / "version_0_1_0.zip"
 MODIFIED = 1_767_225_600  # seconds; the fingerprints in the caches hold it
 
 
