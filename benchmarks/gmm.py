@@ -15,6 +15,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from benchmarks.table import Row, median_seconds, report
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.demo import write_corpus
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.diagonal import DiagonalGMM
@@ -24,7 +25,7 @@ FRAMES = 50_000
 
 
 def mfcc_frames() -> Tensor:
-    mfcc, parts = MFCC(), []
+    mfcc, parts = MFCC(SPEECH), []
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder), speakers=16, clips=50)
         with zipfile.ZipFile(Path(folder) / "train.zip") as archive:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from sjepa.config.load import load_config
 from sjepa.core.distributed import Engine
+from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
 from sjepa.entrypoints.train import train
 from sjepa.evaluation.abx import draw_triples, error_rates, token_frames, triphones
@@ -39,7 +40,7 @@ from sjepa.evaluation.alignment import SILENCE, align
 from sjepa.evaluation.classifiers import logistic_regression
 from sjepa.evaluation.evaluate import saved_targets
 from sjepa.evaluation.features import untrained
-from sjepa.evaluation.labels import Span, frame_centres, phones_at, phones_of, spans_of, words_of
+from sjepa.evaluation.labels import Span, phones_at, phones_of, spans_of, words_of
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.modules.encoder import Encoder
@@ -88,17 +89,17 @@ class Corpus:
         ]
         self.phones = sorted({phone for row in self.rows for phone in phones_of(row["phones"])})
         self.speakers = sorted({row["speaker"] for row in self.rows if row["split"] == "train"})
-        self.mfcc = [MFCC()(audio[None], torch.tensor([len(audio)]))[0] for audio in self.audio]
+        self.mfcc = [MFCC(SPEECH)(audio[None], torch.tensor([len(audio)]))[0] for audio in self.audio]
         self.spans = [spans_of(row["times"]) for row in self.rows] if "times" in self.rows[0] else self._aligned()
         self.frame_phones = [
-            [phone or SILENCE for phone in phones_at(spans, frame_centres(0, len(features)))]
+            [phone or SILENCE for phone in phones_at(spans, SPEECH.centres(0, len(features)))]
             for spans, features in zip(self.spans, self.mfcc, strict=True)
         ]
 
     def _aligned(self) -> list[list[Span]]:
         normal = [x.double().numpy() for x in prepared(self.mfcc, SpaceSettings("clip"))]
         said = [words_of(row["phones"]) for row in self.rows]
-        return align(normal, said, [row["split"] == "train" for row in self.rows])
+        return align(normal, said, SPEECH, training=[row["split"] == "train" for row in self.rows])
 
     def split(self, name: str) -> list[int]:
         """Positions of the clips of `train` or `test`; `tune` and `fit`: of the training speakers that are left out to
@@ -152,7 +153,7 @@ def abx_errors(corpus: Corpus, features: Features) -> tuple[float, float]:
     clips = corpus.split("test")
     tokens = [token for i in clips for token in triphones(i, corpus.rows[i]["speaker"], corpus.spans[i])]
     frames = {i: features[i].numpy() for i in clips}
-    seconds = [frame_centres(0, len(x)) for x in corpus.mfcc]
+    seconds = [SPEECH.centres(0, len(x)) for x in corpus.mfcc]
     own = token_frames(tokens, frames, seconds)
     within, across = (error_rates(draw_triples(tokens, kind, seed=0), own).mean() for kind in ("within", "across"))
     return within, across

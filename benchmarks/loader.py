@@ -57,7 +57,7 @@ def write_tar(target: Path, clips: list[tuple[str, bytes]], *, at_least: int = 0
 
 def loader(path: Path, workers: int) -> Loader:
     clips = Clips([scan(source) for source in resolve_sources(str(path))], sample_rate=RATE)
-    dataset = WindowDataset(clips, crops(clips.length_N, 15 * RATE), seed=0)
+    dataset = WindowDataset(clips, crops(clips.length_N, 15 * RATE), seed=0, fewest_samples=720)
     return Loader(dataset, BatchPlan(8), num_workers=workers)
 
 

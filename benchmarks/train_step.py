@@ -184,7 +184,7 @@ def _targets(encoder: Encoder, phase: int, clusters: int, width: int) -> Any:
     if phase == 1:
         gmm = DiagonalGMM(clusters, 39, features="mfcc39")
         gmm.set_parameters(torch.ones(clusters), 20 * torch.randn(clusters, 39), 400 * torch.ones(clusters, 39))
-        return MFCCTargets(gmm)
+        return MFCCTargets(gmm, SPEECH)
     gmm = DiagonalGMM(clusters, width, features="encoder")
     gmm.set_parameters(torch.ones(clusters), torch.randn(clusters, width), torch.ones(clusters, width))
     settings = OnlineSettings(0.999, lambda step: 0.999, None)

@@ -14,33 +14,37 @@ from torch import Tensor
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path, write_text
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.mel_frontend import (
-    FFT_SAMPLES,
     LEAST_DEVIATION,
     NUM_BANDS,
     POWER_FLOOR,
     STEPS,
-    WINDOW_SAMPLES,
     MelFrontend,
     MelStatistics,
+    fft_samples,
+    window_samples,
 )
 from sjepa.modules.transformer import TransformerShape
 
+
 # Where a folder's configuration must say what our encoder is built like; left out, it means HuBERT Base.
-_LAYOUT: dict[str, Any] = {
-    "model_type": "hubert",
-    "feat_extract_norm": "group",
-    "feat_extract_activation": "gelu",
-    "hidden_act": "gelu",
-    "conv_bias": False,
-    "do_stable_layer_norm": False,
-    "feat_proj_layer_norm": True,
-    "layer_norm_eps": 1e-5,
-    "conv_kernel": list(SPEECH.kernels),
-    "conv_stride": list(SPEECH.strides),
-}
+def _layout(geometry: FrameGeometry) -> dict[str, Any]:
+    return {
+        "model_type": "hubert",
+        "feat_extract_norm": "group",
+        "feat_extract_activation": "gelu",
+        "hidden_act": "gelu",
+        "conv_bias": False,
+        "do_stable_layer_norm": False,
+        "feat_proj_layer_norm": True,
+        "layer_norm_eps": 1e-5,
+        "conv_kernel": list(geometry.kernels),
+        "conv_stride": list(geometry.strides),
+    }
+
+
 _BASE_SIZES: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -53,16 +57,6 @@ _BASE_SIZES: dict[str, Any] = {
 _DIVIDE_WIDTH = ("num_attention_heads", "num_conv_pos_embedding_groups")
 _OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 _MEL_TYPE = "sjepa"
-_MEL_LAYOUT: dict[str, Any] = {
-    "model_type": _MEL_TYPE,
-    "feat_proj_layer_norm": False,
-    "mel_bands": NUM_BANDS,
-    "mel_window": WINDOW_SAMPLES,
-    "mel_hop": SPEECH.hop_samples // STEPS,
-    "mel_fft": FFT_SAMPLES,
-    "mel_power_floor": POWER_FLOOR,
-    "mel_least_deviation": LEAST_DEVIATION,
-}
 _MODELLING = Path(__file__).with_name("modeling_sjepa.py")
 _TENSORS = "model.safetensors"
 _CONVERT = (
@@ -70,6 +64,19 @@ _CONVERT = (
     "HubertModel.from_pretrained(folder).save_pretrained(folder)"
 )
 _PREFIX = re.compile(r"^hubert\.")  # of models with a task head
+
+
+def _mel_layout(geometry: FrameGeometry) -> dict[str, Any]:
+    return {
+        "model_type": _MEL_TYPE,
+        "feat_proj_layer_norm": False,
+        "mel_bands": NUM_BANDS,
+        "mel_window": window_samples(geometry),
+        "mel_hop": geometry.hop_samples // STEPS,
+        "mel_fft": fft_samples(geometry),
+        "mel_power_floor": POWER_FLOOR,
+        "mel_least_deviation": LEAST_DEVIATION,
+    }
 
 
 def load_hubert(folder: Path, encoder: Encoder) -> None:
@@ -80,7 +87,7 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
     config = _read_config(folder / "config.json")
     if _frontend(config) != encoder.shape.frontend:
         raise UserError(f"init_weights: {folder} needs model.frontend: {_frontend(config)}")
-    wrong = _other_layout(config) + _other_sizes(config, encoder.shape)
+    wrong = _other_layout(config, encoder.geometry) + _other_sizes(config, encoder.shape)
     if wrong:
         raise UserError(f"init_weights: {folder} holds an encoder of another shape ({'; '.join(wrong)})")
     own = encoder.state_dict()
@@ -102,7 +109,7 @@ def read_hubert(folder: Path) -> tuple[Encoder, bool]:
     """
     config = _read_config(folder / "config.json")
     sizes = {name: config.get(name, value) for name, value in _BASE_SIZES.items()}
-    wrong = _other_layout(config)
+    wrong = _other_layout(config, SPEECH)
     channels, is_mel = sizes.pop("conv_dim"), _frontend(config) == "logmel"
     if not isinstance(channels, list) or len({*channels}) != 1 or len(channels) != len(SPEECH.kernels):
         wrong.append(f"conv_dim {channels!r}, not one number of channels in {len(SPEECH.kernels)} layers")
@@ -133,10 +140,10 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
     `modeling_sjepa.py` lies beside them, and `AutoModel` loads the folder with `trust_remote_code=True`."""
     shape, layer = encoder.shape, encoder.shape.transformer
     config = {
-        **_LAYOUT,
+        **_layout(shape.geometry),
         **_sizes(shape),
         "architectures": ["HubertModel"],
-        "num_feat_extract_layers": len(SPEECH.kernels),
+        "num_feat_extract_layers": len(shape.geometry.kernels),
         "hidden_dropout": layer.dropout,
         "attention_dropout": layer.attention_dropout,
         "activation_dropout": layer.activation_dropout,
@@ -149,7 +156,7 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
     extractor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
-        "sampling_rate": SPEECH.sample_rate,
+        "sampling_rate": shape.geometry.sample_rate,
         "do_normalize": False,
         "padding_side": "right",
         "padding_value": 0.0,
@@ -170,7 +177,7 @@ def _mel_config(encoder: Encoder) -> dict[str, Any]:
     """What the configuration of a log-mel encoder says otherwise than HuBERT's: `modeling_sjepa.py` reads it."""
     frontend, module = encoder.feature_extractor, _MODELLING.stem
     return {
-        **_MEL_LAYOUT,
+        **_mel_layout(encoder.geometry),
         "architectures": ["SJEPAModel"],
         "auto_map": {
             "AutoConfig": f"{module}.SJEPAConfig",
@@ -178,7 +185,7 @@ def _mel_config(encoder: Encoder) -> dict[str, Any]:
             "AutoModelForCTC": f"{module}.SJEPAForCTC",
         },
         "custom_pipelines": {"feature-extraction": {"impl": f"{module}.SJEPAFeatures", "pt": ["AutoModel"]}},
-        "conv_dim": [frontend.num_channels] * len(SPEECH.kernels),  # the last one is what frames have
+        "conv_dim": [frontend.num_channels] * len(encoder.geometry.kernels),  # the last one is what frames have
         "mel_statistics": encoder.shape.mel_statistics,
     }
 
@@ -195,10 +202,10 @@ def _frontend(config: dict[str, Any]) -> str:
     return "logmel" if config.get("model_type") == _MEL_TYPE else "waveform"
 
 
-def _other_layout(config: dict[str, Any]) -> list[str]:
-    wanted = _LAYOUT
+def _other_layout(config: dict[str, Any], geometry: FrameGeometry) -> list[str]:
+    wanted = _layout(geometry)
     if _frontend(config) == "logmel":
-        wanted = {**_LAYOUT, **_MEL_LAYOUT}
+        wanted |= _mel_layout(geometry)
         if config.get("mel_statistics") not in get_args(MelStatistics):
             return [f"mel_statistics {config.get('mel_statistics')!r}, not one of {', '.join(get_args(MelStatistics))}"]
     return [
@@ -227,7 +234,7 @@ def _sizes(shape: EncoderShape) -> dict[str, Any]:
         "intermediate_size": layer.ffn_width,
         "num_conv_pos_embeddings": shape.position_kernel,
         "num_conv_pos_embedding_groups": shape.position_groups,
-        "conv_dim": [shape.conv_channels] * len(SPEECH.kernels),
+        "conv_dim": [shape.conv_channels] * len(shape.geometry.kernels),
     }
 
 

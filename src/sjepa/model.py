@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.sharding import in_one_piece
 from sjepa.modules.cluster_head import ClusterHead
 from sjepa.modules.encoder import Encoder, EncoderShape
@@ -36,6 +37,8 @@ class ModelShape:
         """Raises TypeError or KeyError on values that `to_dict` did not write."""
         encoder = dict(values["encoder"])
         encoder["transformer"] = TransformerShape(**encoder["transformer"])
+        if "geometry" in encoder:  # not in files of version 0.1.0
+            encoder["geometry"] = FrameGeometry(**encoder["geometry"])
         return ModelShape(
             EncoderShape(**encoder),
             TransformerShape(**values["predictor"]),
@@ -70,7 +73,7 @@ class SJEPA(nn.Module):
             groups=shape.encoder.position_groups,
         )
         self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
-        self.spectrum = SpectrumHead(shape.encoder.width) if shape.spectrum else None
+        self.spectrum = SpectrumHead(shape.encoder.width, shape.encoder.geometry) if shape.spectrum else None
 
     def shards(self) -> list[nn.Module]:
         """What is gathered one at a time where the weights lie in pieces."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.hubert import read_hubert
 from sjepa.modules.encoder import Encoder
 from sjepa.weights import load_weights
@@ -41,23 +41,29 @@ class PretrainedEncoder(nn.Module):
         return self.encoder.shape.width
 
     @property
+    def geometry(self) -> FrameGeometry:
+        """How samples become frames."""
+        return self.encoder.geometry
+
+    @property
     def sample_rate(self) -> int:
-        return SPEECH.sample_rate
+        return self.geometry.sample_rate
 
     def forward(
         self, waveform_BS: Tensor, num_samples_B: Tensor | None = None, *, layer: Layer | None = None
     ) -> Tensor:
         """Features [B, T, D], or [L, B, T, D] with layer "all"; `layer` None: the one chosen at first.
 
-        `waveform_BS`: float32 at 16 kHz in −1…1, each clip's real samples followed by padding, whatever its values.
+        `waveform_BS`: float32 at `sample_rate` in −1…1, each clip's real samples followed by padding, whatever its values.
         `num_samples_B`: how many are real (default: all). A clip's features are the first `feature_lengths` of its row, and
         the same in any batch; the others mean nothing. Raises ValueError if a clip is too short for a frame, or there is no
         such layer.
         """
         if num_samples_B is None:
             num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
-        if len(num_samples_B) and int(num_samples_B.min()) < SPEECH.receptive_field_samples:
-            raise ValueError(f"a clip is shorter than the {SPEECH.receptive_field_samples} samples of one frame")
+        fewest = self.geometry.receptive_field_samples
+        if len(num_samples_B) and int(num_samples_B.min()) < fewest:
+            raise ValueError(f"a clip is shorter than the {fewest} samples of one frame")
         if self.normalises:
             waveform_BS = normalised(waveform_BS, num_samples_B)
         chosen = self.layer if layer is None else layer
@@ -67,7 +73,7 @@ class PretrainedEncoder(nn.Module):
 
     def feature_lengths(self, num_samples_B: Tensor) -> Tensor:
         """How many frames clips of so many samples have."""
-        return SPEECH.frames(num_samples_B)
+        return self.geometry.frames(num_samples_B)
 
     def _index(self, layer: int) -> int:
         if not -self.num_layers <= layer < self.num_layers:

@@ -17,8 +17,8 @@ from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.model import SJEPA, ModelShape
 from sjepa.modules.encoder import Encoder
 
-_KIND, _FORMAT = "sjepa weights", 3
-_OLDER_FORMATS = (2,)  # without a space: its mixture is over the features as they are
+_KIND, _FORMAT = "sjepa weights", 4
+_OLDER_FORMATS = (2, 3)  # 2 has no space (the mixture is over the features as they are), neither has a geometry
 
 
 @dataclass(frozen=True)

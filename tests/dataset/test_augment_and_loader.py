@@ -24,7 +24,7 @@ def clips(corpus):
 def augmented(clips, number=400, **settings):
     """(clean, heard) of the first clip under many draws."""
     values = {"p_noise": 0.25, "p_mix": 0.25, "snr_db": (-5.0, 20.0), "ratio_db": (-5.0, 5.0)} | settings
-    augmentation, clean = Augmentation(**values), clips.read(0)
+    augmentation, clean = Augmentation(16000, 720, **values), clips.read(0)
     return [(clean, augmentation(clean, 0, clips, np.random.default_rng(seed))) for seed in range(number)]
 
 
@@ -63,7 +63,7 @@ def test_another_pitch_moves_the_spectrum_and_keeps_time():
     """A tone of 400 Hz that is heard from 0.5 to 1 s alone: 4 semitones above it is at 504 Hz, at the same moments."""
     clean = np.zeros(24000, np.float32)
     clean[8000:16000] = 0.3 * np.sin(2 * np.pi * 400 / 16000 * np.arange(8000))
-    heard = at_pitch(clean, 4.0)
+    heard = at_pitch(clean, 4.0, 16000)
     assert heard.dtype == np.float32
     assert len(heard) == len(clean)
     spectrum = np.abs(np.fft.rfft(heard[9600:14400]))
@@ -77,7 +77,7 @@ def test_echoes_fall_as_asked_and_the_loudness_stays():
     """Of a click the power falls by 60 dB in the time asked for; a slope through 30 windows of noise is good to a tenth."""
     click = np.zeros(16000, np.float32)
     click[0] = 1.0
-    heard = in_room(click, 0.5, 0.0, np.random.default_rng(0))
+    heard = in_room(click, 8000, 0.0, np.random.default_rng(0))
     assert decibels(heard, click) == pytest.approx(0.0, abs=1e-3)
     levels = [decibels(heard[at : at + 200], click) for at in range(200, 6200, 200)]
     slope = np.polyfit(np.arange(200, 6200, 200) / 16000, levels, 1)[0]
@@ -102,7 +102,7 @@ def test_another_speed_is_one_for_targets_and_encoder():
     assert len(fast) == 12800
     assert len(slow) == 16000
     assert [np.argmax(np.abs(np.fft.rfft(one[:12800]))) * 16000 / 12800 for one in (fast, slow)] == [500, 320]
-    always = Augmentation(0.0, 0.0, (0.0, 0.0), (0.0, 0.0), p_speed=1.0, speed=(1.25, 1.25))
+    always = Augmentation(16000, 720, 0.0, 0.0, (0.0, 0.0), (0.0, 0.0), p_speed=1.0, speed=(1.25, 1.25))
     rng = np.random.default_rng(0)
     heard = clean + 0.5
     both = always.paced(clean, heard, rng)
@@ -115,8 +115,8 @@ def test_another_speed_is_one_for_targets_and_encoder():
 
 
 def test_a_batch_at_another_speed_has_the_lengths_it_says(clips):
-    settings = Augmentation(0.4, 0.4, (-5.0, 20.0), (-5.0, 5.0), p_speed=0.5)
-    dataset = WindowDataset(clips, crops(clips.length_N, 16000), seed=0, augmentation=settings)
+    settings = Augmentation(16000, 720, 0.4, 0.4, (-5.0, 20.0), (-5.0, 5.0), p_speed=0.5)
+    dataset = WindowDataset(clips, crops(clips.length_N, 16000), seed=0, fewest_samples=720, augmentation=settings)
     plain, paced = (
         {name: samples for batch in batches for name, samples in zip(batch.names, batch.num_samples, strict=True)}
         for batches in (all_batches(clips), Loader(dataset, BatchPlan(4)).epoch(0, augment=True))
@@ -143,8 +143,10 @@ def test_a_clip_alone_stays_as_it_is(clips):
 
 
 def all_batches(clips, epoch=0, first=0, workers=0, augment=True, max_batch_samples=None, seed=0):
-    augmentation = Augmentation(0.4, 0.4, (-5.0, 20.0), (-5.0, 5.0))
-    dataset = WindowDataset(clips, crops(clips.length_N, 16000), seed=seed, augmentation=augmentation)
+    augmentation = Augmentation(16000, 720, 0.4, 0.4, (-5.0, 20.0), (-5.0, 5.0))
+    dataset = WindowDataset(
+        clips, crops(clips.length_N, 16000), seed=seed, fewest_samples=720, augmentation=augmentation
+    )
     loader = Loader(dataset, BatchPlan(4, max_batch_samples), num_workers=workers)
     return list(loader.epoch(epoch, first_batch=first, augment=augment))
 
@@ -240,7 +242,7 @@ from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 module.GRACE_SECONDS = 3
 clips = Clips([scan(source) for source in resolve_sources({str(corpus / "train.zip")!r})], sample_rate=16000)
-dataset = module.WindowDataset(clips, crops(clips.length_N, 16000), seed=0)
+dataset = module.WindowDataset(clips, crops(clips.length_N, 16000), seed=0, fewest_samples=720)
 loader = module.Loader(dataset, module.BatchPlan(1), num_workers=2)
 batches = loader.epoch(0)
 next(batches), next(batches)  # one of each worker: both are ready for signals

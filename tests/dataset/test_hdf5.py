@@ -68,13 +68,15 @@ def stored(mixed, tmp_path_factory):
 
 
 def batches(clips, *, epoch=0, augmentation=None, seconds=0.7, **options):
-    dataset = WindowDataset(clips, crops(clips.length_N, round(seconds * 16000)), seed=3, augmentation=augmentation)
+    dataset = WindowDataset(
+        clips, crops(clips.length_N, round(seconds * 16000)), seed=3, fewest_samples=720, augmentation=augmentation
+    )
     return list(Loader(dataset, BatchPlan(4), **options).epoch(epoch, augment=augmentation is not None))
 
 
 def test_batches_are_those_of_the_archive_to_a_rounding(mixed, stored):
     """Crops of resampled clips too, and with another voice mixed in: it comes from the file as well."""
-    augmentation = Augmentation(0.3, 0.3, (-5.0, 20.0), (-5.0, 5.0))
+    augmentation = Augmentation(16000, 720, 0.3, 0.3, (-5.0, 20.0), (-5.0, 5.0))
     for made in (None, augmentation):
         for epoch in (0, 1):
             expected, got = (batches(clips_of(path), epoch=epoch, augmentation=made) for path in (mixed, stored))
@@ -148,7 +150,7 @@ def test_the_file_is_hardly_larger_than_its_samples_and_others_can_read_it(store
 
 def test_copies_are_augmented_and_belong_to_their_clip(mixed, tmp_path):
     clips = clips_of(mixed)
-    augmentation = Augmentation(0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
+    augmentation = Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
     plan = BuildPlan(clips, [], copies=2, augmentation=augmentation, tile_samples=8000)
     silent_build(plan, tmp_path / "a.h5")
     again = clips_of(tmp_path / "a.h5")
@@ -164,7 +166,7 @@ def test_copies_are_augmented_and_belong_to_their_clip(mixed, tmp_path):
         assert not np.array_equal(one, two)
         assert np.array_equal(again.read(position, start=500, length=100, copy=1), two[500:600])
     # the copy is heard as often as augmentation is asked for, at the place of the clean window
-    heard = batches(again, augmentation=Augmentation(0.25, 0.25, (0.0, 5.0), (0.0, 5.0)))
+    heard = batches(again, augmentation=Augmentation(16000, 720, 0.25, 0.25, (0.0, 5.0), (0.0, 5.0)))
     changed = sum(not torch.equal(a, b) for batch in heard for a, b in zip(batch.clean_BS, batch.heard_BS, strict=True))
     assert 0.2 * len(clips) < changed < 0.8 * len(clips)  # 22 draws at 0.5: three deviations are 7
     expected = batches(clips)
@@ -174,7 +176,7 @@ def test_copies_are_augmented_and_belong_to_their_clip(mixed, tmp_path):
 
 
 def test_copies_depend_on_nothing_but_their_clip(mixed, tmp_path):
-    clips, made = clips_of(mixed), Augmentation(0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
+    clips, made = clips_of(mixed), Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
     plan = BuildPlan(clips, [], copies=1, augmentation=made, tile_samples=8000)
     silent_build(plan, tmp_path / "a.h5")
     build(plan, tmp_path / "b.h5", num_workers=2, progress=lambda items, **_: iter(items))
@@ -355,7 +357,7 @@ def test_threads_read_what_one_reads(stored, corpus, tmp_path):
 
 
 def test_damage_in_a_copy_is_found_by_a_full_check(mixed, tmp_path):
-    made = Augmentation(0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
+    made = Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
     silent_build(BuildPlan(clips_of(mixed), [], copies=1, augmentation=made), tmp_path / "a.h5")
     content = bytearray((tmp_path / "a.h5").read_bytes())
     with h5py.File(tmp_path / "a.h5") as file:

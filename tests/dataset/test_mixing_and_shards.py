@@ -77,7 +77,7 @@ def test_the_turn_of_a_window_counts_its_earlier_ones():
 def test_a_mixed_epoch_is_as_long_as_any_and_goes_on_anywhere(shards, max_batch_samples):
     clips = clips_of([shards / "all"])
     mixture = Mixture((np.arange(18) >= 15).astype(int), (1.0, 1.0), seed=0)
-    dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0, mixture=mixture)
+    dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0, fewest_samples=720, mixture=mixture)
     loader = Loader(dataset, BatchPlan(4, max_batch_samples))
     for epoch in range(6):
         batches = list(loader.epoch(epoch))
@@ -98,7 +98,7 @@ def test_a_mixed_epoch_is_as_long_as_any_and_goes_on_anywhere(shards, max_batch_
 @pytest.mark.parametrize(("lanes", "readers"), [(2, 2), (3, 1), (6, 3), (4, 2)])
 def test_few_sources_are_open_and_every_clip_comes_once(shards, max_batch_samples, lanes, readers):
     clips = clips_of(sorted(shards.glob("*.tar")))
-    dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0)
+    dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0, fewest_samples=720)
     plan = BatchPlan(2, max_batch_samples, shards_at_once=lanes)
     orders = set()
     for epoch in range(4):

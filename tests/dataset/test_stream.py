@@ -34,7 +34,7 @@ def kept_of(stream, folder):
 
 def loader_of(place, folder, *, batch_size=4, augmentation=None, seconds=0.5, **options):
     stream = stream_of(place)
-    plan = StreamPlan(batch_size, round(seconds * 16000), 1600, 0)
+    plan = StreamPlan(batch_size, round(seconds * 16000), 1600, 0, 720)
     return StreamLoader(stream, plan, kept_of(stream, folder), augmentation=augmentation, **options)
 
 
@@ -74,7 +74,7 @@ def test_who_does_not_say_its_length_is_asked(places, tmp_path):
 
 def test_rows_are_heard_at_another_speed(places, tmp_path):
     """Targets and encoder alike: half a second becomes 0.4 s."""
-    faster = Augmentation(0.0, 0.0, (0.0, 5.0), (0.0, 5.0), p_speed=1.0, speed=(1.25, 1.25))
+    faster = Augmentation(16000, 720, 0.0, 0.0, (0.0, 5.0), (0.0, 5.0), p_speed=1.0, speed=(1.25, 1.25))
     plain = loader_of(places / "many", tmp_path).epoch(0)
     paced = loader_of(places / "many", tmp_path, augmentation=faster).epoch(0, augment=True)
     for one, other in zip(plain, paced, strict=True):
@@ -84,7 +84,7 @@ def test_rows_are_heard_at_another_speed(places, tmp_path):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_epoch_goes_on_anywhere(places, tmp_path, threads):
-    augmentation = Augmentation(0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
+    augmentation = Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
     loader = loader_of(places / "many", tmp_path, augmentation=augmentation, num_threads=threads)
     assert (loader.num_batches, loader.epoch_clips) == (4, 16)
     whole = list(loader.epoch(3, augment=True))
@@ -109,7 +109,7 @@ def test_processes_take_as_many_batches(places, tmp_path):
 
 def test_a_stream_that_is_shorter_than_was_said_is_told(places, tmp_path):
     stream = HubStream(HubOptions(str(places / "many")), seed=0, buffer_rows=5, rows=30)
-    loader = StreamLoader(stream, StreamPlan(4, 8000, 1600, 0), kept_of(stream, tmp_path))
+    loader = StreamLoader(stream, StreamPlan(4, 8000, 1600, 0, 720), kept_of(stream, tmp_path))
     with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*many ended after 18 rows, and not after 30"):
         list(loader.epoch(0))
 
@@ -122,13 +122,13 @@ def test_files_of_unequal_length_keep_all_processes_busy(recordings, tmp_path):
     (tmp_path / "kept").mkdir()
     kept = kept_of(stream, tmp_path / "kept")
     for rank in (0, 1):
-        batches = list(StreamLoader(stream, StreamPlan(4, 8000, 1600, 0), kept, rank=rank, size=2).epoch(0))
+        batches = list(StreamLoader(stream, StreamPlan(4, 8000, 1600, 0, 720), kept, rank=rank, size=2).epoch(0))
         assert [len(batch.names) for batch in batches] == [4, 4]
 
 
 def test_fewer_rows_than_a_batch_make_one(places, tmp_path):
     stream = stream_of(places / "many", most=3)
-    loader = StreamLoader(stream, StreamPlan(8, 8000, 1600, 0), kept_of(stream, tmp_path))
+    loader = StreamLoader(stream, StreamPlan(8, 8000, 1600, 0, 720), kept_of(stream, tmp_path))
     assert [len(batch.names) for batch in loader.epoch(0)] == [3]
 
 
@@ -154,7 +154,7 @@ def test_rows_that_are_no_audio_are_named_and_short_ones_left_out(tmp_path):
     rows = {"audio": [audio[0], b"nothing", encode(tone(0.05), 16000, "wav"), None, *audio[1:]]}
     datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "a.parquet"))
     stream = HubStream(HubOptions(str(tmp_path / "a.parquet")), seed=0, buffer_rows=3, rows=7)
-    batches = list(StreamLoader(stream, StreamPlan(7, 8000, 1600, 0), kept_of(stream, tmp_path)).epoch(0))
+    batches = list(StreamLoader(stream, StreamPlan(7, 8000, 1600, 0, 720), kept_of(stream, tmp_path)).epoch(0))
     assert len(batches[0].names) == 4
     assert len(batches[0].failures) == 2
     assert {failure.reason for failure in batches[0].failures} >= {"no audio in this row"}

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
 from sjepa.dataset.demo import LEXICON, speaker, utterance
 from sjepa.evaluation.alignment import SILENCE, align, best_paths
-from sjepa.evaluation.labels import Span, frame_centres, phones_at
+from sjepa.evaluation.labels import Span, phones_at
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
 
@@ -24,14 +25,14 @@ def test_the_times_of_known_phones_are_found():
         features.append((x - x.mean(0)) / x.std(0))
         words.append([said])
         truth.append(names)
-    spans = align(features, words)
+    spans = align(features, words, SPEECH)
     assert all(
         [span.phone for span in own] == [SILENCE, *said, SILENCE] for own, (said,) in zip(spans, words, strict=True)
     )
     right = [
         found == name
         for own, names in zip(spans, truth, strict=True)
-        for found, name in zip(phones_at(own, frame_centres(0, len(names))), names, strict=True)
+        for found, name in zip(phones_at(own, SPEECH.centres(0, len(names))), names, strict=True)
     ]
     assert np.mean(right) > 0.95
 
@@ -39,16 +40,16 @@ def test_the_times_of_known_phones_are_found():
 def test_pauses_between_words_are_found_in_generated_speech():
     """Of all frames 0.88 were right here, pauses and phones; 0.79 when a word had to follow the one before without a pause."""
     spoken = [utterance(speaker(n % 6, 0), generator(0, "alignment", n)) for n in range(60)]
-    mfcc = [MFCC()(torch.from_numpy(one.audio)[None], torch.tensor([len(one.audio)]))[0] for one in spoken]
+    mfcc = [MFCC(SPEECH)(torch.from_numpy(one.audio)[None], torch.tensor([len(one.audio)]))[0] for one in spoken]
     space = MixtureSpace(SpaceSettings("clip"), mfcc[0].shape[1])
     features = [space.frames(x[None], torch.tensor([len(x)]))[0].double().numpy() for x in mfcc]
     words = [[LEXICON[word].split() for word in one.words] for one in spoken]
     right = [
         found == true
-        for spans, one, x in zip(align(features, words), spoken, mfcc, strict=True)
+        for spans, one, x in zip(align(features, words, SPEECH), spoken, mfcc, strict=True)
         for found, true in zip(
-            phones_at(spans, frame_centres(0, len(x))),
-            phones_at([Span(*phone) for phone in one.phones], frame_centres(0, len(x))),
+            phones_at(spans, SPEECH.centres(0, len(x))),
+            phones_at([Span(*phone) for phone in one.phones], SPEECH.centres(0, len(x))),
             strict=True,
         )
     ]
@@ -57,7 +58,7 @@ def test_pauses_between_words_are_found_in_generated_speech():
 
 def test_spans_follow_each_other_without_gaps_and_repeated_phones_stay_apart():
     rng = np.random.default_rng(1)
-    (own,) = align([rng.normal(size=(20, 4))], [[["A", "A"], ["B"]]])
+    (own,) = align([rng.normal(size=(20, 4))], [[["A", "A"], ["B"]]], SPEECH)
     assert [span.phone for span in own if span.phone != SILENCE] == ["A", "A", "B"]
     assert own[0].start == pytest.approx(0.0125 - 0.01)
     assert all(one.end == pytest.approx(other.start) for one, other in itertools.pairwise(own))
@@ -66,14 +67,14 @@ def test_spans_follow_each_other_without_gaps_and_repeated_phones_stay_apart():
 
 def test_a_clip_of_as_many_frames_as_phones_has_no_room_for_pauses():
     rng = np.random.default_rng(2)
-    own, _ = align([rng.normal(size=(3, 4)), rng.normal(size=(30, 4))], [[["A", "B"], ["C"]], [["C"], ["A"]]])
+    own, _ = align([rng.normal(size=(3, 4)), rng.normal(size=(30, 4))], [[["A", "B"], ["C"]], [["C"], ["A"]]], SPEECH)
     assert [span.phone for span in own] == ["A", "B", "C"]
 
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_so_little_that_nothing_varies_is_aligned_all_the_same(frames):
     said = [["A", "B"], ["C"]] if frames == 3 else [["A"]]
-    (own,) = align([np.zeros((frames, 4))], [said])
+    (own,) = align([np.zeros((frames, 4))], [said], SPEECH)
     assert [span.phone for span in own] == [phone for word in said for phone in word]
 
 
@@ -110,7 +111,7 @@ def test_noise_that_features_share_is_seen_through():
         truth.append(names)
     right = [
         found == name
-        for own, names in zip(align(features, words), truth, strict=True)
-        for found, name in zip(phones_at(own, frame_centres(0, len(names))), names, strict=True)
+        for own, names in zip(align(features, words, SPEECH), truth, strict=True)
+        for found, name in zip(phones_at(own, SPEECH.centres(0, len(names))), names, strict=True)
     ]
     assert np.mean(right) > 0.97

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from sjepa.core.distributed import Engine
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
@@ -23,12 +24,12 @@ def parts(corpus):
 def dumped(parts, folder, *, batch_size, max_samples=10**9, top_k=3, break_window=None):
     clips, model, engine = parts
     windows = tiles(clips.length_N, max_samples, min_samples=1600)
-    loader = Loader(WindowDataset(clips, windows, seed=0), BatchPlan(batch_size, shuffle=False))
+    loader = Loader(WindowDataset(clips, windows, seed=0, fewest_samples=720), BatchPlan(batch_size, shuffle=False))
     batches = list(loader.epoch(0))
     if break_window is not None:
         batches = [batch for batch in batches if break_window not in batch.window]
     failures: list[Failure] = []
-    found = units(engine, encoder_reader(engine, model), batches, windows, top_k=top_k, warn=failures.append)
+    found = units(engine, encoder_reader(engine, model), batches, windows, SPEECH, top_k=top_k, warn=failures.append)
     written = write_dump(folder, clips, found)
     return written, dict(np.load(folder / "posteriors.npz")), (folder / "units.km").read_text().splitlines()
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.dataset.batch import Failure, Sample, collate
@@ -77,4 +78,4 @@ def test_layers_are_named_once_and_checked(parts):
     assert extractor.columns([-1, 2, 0, "learned"]) == [("2", [2]), ("0", [0]), ("learned", [0, 1, 2])]
     with pytest.raises(UserError, match=r"probe.layers: ours has layers 0 to 2, not -4"):
         extractor.columns([-4])
-    assert mfcc_extractor(engine).columns([-1, "learned", 5]) == [("", [0])]
+    assert mfcc_extractor(engine, SPEECH).columns([-1, "learned", 5]) == [("", [0])]

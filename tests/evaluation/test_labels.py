@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
-from sjepa.evaluation.labels import frame_centres, phones_at, phones_of, read_labels, spans_of
+from sjepa.evaluation.labels import phones_at, phones_of, read_labels, spans_of
 from tests.conftest import encode, tone
 
 
@@ -104,8 +105,8 @@ def test_phones_and_their_times():
 
 
 def test_a_frames_time_is_the_middle_of_what_it_sees():
-    assert frame_centres(0, 2).tolist() == [200 / 16000, 520 / 16000]
-    assert frame_centres(16000, 1).tolist() == [1 + 200 / 16000]
+    assert SPEECH.centres(0, 2).tolist() == [200 / 16000, 520 / 16000]
+    assert SPEECH.centres(16000, 1).tolist() == [1 + 200 / 16000]
 
 
 def test_accents_are_the_same_however_they_are_written(tmp_path):

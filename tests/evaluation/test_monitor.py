@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Sample, collate
 from sjepa.dataset.windows import tiles
@@ -17,7 +18,7 @@ def monitor():
     """Forty clips, half A and half B, silence at the end."""
     samples = 400 + 320 * (FRAMES - 1)
     windows = tiles(np.full(CLIPS, samples), samples, min_samples=800)
-    phones = TimedPhones([spans_of("A:0-0.15 B:0.15-0.3 SIL:0.3-0.5")] * CLIPS, windows)
+    phones = TimedPhones([spans_of("A:0-0.15 B:0.15-0.3 SIL:0.3-0.5")] * CLIPS, windows, SPEECH)
     audio = np.zeros(samples, np.float32)
     batches = [collate([(Sample(audio, audio, clip, clip, ""), [])]) for clip in range(CLIPS)]
     return PhoneMonitor(phones), batches

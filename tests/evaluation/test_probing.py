@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
 from sjepa.evaluation.examples import LabelledClips, ProbeSettings
 from sjepa.evaluation.features import ClipFeatures
-from sjepa.evaluation.labels import Labels, frame_centres
+from sjepa.evaluation.labels import Labels
 from sjepa.evaluation.probing import check_task, run_task
 from sjepa.evaluation.scores import rows_of
 
@@ -29,7 +30,7 @@ def clips():
         rows.append({"mood": f"m{mood}", "who": f"s{number // 4}", "phones": " ".join(names),
                      "times": f"{names[0]}:0-0.2125 {names[1]}:0.2125-9"})  # fmt: skip
     rows[7]["mood"] = ""
-    features = ClipFeatures([clip.mean(0) for clip in frames], list(frames), [frame_centres(0, 20)] * 40)
+    features = ClipFeatures([clip.mean(0) for clip in frames], list(frames), [SPEECH.centres(0, 20)] * 40)
     return LabelledClips(Labels(rows, "here"), np.zeros(40, bool)), features
 
 

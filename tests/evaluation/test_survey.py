@@ -20,7 +20,7 @@ from sjepa.modules.encoder import EncoderShape
 from sjepa.modules.transformer import TransformerShape
 from sjepa.training.step import StepSettings, choose_frames
 
-SETTINGS = StepSettings(0, 0.65, 10, 1.0, 0.0, 2)
+SETTINGS = StepSettings(0, 0.65, 10, 1.0, 0.0, 2, geometry=SPEECH)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def batch():
 def test_real_frames_leave_padding_out(batch):
     longest = SPEECH.frames(16000)
     expected = [*range(longest), *range(longest, longest + SPEECH.frames(9000))]
-    assert real_frames(batch).tolist() == expected
+    assert real_frames(batch, SPEECH).tolist() == expected
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def test_the_encoder_is_read_without_masks_and_the_predictor_where_masked(model,
     samples = torch.tensor(batch.num_samples)
     features = model.encoder(batch.clean_BS, samples).features_BTD.flatten(0, 1)[readings.frame_N]
     assert (readings.encoder_NK - model.head(features).log_softmax(1)).abs().max() < 1e-5
-    assert torch.equal(readings.encoder_NK, read_encoder(engine, model, batch))
+    assert torch.equal(readings.encoder_NK, read_encoder(engine, model, batch, SPEECH))
     mask_BT = choose_frames(batch, mask_key=key(0, "validation mask"), settings=SETTINGS).mask_BT
     real_BT = torch.arange(mask_BT.shape[1]) < SPEECH.frames(samples)[:, None]
     row = 0

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.features.effective_rank import effective_rank
 from sjepa.features.mfcc import MFCC
 from tests.conftest import tone
@@ -30,7 +31,7 @@ def waveforms():
 def test_mfcc_equals_librosa(name):
     waveform = waveforms()[name]
     expected = librosa_mfcc(waveform)
-    ours = MFCC()(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))[0].numpy()
+    ours = MFCC(SPEECH)(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))[0].numpy()
     assert ours.shape == expected.shape
     span = np.ptp(expected, axis=0)
     # coefficients that do not move (deltas of two frames, silence) are compared on the scale of the static ones
@@ -43,7 +44,7 @@ def test_padding_and_neighbours_change_nothing():
     batch[0, : len(short)] = torch.from_numpy(short)
     batch[0, len(short) :] = 0.9  # whatever lies beyond a clip's end
     batch[1, : len(long)] = torch.from_numpy(long)
-    mfcc = MFCC()
+    mfcc = MFCC(SPEECH)
     alone = mfcc(torch.from_numpy(short)[None], torch.tensor([len(short)]))[0]
     together = mfcc(batch, torch.tensor([len(short), len(long)]))[0, : len(alone)]
     assert torch.allclose(alone, together, atol=1e-4)
@@ -51,9 +52,9 @@ def test_padding_and_neighbours_change_nothing():
 
 def test_mfcc_stays_in_float32_under_autocast():
     waveform = torch.from_numpy(waveforms()["noise"])[None]
-    plain = MFCC()(waveform, torch.tensor([20000]))
+    plain = MFCC(SPEECH)(waveform, torch.tensor([20000]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(MFCC()(waveform, torch.tensor([20000])), plain)
+        assert torch.equal(MFCC(SPEECH)(waveform, torch.tensor([20000])), plain)
 
 
 def test_effective_rank_of_known_spectra():

@@ -6,6 +6,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.statistics import SufficientStatistics
@@ -75,7 +76,7 @@ def test_float32_posteriors_hold_on_digital_silence():
     rng = np.random.default_rng(0)
     speech = tone(8.0)[:, 0] * np.abs(np.sin(np.arange(128000) / 4000)) + rng.normal(0, 0.003, 128000)
     waveform = torch.from_numpy(np.concatenate([np.zeros(32000), speech]).astype(np.float32))[None]
-    features = MFCC()(waveform, torch.tensor([waveform.shape[1]]))[0]
+    features = MFCC(SPEECH)(waveform, torch.tensor([waveform.shape[1]]))[0]
     gmm = fit_gmm(features, 20, seed=0).gmm
     x, weights, means, variances = (t.double() for t in (features, gmm.weights, gmm.means, gmm.variances))
     joint = weights.log() - 0.5 * (torch.log(2 * torch.pi * variances) + (x[:, None] - means) ** 2 / variances).sum(2)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
+from sjepa.core.frames import SPEECH
 from sjepa.model import ModelShape
 from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
@@ -168,7 +169,7 @@ def test_recomputed_activations_give_the_same_gradients():
 def test_recomputed_activations_are_not_kept():
     """Of twelve base layers on 8 × 15 s, far less than half of what is kept otherwise."""
     shape = ModelShape(EncoderShape(num_layers=12), TransformerShape(768, 8, 1536), 500, 800)
-    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 12)
+    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 12, geometry=SPEECH)
     kept, recomputed = (
         training_bytes(shape, clips=8, samples=240_000, settings=settings, visible=True, averaged=False,
                        autocast=torch.bfloat16, copies=0.0, recomputes=recomputes)
@@ -180,7 +181,7 @@ def test_recomputed_activations_are_not_kept():
 def test_weights_of_fused_attention_are_not_counted():
     """Without them the count grows with the frames, with them by their square too."""
     shape = ModelShape(EncoderShape(num_layers=2), TransformerShape(768, 8, 1536), 500, 3200)
-    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 2)
+    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 2, geometry=SPEECH)
 
     def count(seconds, fused):
         return training_bytes(shape, clips=2, samples=16000 * seconds, settings=settings, visible=True, averaged=False,

@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Sample, collate
 from sjepa.features.mfcc import MFCC
@@ -31,28 +32,28 @@ def test_a_frame_is_found_again_by_itself_or_a_neighbour():
 def test_features_that_pitch_does_not_move_match_and_noise_does_not():
     """Chance: 3 of 49 frames are near enough, 49 · 20 frames are asked: 6.1 % with a deviation of 0.8 %."""
     places = torch.eye(49)
-    assert judged(PitchMatch(20), 20, lambda waveform: places) == {NAME: 1.0}
+    assert judged(PitchMatch(20, SPEECH), 20, lambda waveform: places) == {NAME: 1.0}
     torch.manual_seed(0)
-    assert judged(PitchMatch(20), 20, lambda waveform: torch.randn(49, 16))[NAME] < 0.1
+    assert judged(PitchMatch(20, SPEECH), 20, lambda waveform: torch.randn(49, 16))[NAME] < 0.1
 
 
 def test_some_of_many_clips_are_judged_and_the_same_ones_each_time():
     """A tenth of 100 clips, deviation 3."""
-    judge = PitchMatch(640)
-    first = judged(judge, 100, lambda waveform: MFCC()(waveform, torch.tensor([waveform.shape[1]]))[0])
+    judge = PitchMatch(640, SPEECH)
+    first = judged(judge, 100, lambda waveform: MFCC(SPEECH)(waveform, torch.tensor([waveform.shape[1]]))[0])
     chosen = [not torch.equal(judge.other_form(batch), batch.clean_BS) for batch in batches(100)]
     assert 2 <= sum(chosen) <= 25
-    assert judged(judge, 100, lambda waveform: MFCC()(waveform, torch.tensor([waveform.shape[1]]))[0]) == first
+    assert judged(judge, 100, lambda waveform: MFCC(SPEECH)(waveform, torch.tensor([waveform.shape[1]]))[0]) == first
     assert 0 < first[NAME] < 1
 
 
 def test_a_process_without_clips_hears_silence_like_the_others():
-    judge, silence = PitchMatch(2), collate([]).or_silence()
+    judge, silence = PitchMatch(2, SPEECH), collate([]).or_silence(SPEECH.samples(2))
     assert torch.equal(judge.other_form(silence), silence.clean_BS)
 
 
 def test_nothing_observed_is_no_figure():
-    assert PitchMatch(5).figures(4, 3, ALONE) == {}
+    assert PitchMatch(5, SPEECH).figures(4, 3, ALONE) == {}
 
 
 def test_several_clips_of_a_batch_are_told_apart():
@@ -60,6 +61,6 @@ def test_several_clips_of_a_batch_are_told_apart():
     samples = [
         Sample(x, x, clip, clip, "") for clip, x in enumerate((np.zeros(16000, np.float32), np.zeros(8000, np.float32)))
     ]
-    batch, judge = collate([(sample, []) for sample in samples]), PitchMatch(2)
+    batch, judge = collate([(sample, []) for sample in samples]), PitchMatch(2, SPEECH)
     judge.observe(batch, torch.eye(49 + 24), torch.zeros(73), torch.eye(49 + 24))
     assert judge.figures(4, 3, ALONE) == {NAME: 1.0}

@@ -10,12 +10,13 @@ import torch
 from sjepa.config.load import load_config
 from sjepa.config.schedule import plan
 from sjepa.core.distributed import Engine
+from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.metrics import MetricSums
-from sjepa.model import SJEPA
+from sjepa.model import SJEPA, ModelShape
 from sjepa.targets.mfcc import MFCCTargets
 from sjepa.training.assembly import step_settings
 from sjepa.training.network import model_shape
@@ -44,7 +45,7 @@ class Setup:
         self.network = SJEPA(shape)
         gmm = DiagonalGMM(8, 39, features="mfcc39")
         gmm.set_parameters(torch.ones(8), 20 * torch.randn(8, 39), 400 * torch.ones(8, 39))
-        self.targets = MFCCTargets(gmm)
+        self.targets = MFCCTargets(gmm, SPEECH)
         build = partial(build_optimizer, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
         self.model, self.optimizer = self.engine.setup(self.network, build)
         self.model.train()
@@ -249,7 +250,7 @@ def test_targets_of_an_update_know_who_speaks():
     space = MixtureSpace(SpaceSettings("speaker"), 39, speakers=[5, 7])
     frames = torch.randn(400, 39)
     space.measure_speakers(torch.cat([frames, 30 + 9 * frames]), torch.arange(2).repeat_interleave(400), ALONE)
-    targets = MFCCTargets(setup.targets.gmm, space)
+    targets = MFCCTargets(setup.targets.gmm, SPEECH, space)
     batch = collate([(sample(0, 1.0)._replace(speaker=speaker), []) for speaker in (5, 7)])
     posteriors = plain_posteriors(targets, batch)(torch.arange(98))
     assert not torch.allclose(posteriors[:49], posteriors[49:], atol=1e-3)
@@ -299,3 +300,23 @@ def test_a_waveform_frontend_learns_the_spectrum_of_its_frames():
         batch[0].clean_BS, torch.tensor(batch[0].num_samples), mask, torch.tensor([3]), torch.tensor([5])
     ).masked_NK.sum().backward()
     assert not setup.network.spectrum.output.weight.grad.any()  # in the graph, for those who wait for every gradient
+
+
+@pytest.mark.parametrize("frontend", ["waveform", "logmel"])
+def test_a_step_at_another_geometry(frontend):
+    """8 kHz and frames of 25 ms every 10 ms: masks, targets, loss and mel spectrum all follow."""
+    geometry = FrameGeometry(sample_rate=8000, kernels=(10, 8, 5), strides=(5, 4, 4))
+    assert (geometry.receptive_field_samples, geometry.hop_samples) == (125, 80)
+    setup = Setup(f"model.frontend={frontend}", "train.spectral_warmup=0.5" if frontend == "waveform" else "seed=0")
+    shape = setup.network.shape
+    setup.network = SJEPA(replace(shape, encoder=replace(shape.encoder, geometry=geometry), max_frames=400))
+    setup.targets = MFCCTargets(setup.targets.gmm, geometry)
+    setup.settings = replace(setup.settings, geometry=geometry)
+    build = partial(build_optimizer, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    setup.model, setup.optimizer = setup.engine.setup(setup.network, build)
+    before = setup.weights()
+    assert setup.update([batch(*CLIPS[:2])]).made
+    assert not torch.equal(setup.weights(), before)
+    frames = [(len(clip.clean) - 125) // 80 + 1 for clip in CLIPS[:2]]
+    assert setup.sums.read().frames == sum(math.floor(0.65 * n) for n in frames)
+    assert ModelShape.from_dict(setup.network.shape.to_dict()).encoder.geometry == geometry

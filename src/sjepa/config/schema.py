@@ -15,6 +15,7 @@ from sjepa.config.values import (
     Section,
     folder_name,
 )
+from sjepa.core.frames import SPEECH, FrameGeometry
 
 
 class Model(Section):
@@ -280,3 +281,13 @@ class Config(Section):
     best: Best = Best()
     health: Health = Health()
     logging: Logging = Logging()
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        """How samples become frames."""
+        return SPEECH
+
+    @property
+    def fewest_samples(self) -> int:
+        """Of a clip in a batch: one frame to mask and one to see."""
+        return self.geometry.samples(2)

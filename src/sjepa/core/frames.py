@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class FrameGeometry:
@@ -45,6 +48,11 @@ class FrameGeometry:
     def samples(self, frames: int) -> int:
         """The fewest samples that give `frames` frames."""
         return 0 if frames <= 0 else (frames - 1) * self.hop_samples + self.receptive_field_samples
+
+    def centres(self, start_sample: int, num_frames: int) -> NDArray[np.float64]:
+        """The time at the middle of each frame of a window that starts at `start_sample` of its clip, seconds [T]."""
+        first = start_sample + self.receptive_field_samples / 2
+        return (first + self.hop_samples * np.arange(num_frames)) / self.sample_rate
 
     @staticmethod
     def _positions(samples: Any, kernel: int, stride: int) -> Any:

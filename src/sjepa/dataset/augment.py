@@ -12,12 +12,12 @@ from librosa import effects  # type: ignore[attr-defined,unused-ignore]
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
-from sjepa.core.frames import SPEECH
 from sjepa.dataset.audio import DecodeError, Waveform, resample
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
 
 _PITCH_WINDOW = 512  # samples: 32 ms
+_NOT_HEARD = ("sample_rate", "fewest_samples", "noise", "p_speed", "speed")
 _DIRECT_DB = (0.0, 10.0)  # energy of the direct sound over that of all echoes
 
 
@@ -31,11 +31,13 @@ class PartnerError(Exception):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and ranges: levels in dB, pitch in semitones, reverberation time in seconds. A clip gets noise, another
-    voice or neither, and independently of that another pitch, a room, both or neither; and independently of that, clean and
-    heard alike, another speed (1: its own). `noise`: recordings for the noise, or None to take other clips. `never_clean`:
-    drawn again until something changes."""
+    """Probabilities and ranges: levels in dB, pitch in semitones, reverberation time in seconds. A clip gets noise,
+    another voice or neither, and independently of that another pitch, a room, both or neither; and independently of
+    that, clean and heard alike, another speed (1: its own), which must leave at least `fewest_samples`. `noise`:
+    recordings for the noise, or None to take other clips. `never_clean`: drawn again until something changes."""
 
+    sample_rate: int
+    fewest_samples: int
     p_noise: float
     p_mix: float
     snr_db: tuple[float, float]
@@ -57,7 +59,7 @@ class Augmentation:
     @property
     def settings(self) -> list[Any]:
         """All that what is heard at the clip's own speed is made from but the recordings, plain values."""
-        return [getattr(self, entry.name) for entry in fields(self) if entry.name not in ("noise", "p_speed", "speed")]
+        return [getattr(self, entry.name) for entry in fields(self) if entry.name not in _NOT_HEARD]
 
     def always(self) -> Augmentation:
         """The same, with every clip changed."""
@@ -73,9 +75,10 @@ class Augmentation:
             draw, pitch, reverb = self._drawn(rng)
         heard = clean
         if pitch:
-            heard = at_pitch(heard, float(rng.uniform(*self.pitch_semitones)))
+            heard = at_pitch(heard, float(rng.uniform(*self.pitch_semitones)), self.sample_rate)
         if reverb:
-            heard = in_room(heard, float(rng.uniform(*self.reverb_seconds)), float(rng.uniform(*_DIRECT_DB)), rng)
+            samples = float(rng.uniform(*self.reverb_seconds)) * self.sample_rate
+            heard = in_room(heard, samples, float(rng.uniform(*_DIRECT_DB)), rng)
         if draw < self.p_mix:
             return self._mixed(heard, position, partners, rng)
         if draw < self.p_mix + self.p_noise:
@@ -83,11 +86,11 @@ class Augmentation:
         return heard
 
     def paced(self, clean: Waveform, heard: Waveform, rng: np.random.Generator) -> tuple[Waveform, Waveform]:
-        """Both at a speed that is drawn. They get no longer, and keep at least two frames: a slower clip loses its end."""
+        """Both at a speed that is drawn. They get no longer: a slower clip loses its end."""
         if self.p_speed == 0 or rng.random() >= self.p_speed:
             return clean, heard
         speed = float(rng.uniform(*self.speed))
-        if len(clean) / speed < SPEECH.samples(2) + 1:
+        if len(clean) / speed < self.fewest_samples + 1:
             return clean, heard
         paced = at_speed(clean, speed)
         return paced, paced if heard is clean else at_speed(heard, speed)
@@ -133,11 +136,9 @@ def augmented(
         return clean, [Failure(error.name, error.reason, is_own=False)]
 
 
-def at_pitch(clean: Waveform, semitones: float) -> Waveform:
+def at_pitch(clean: Waveform, semitones: float, sample_rate: int) -> Waveform:
     """The clip with all frequencies, pitch and formants, moved by `semitones`; as long, and at every moment what it was."""
-    shifted = effects.pitch_shift(
-        clean, sr=SPEECH.sample_rate, n_steps=semitones, n_fft=_PITCH_WINDOW, res_type="soxr_mq"
-    )
+    shifted = effects.pitch_shift(clean, sr=sample_rate, n_steps=semitones, n_fft=_PITCH_WINDOW, res_type="soxr_mq")
     return np.asarray(shifted, np.float32)
 
 
@@ -146,11 +147,11 @@ def at_speed(clip: Waveform, speed: float) -> Waveform:
     return resample(clip, speed, 1.0)[: len(clip)]
 
 
-def in_room(clean: Waveform, seconds: float, direct_db: float, rng: np.random.Generator) -> Waveform:
-    """The clip with echoes of noise that fall by 60 dB in `seconds`, `direct_db` below the direct sound in all; as loud and
-    as long as it was."""
-    times = np.arange(1, max(2, round(seconds * SPEECH.sample_rate)))
-    echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / (seconds * SPEECH.sample_rate))
+def in_room(clean: Waveform, samples: float, direct_db: float, rng: np.random.Generator) -> Waveform:
+    """The clip with echoes of noise that fall by 60 dB in so many `samples`, `direct_db` below the direct sound in
+    all; as loud and as long as it was."""
+    times = np.arange(1, max(2, round(samples)))
+    echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / samples)
     echoes *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(echoes**2))
     response = np.concatenate([[1.0], echoes])
     heard = fftconvolve(clean.astype(np.float64), response)[: len(clean)].astype(np.float32)

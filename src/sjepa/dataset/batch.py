@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sjepa.core.frames import SPEECH
 from sjepa.dataset.audio import Waveform
 
 
@@ -54,13 +53,13 @@ class Batch:
     def total_samples(self) -> int:
         return sum(self.num_samples)
 
-    def or_silence(self) -> Batch:
-        """The batch; or, if it has no clips, two frames of silence: of several processes one that has nothing left makes as
-        many passes as the others."""
+    def or_silence(self, samples: int) -> Batch:
+        """The batch; or, if it has no clips, so many samples of silence: with several processes, one that has run out of
+        batches makes as many passes as the others."""
         if self.num_samples:
             return self
-        waveform = torch.zeros(1, SPEECH.samples(2))
-        return Batch(waveform, waveform, (SPEECH.samples(2),), torch.zeros(1, dtype=torch.int64), (0,), ())
+        waveform = torch.zeros(1, samples)
+        return Batch(waveform, waveform, (samples,), torch.zeros(1, dtype=torch.int64), (0,), ())
 
     def pin_memory(self) -> Batch:
         clean = self.clean_BS.pin_memory()

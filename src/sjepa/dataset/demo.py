@@ -25,10 +25,11 @@ from scipy.ndimage import uniform_filter1d
 from scipy.signal import fftconvolve, istft, stft
 
 from sjepa.core.files import atomic_path, write_text
+from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
 
-SAMPLE_RATE = 16000
-_HOP, _WINDOW = 80, 320  # 5 ms control rate
+SAMPLE_RATE = SPEECH.sample_rate
+_HOP, _WINDOW = SAMPLE_RATE // 200, SAMPLE_RATE // 50  # 5 ms control rate
 _CONTROL_HZ = SAMPLE_RATE // _HOP
 _COARTICULATION_SECONDS = 0.08
 _CHANNEL_HZ = (0, 125, 250, 500, 1000, 2000, 4000, 8000)  # where a microphone's gain is drawn

@@ -126,8 +126,9 @@ class _Pieces(Dataset[_Decoded]):
         plan = self.plan
         assert plan.augmentation is not None
         heard = clean.copy()
-        for first in range(0, len(clean), plan.tile_samples):
-            tile = clean[first : first + plan.tile_samples]
+        tile_samples = plan.tile_samples or max(1, len(clean))
+        for first in range(0, len(clean), tile_samples):
+            tile = clean[first : first + tile_samples]
             rng = generator(plan.seed, "copy", number, int(plan.clips.id_N[position]), start + first)
             made, failures = augmented(plan.augmentation, tile, position, plan.clips, rng)
             partners += failures

@@ -45,7 +45,7 @@ class BuildPlan:
     sample_type: str = "int16"
     copies: int = 0
     augmentation: Augmentation | None = None
-    tile_samples: int = 15 * 16000
+    tile_samples: int | None = None  # None: whole clips
     seed: int = 0
 
     @property

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from sjepa.core.errors import UserError
-from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.augment import Augmentation, augmented
@@ -25,7 +24,6 @@ from sjepa.dataset.windows import Windows, crop_start
 
 GRACE_SECONDS = 15  # that a worker lives on after a SIGTERM
 _SECONDS_TO_DIE = 2.0
-_FEWEST_SAMPLES = SPEECH.samples(2)  # one frame to mask and one to see
 
 T = TypeVar("T")
 
@@ -48,11 +46,13 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         windows: Windows,
         *,
         seed: int,
+        fewest_samples: int,
         augmentation: Augmentation | None = None,
         mixture: Mixture | None = None,
     ) -> None:
-        """`mixture`: how often an epoch takes which windows; None: each once."""
-        self.clips, self.windows, self.seed = clips, windows, seed
+        """A window of fewer than `fewest_samples` cannot be used. `mixture`: how often an epoch takes which windows; None:
+        each once."""
+        self.clips, self.windows, self.seed, self.fewest_samples = clips, windows, seed, fewest_samples
         self.augmentation, self.mixture = augmentation, mixture
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             start = crop_start(seed, request.epoch, clip_id, clip_samples=whole, window_samples=length)
         try:
             clean = self.clips.read(position, start=start, length=length)
-            if len(clean) < _FEWEST_SAMPLES:
+            if len(clean) < self.fewest_samples:
                 raise DecodeError(f"only {len(clean)} samples where {length} were expected")
         except DecodeError as error:
             return None, [Failure(name, str(error))]

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
-from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
 from sjepa.dataset.audio import DecodeError, decode_window, probe, resampled_length
 from sjepa.dataset.augment import Augmentation, augmented
@@ -31,12 +30,14 @@ _BATCHES_AHEAD = 4
 
 
 class StreamPlan(NamedTuple):
-    """How clips become batches: so many of them, cut to `max_samples`; shorter ones than `min_samples` are left out."""
+    """How clips become batches: so many of them, cut to `max_samples`; shorter ones than `min_samples` are left out. One
+    that gives fewer than `fewest_samples` when it is decoded is a failure."""
 
     batch_size: int
     max_samples: int
     min_samples: int
     seed: int
+    fewest_samples: int
 
 
 def keep_some(stream: HubStream, target: Path, clips: int) -> None:
@@ -133,7 +134,7 @@ class StreamLoader:
                 length = min(whole, plan.max_samples)
                 start = crop_start(plan.seed, epoch, number, clip_samples=whole, window_samples=length)
                 clean = decode_window(file, info, start=start, length=length, rate=self.sample_rate)
-            if len(clean) < SPEECH.samples(2):
+            if len(clean) < plan.fewest_samples:
                 raise DecodeError(f"only {len(clean)} samples where {length} were expected")
         except (DecodeError, OSError) as error:
             return None, [Failure(name, str(error))]

@@ -61,7 +61,7 @@ class Evaluation:
 
     @cached_property
     def phones(self) -> TimedPhones:
-        return TimedPhones(self.spans, self.loader.dataset.windows)
+        return TimedPhones(self.spans, self.loader.dataset.windows, self.config.geometry)
 
 
 def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int:
@@ -191,13 +191,16 @@ def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
         evaluation.console.warn(f"no utterance.jpg: {evaluation.clips.name(position)}: {error}")
         return
     batch = collate([(Sample(waveform, waveform, position, 0, ""), [])]).to(evaluation.engine.device)
-    posterior_TK = read_encoder(evaluation.engine, weights.model, batch).exp().cpu().numpy()
+    posterior_TK = (
+        read_encoder(evaluation.engine, weights.model, batch, weights.model.encoder.geometry).exp().cpu().numpy()
+    )
     shown = Utterance(
         evaluation.clips.name(position),
         waveform,
         posterior_TK,
         evaluation.labels.text(position),
         evaluation.spans[position],
+        weights.model.encoder.geometry,
     )
     draw_utterance(shown, folder / "utterance.jpg")
 
@@ -234,6 +237,7 @@ def _dump(evaluation: Evaluation, weights: Weights, clips: Clips) -> None:
         read,
         console.progress(loader.epoch(0), total=loader.num_rounds, label="dump"),
         loader.dataset.windows,
+        weights.model.encoder.geometry,
         top_k=config.dump.top_k,
         warn=lambda failure: _skipped(console, failure),
     )

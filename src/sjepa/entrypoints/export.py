@@ -12,7 +12,7 @@ import sjepa
 from sjepa.config.schema import Config
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.entrypoints.settled import origin, settled
 from sjepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
 from sjepa.export.parity import TOLERANCE, Difference, compare, session
@@ -46,7 +46,7 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     console.note(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, {shape.num_layers} layers of width {shape.width}"
     )
-    speed = f"{_TIMED_SECONDS} s of audio in {_seconds(path):.3f} s"
+    speed = f"{_TIMED_SECONDS} s of audio in {_seconds(path, shape.geometry):.3f} s"
     console.note(f"differs from the encoder by {difference.largest:.1e} at most; {speed}")
     if config.export.quantize == "int8":
         _write_int8(weights.model.encoder, path, console)
@@ -78,17 +78,17 @@ def _write_int8(encoder: Encoder, source: Path, console: Console) -> None:
     difference = compare(encoder, path)
     if not difference.cosine >= _LEAST_COSINE:
         console.warn(f"{path}: the cosine to float32 is as low as {difference.cosine:.4f} in some frame")
-    before, after = _seconds(source), _seconds(path)
+    before, after = (_seconds(file, encoder.geometry) for file in (source, path))
     console.note(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {before / after:.2f} times as fast, cosine to float32 at least "
         f"{difference.cosine:.4f}"
     )
 
 
-def _seconds(path: Path) -> float:
+def _seconds(path: Path, geometry: FrameGeometry) -> float:
     """The best of three for a clip of ten seconds."""
     runtime = session(path)
-    waveform = torch.zeros(1, _TIMED_SECONDS * SPEECH.sample_rate).normal_().numpy() * 0.1
+    waveform = torch.zeros(1, _TIMED_SECONDS * geometry.sample_rate).normal_().numpy() * 0.1
     inputs = {"waveform": waveform, "lengths": torch.tensor([waveform.shape[1]]).numpy()}
     times = []
     for _ in range(4):
@@ -104,9 +104,9 @@ def _metadata(source: str, weights: Weights) -> dict[str, str]:
         "producer": f"sjepa {sjepa.__version__}",
         "weights": printable(source),
         "training": f"{weights.config['run_name']}, {origin(weights)}",
-        "sample_rate": str(SPEECH.sample_rate),
-        "hop_samples": str(SPEECH.hop_samples),
-        "receptive_field_samples": str(SPEECH.receptive_field_samples),
+        "sample_rate": str(shape.geometry.sample_rate),
+        "hop_samples": str(shape.geometry.hop_samples),
+        "receptive_field_samples": str(shape.geometry.receptive_field_samples),
         "width": str(shape.width),
         "num_layers": str(shape.num_layers),
     }

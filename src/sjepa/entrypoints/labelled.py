@@ -62,7 +62,14 @@ def aligned(config: Config, engine: Engine, console: Console, sets: list[Labelle
         batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="alignment: MFCC")
         windows = loader.dataset.windows
         found = extract(
-            engine, mfcc_extractor(engine), [0], batches, windows, len(own.clips), keep_frames=True, warn=lambda _: None
+            engine,
+            mfcc_extractor(engine, config.geometry),
+            [0],
+            batches,
+            windows,
+            len(own.clips),
+            keep_frames=True,
+            warn=lambda _: None,
         )
         for clip, row in enumerate(own.labels.rows):
             said, frames = words_of(row.get("phones", "")), found.frames[clip]
@@ -78,7 +85,7 @@ def aligned(config: Config, engine: Engine, console: Console, sets: list[Labelle
         return sets
     console.note(f"aligning the phones of {len(owner):,} clips")
     rows = [[dict(row) for row in own.labels.rows] for own in sets]
-    for (number, clip), spans in zip(owner, align(features, words, seconds=seconds), strict=True):
+    for (number, clip), spans in zip(owner, align(features, words, config.geometry, seconds=seconds), strict=True):
         rows[number][clip]["times"] = times_of(spans)
     return [
         replace(own, labels=replace(own.labels, rows=list(own_rows))) for own, own_rows in zip(sets, rows, strict=True)

@@ -165,7 +165,8 @@ def _baselines(
                 raise UserError(f"probe.baselines: mixture: {config.init_weights} is a folder, which has none")
             yield posterior_extractor(saved_targets(engine, weights), engine)
         else:
-            yield mfcc_extractor(engine, space) if source == "mfcc" else mel_extractor(engine, space)
+            plain = mfcc_extractor if source == "mfcc" else mel_extractor
+            yield plain(engine, encoder.geometry, space)
 
 
 def _short_name(path: Path) -> str:

@@ -123,7 +123,9 @@ def _judge(config: Config, run: Prepared, console: Console) -> PhoneMonitor | No
     if not any(own.labels.spans):
         console.note("evaluation.labels: no phones with times (evaluation.align finds them), so none are followed")
         return None
-    return PhoneMonitor(TimedPhones(own.labels.spans, training_windows(clips, config.dataset)))
+    return PhoneMonitor(
+        TimedPhones(own.labels.spans, training_windows(clips, config.dataset), run.model.encoder.geometry)
+    )
 
 
 def _report(

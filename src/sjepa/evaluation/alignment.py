@@ -13,8 +13,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from sjepa.core.frames import SPEECH
-from sjepa.evaluation.labels import Span, frame_centres
+from sjepa.core.frames import FrameGeometry
+from sjepa.evaluation.labels import Span
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,6 +38,8 @@ class _Chain(NamedTuple):
 def align(
     features: Sequence[Floats],
     words: Sequence[Sequence[Sequence[str]]],
+    geometry: FrameGeometry,
+    *,
     training: Sequence[bool] | None = None,
     seconds: Sequence[Floats] | None = None,
 ) -> list[list[Span]]:
@@ -55,9 +57,10 @@ def align(
         paths = _trained(features, chains, paths, chosen, len(names))
         telling = _telling_apart(features, chains, paths, chosen, len(names))
         paths = _trained(telling, chains, paths, chosen, len(names))
-    times = seconds if seconds is not None else [frame_centres(0, len(path)) for path in paths]
+    hop_seconds = geometry.hop_samples / geometry.sample_rate
+    times = seconds if seconds is not None else [geometry.centres(0, len(path)) for path in paths]
     return [
-        _spans([names[phone] for phone in chain.phone_S], path, centres)
+        _spans([names[phone] for phone in chain.phone_S], path, centres, hop_seconds)
         for chain, path, centres in zip(chains, paths, times, strict=True)
     ]
 
@@ -193,9 +196,9 @@ def _way_back(last_S: Floats, step_TS: NDArray[np.int8], ends_in_pause: bool) ->
     return path
 
 
-def _spans(names: Sequence[str], path: Ints, centres: Floats) -> list[Span]:
+def _spans(names: Sequence[str], path: Ints, centres: Floats, hop_seconds: float) -> list[Span]:
     """From halfway before a state's first frame to halfway after its last one, seconds."""
-    half = SPEECH.hop_samples / SPEECH.sample_rate / 2
+    half = hop_seconds / 2
     first = np.flatnonzero(np.diff(path, prepend=-1))
     last = np.append(first[1:], len(path)) - 1
     return [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.files import atomic_path, write_text
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
 from sjepa.dataset.clips import Clips
@@ -47,14 +47,14 @@ Read = Callable[[Batch], Tensor]
 def encoder_reader(engine: Engine, model: SJEPA) -> Read:
     """Posteriors [N, K] of a batch's real frames: the head on the encoder's output, nothing masked."""
     model.eval()
-    return lambda batch: read_encoder(engine, model, batch).exp()
+    return lambda batch: read_encoder(engine, model, batch, model.encoder.geometry).exp()
 
 
 def target_reader(engine: Engine, targets: Targets) -> Read:
     """Posteriors [N, K] of a batch's real frames: those that training aims at."""
 
     def read(batch: Batch) -> Tensor:
-        frame_N = real_frames(batch)
+        frame_N = real_frames(batch, targets.geometry)
         with engine.autocast():
             samples_B = to_device(batch.num_samples, engine.device)
             return targets.posteriors(batch.clean_BS, samples_B, frame_N, batch.speaker_B)
@@ -68,6 +68,7 @@ def units(
     read: Read,
     batches: Iterable[Batch],
     windows: Windows,
+    geometry: FrameGeometry,
     *,
     top_k: int,
     warn: Callable[[Failure], None],
@@ -82,14 +83,14 @@ def units(
             continue
         posterior_NK = read(batch.to(engine.device))
         best_NJ = posterior_NK.topk(min(top_k, posterior_NK.shape[1]), dim=1)
-        frames = [SPEECH.frames(samples) for samples in batch.num_samples]
+        frames = [geometry.frames(samples) for samples in batch.num_samples]
         components = best_NJ.indices.to(torch.int32).cpu().split(frames)
         values = best_NJ.values.to(torch.float16).cpu().split(frames)
         for window, component_TJ, value_TJ in zip(batch.window, components, values, strict=True):
             clip = int(windows.clip_N[window])
             if parts and parts[0].position != clip:
                 parts = []  # a window of that clip could not be read
-            start_T = windows.start_N[window] + SPEECH.hop_samples * np.arange(len(component_TJ))
+            start_T = windows.start_N[window] + geometry.hop_samples * np.arange(len(component_TJ))
             # a clip's last window may begin in the one before
             new = slice(int(np.searchsorted(start_T, parts[-1].start_T[-1], side="right")) if parts else 0, None)
             parts.append(ClipUnits(clip, start_T[new], component_TJ.numpy()[new], value_TJ.numpy()[new]))

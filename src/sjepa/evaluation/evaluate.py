@@ -59,7 +59,7 @@ def evaluate(
 def saved_targets(engine: Engine, weights: Weights) -> Targets:
     """The targets that a model was trained towards last, as its file holds them."""
     if weights.target_encoder is None or weights.target_layer is None:
-        return engine.to_device(MFCCTargets(weights.gmm, weights.space))
+        return engine.to_device(MFCCTargets(weights.gmm, weights.model.encoder.geometry, weights.space))
     choice = LayerChoice(weights.target_layer, smoothing=0.0)
     settings = OnlineSettings(parameter_decay=1.0, ema_decay=lambda step: 1.0, layer_check_every=None)
     average = EMAEncoder(weights.target_encoder)

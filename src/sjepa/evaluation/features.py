@@ -13,12 +13,11 @@ from torch import Tensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
 from sjepa.dataset.windows import Windows
-from sjepa.evaluation.labels import frame_centres
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace, SpaceSettings
 from sjepa.modules.encoder import Encoder
@@ -36,6 +35,7 @@ class Extractor:
 
     name: str
     num_layers: int
+    geometry: FrameGeometry
     compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def columns(self, specs: Sequence[LayerSpec]) -> list[tuple[str, list[int]]]:
@@ -61,7 +61,7 @@ def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> 
         with engine.autocast():
             return on_device(waveform_BS, num_samples_B, layer="all")  # type: ignore[no-any-return]
 
-    return Extractor(name, encoder.num_layers, compute)
+    return Extractor(name, encoder.num_layers, encoder.geometry, compute)
 
 
 def untrained(trained: Encoder, seed: int) -> Encoder:
@@ -77,41 +77,45 @@ def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extracto
     return encoder_extractor("untrained", PretrainedEncoder(untrained(trained, seed)), engine)
 
 
-def mfcc_extractor(engine: Engine, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
-    mfcc = engine.to_device(MFCC())
-    return _plain_extractor("MFCC", mfcc, NUM_FEATURES, space)
+def mfcc_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
+    mfcc = engine.to_device(MFCC(geometry))
+    return _plain_extractor("MFCC", mfcc, NUM_FEATURES, geometry, space)
 
 
-def mel_extractor(engine: Engine, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
+def mel_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
     """The levels that the log-mel frontend is made of."""
-    frontend = engine.to_device(MelFrontend(statistics="corpus", geometry=SPEECH))
+    frontend = engine.to_device(MelFrontend(statistics="corpus", geometry=geometry))
     width = frontend.num_channels
-    return _plain_extractor("log-mel", lambda waveform_BS, _: frontend.levels(waveform_BS), width, space)
+    return _plain_extractor("log-mel", lambda waveform_BS, _: frontend.levels(waveform_BS), width, geometry, space)
 
 
 def posterior_extractor(targets: Targets, engine: Engine) -> Extractor:
     """The soft targets themselves: what training aimed at."""
 
     def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
-        frames = SPEECH.frames(waveform_BS.shape[1])
+        frames = targets.geometry.frames(waveform_BS.shape[1])
         every_N = torch.arange(len(waveform_BS) * frames, device=waveform_BS.device)
         with engine.autocast():
             posteriors_NK = targets.posteriors(waveform_BS, num_samples_B, every_N, speaker_B)
         return posteriors_NK.view(1, len(waveform_BS), frames, -1)
 
-    return Extractor("posteriors of the mixture", 1, compute)
+    return Extractor("posteriors of the mixture", 1, targets.geometry, compute)
 
 
 def _plain_extractor(
-    source: str, compute: Callable[[Tensor, Tensor], Tensor], width: int, settings: SpaceSettings
+    source: str,
+    compute: Callable[[Tensor, Tensor], Tensor],
+    width: int,
+    geometry: FrameGeometry,
+    settings: SpaceSettings,
 ) -> Extractor:
     """Features without a network, normalised and spliced as `settings` say."""
     space = MixtureSpace(settings, width)
 
     def prepared(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
-        return space.frames(compute(waveform_BS, num_samples_B), SPEECH.frames(num_samples_B))[None]
+        return space.frames(compute(waveform_BS, num_samples_B), geometry.frames(num_samples_B))[None]
 
-    return Extractor(settings.describe(source), 1, prepared)
+    return Extractor(settings.describe(source), 1, geometry, prepared)
 
 
 class ClipFeatures(NamedTuple):
@@ -157,8 +161,8 @@ def extract(
         found_LBTD = extractor.compute(batch.clean_BS, samples_B, batch.speaker_B)[list(layers)]
         found_BTLD = found_LBTD.permute(1, 2, 0, 3).float().cpu()
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
-            clip, frames = int(windows.clip_N[window]), SPEECH.frames(samples)
-            seconds = frame_centres(int(windows.start_N[window]), frames)
+            clip, frames = int(windows.clip_N[window]), extractor.geometry.frames(samples)
+            seconds = extractor.geometry.centres(int(windows.start_N[window]), frames)
             new = slice(int(np.searchsorted(seconds, times[clip][-1][-1], side="right")) if times[clip] else 0, frames)
             own_TLD = found_BTLD[row, new]  # a clip's last window may begin in the one before
             parts[clip].append(own_TLD.clone() if keep_frames else own_TLD.sum(0, keepdim=True))

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
-from sjepa.core.frames import SPEECH
 from sjepa.dataset.clips import Clips
 
 SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "pau", "h#", "<sil>"})
@@ -153,12 +152,6 @@ def phones_at(spans: Sequence[Span], seconds_T: NDArray[np.float64]) -> list[str
         spans[place].phone if place >= 0 and time < spans[place].end else ""
         for place, time in zip(places.tolist(), seconds_T.tolist(), strict=True)
     ]
-
-
-def frame_centres(start_sample: int, num_frames: int) -> NDArray[np.float64]:
-    """The time at the middle of each frame of a window that starts at `start_sample` of its clip, seconds."""
-    first = start_sample + SPEECH.receptive_field_samples / 2
-    return (first + SPEECH.hop_samples * np.arange(num_frames)) / SPEECH.sample_rate
 
 
 def _bare(name: str) -> str:

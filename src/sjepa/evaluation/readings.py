@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sjepa.core.distributed import Engine
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
@@ -40,7 +40,7 @@ def read_frames(engine: Engine, model: Any, batch: Batch, settings: StepSettings
     """Both readings of a batch that lies on the engine's device. The predictor's take two passes, under the mask that
     validation uses and under its complement. `model` is in evaluation mode."""
     frames = choose_frames(batch, mask_key=key(settings.seed, "validation mask"), settings=settings)
-    every_N = real_frames(batch)
+    every_N = real_frames(batch, settings.geometry)
     position_N = torch.empty(frames.mask_BT.numel(), dtype=torch.int64, device=every_N.device)
     position_N[every_N] = torch.arange(len(every_N), device=every_N.device)
     predictor_NK = torch.empty(0)
@@ -51,26 +51,23 @@ def read_frames(engine: Engine, model: Any, batch: Batch, settings: StepSettings
         if not len(predictor_NK):
             predictor_NK = found_MK.new_empty(len(every_N), found_MK.shape[1])
         predictor_NK[position_N[masked_N]] = found_MK
-    return Readings(read_encoder(engine, model, batch), predictor_NK, every_N)
+    return Readings(read_encoder(engine, model, batch, settings.geometry), predictor_NK, every_N)
 
 
 @torch.no_grad()
-def read_encoder(engine: Engine, model: Any, batch: Batch) -> Tensor:
+def read_encoder(engine: Engine, model: Any, batch: Batch, geometry: FrameGeometry) -> Tensor:
     """The encoder's reading alone, [N, K]."""
-    every_N = real_frames(batch)
-    nothing_BT = torch.zeros(len(batch.num_samples), _longest(batch), dtype=torch.bool, device=every_N.device)
+    every_N = real_frames(batch, geometry)
+    longest = geometry.frames(batch.clean_BS.shape[1])
+    nothing_BT = torch.zeros(len(batch.num_samples), longest, dtype=torch.bool, device=every_N.device)
     return _logits(engine, model, batch, nothing_BT, every_N[:0], every_N)[1]
 
 
-def real_frames(batch: Batch) -> Tensor:
+def real_frames(batch: Batch, geometry: FrameGeometry) -> Tensor:
     """The flat indices b·T + t of all real frames, clip by clip, on the batch's device."""
-    longest = _longest(batch)
-    rows = [torch.arange(SPEECH.frames(samples)) + row * longest for row, samples in enumerate(batch.num_samples)]
+    longest = geometry.frames(batch.clean_BS.shape[1])
+    rows = [torch.arange(geometry.frames(samples)) + row * longest for row, samples in enumerate(batch.num_samples)]
     return torch.cat(rows).to(batch.clean_BS.device)
-
-
-def _longest(batch: Batch) -> int:
-    return int(SPEECH.frames(batch.clean_BS.shape[1]))
 
 
 def _logits(

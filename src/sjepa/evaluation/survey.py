@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from sjepa.core.distributed import Engine
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.dataset.windows import Windows
 from sjepa.evaluation.components import ComponentReport
-from sjepa.evaluation.labels import SILENCES, Span, frame_centres, phones_at
+from sjepa.evaluation.labels import SILENCES, Span, phones_at
 from sjepa.evaluation.readings import THRESHOLDS_BITS, EntropyHistogram, entropy_bits, read_frames
 from sjepa.model import SJEPA
 from sjepa.targets.base import Targets
@@ -30,6 +30,7 @@ class TimedPhones:
 
     spans: list[list[Span]]
     windows: Windows
+    geometry: FrameGeometry
 
     @cached_property
     def phones(self) -> list[str]:
@@ -40,7 +41,7 @@ class TimedPhones:
         return {phone: index for index, phone in enumerate(self.phones)}
 
     def frames(self, samples: int) -> int:
-        return int(SPEECH.frames(samples))
+        return int(self.geometry.frames(samples))
 
     def numbers(self, batch: Batch, *, silence: bool = True) -> NDArray[np.int64]:
         """The number in `phones` of every real frame of a batch, clip by clip; −1 where it is not known, and without
@@ -48,7 +49,7 @@ class TimedPhones:
         found: list[int] = []
         for window, samples in zip(batch.window, batch.num_samples, strict=True):
             spans = self.spans[int(self.windows.clip_N[window])]
-            centres = frame_centres(int(self.windows.start_N[window]), SPEECH.frames(samples))
+            centres = self.geometry.centres(int(self.windows.start_N[window]), self.geometry.frames(samples))
             found += [
                 -1 if not silence and phone in SILENCES else self._number.get(phone, -1)
                 for phone in phones_at(spans, centres)

@@ -16,19 +16,18 @@ from torch import Tensor, nn
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
-from sjepa.core.frames import SPEECH
 from sjepa.modules.encoder import Encoder
 from sjepa.modules.frontend import Frontend, PatchStatistics
 from sjepa.modules.mel_frontend import POWER_FLOOR, MelFrontend
 from sjepa.modules.transformer import Attention
 
 OPSET = 20  # the first with GELU as one operation
-_TRACED_SAMPLES = (16000, 12000)
+_TRACED_FRAMES = (50, 37)
 _HIDDEN = -1e9  # added to the scores of padded frames
 
 
 class WaveformToFeatures(nn.Module):
-    """What the file computes: `waveform` [batch, samples] float32 at 16 kHz and `lengths` [batch] int64, the real samples of
+    """What the file computes: `waveform` [batch, samples] float32 and `lengths` [batch] int64, the real samples of
     each clip, to `features` [batch, frames, width], zero beyond a clip's own frames, and `feature_lengths` [batch] int64;
     with `all_layers` also `layers` [batch, layers, frames, width]."""
 
@@ -141,8 +140,10 @@ def packages() -> tuple[Any, Any]:
 def write_onnx(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, str]) -> None:
     """Writes the file whole or not at all; `metadata` goes into it as text."""
     onnx, _ = packages()
-    waveform, lengths = torch.zeros(2, _TRACED_SAMPLES[0]), torch.tensor(_TRACED_SAMPLES)
-    batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=SPEECH.samples(1))
+    geometry = model.encoder.geometry
+    traced = [geometry.samples(frames) for frames in _TRACED_FRAMES]
+    waveform, lengths = torch.zeros(2, traced[0]), torch.tensor(traced)
+    batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=geometry.samples(1))
     outputs = ["features", "feature_lengths", *(["layers"] if model.all_layers else [])]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(

@@ -14,7 +14,7 @@ from librosa import filters  # type: ignore[attr-defined,unused-ignore]
 from scipy.fft import dct
 from torch import Tensor, nn
 
-from sjepa.core.frames import SPEECH, FrameGeometry
+from sjepa.core.frames import FrameGeometry
 
 _NUM_MEL_BANDS = 23
 _NUM_COEFFICIENTS = 13
@@ -32,7 +32,7 @@ class MFCC(nn.Module):
     mel_FM: Tensor
     dct_MC: Tensor
 
-    def __init__(self, geometry: FrameGeometry = SPEECH) -> None:
+    def __init__(self, geometry: FrameGeometry) -> None:
         super().__init__()
         self.geometry = geometry
         size = geometry.receptive_field_samples

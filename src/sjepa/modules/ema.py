@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.sharding import in_one_piece, whole
 from sjepa.modules.encoder import Encoder, EncoderOutput
 
@@ -16,8 +17,12 @@ class EMAEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        source = in_one_piece(encoder, lambda: Encoder(encoder.shape, geometry=encoder.geometry))
+        source = in_one_piece(encoder, lambda: Encoder(encoder.shape))
         self.average = copy.deepcopy(source).requires_grad_(False).eval()
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        return self.average.geometry
 
     def train(self, mode: bool = True) -> EMAEncoder:
         """Stays in evaluation mode."""

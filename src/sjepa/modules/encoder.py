@@ -35,6 +35,7 @@ class EncoderShape:
     frontend_gradient_scale: float = 0.1
     frontend: Literal["waveform", "logmel"] = "waveform"
     mel_statistics: MelStatistics = "both"
+    geometry: FrameGeometry = SPEECH
 
     @property
     def width(self) -> int:
@@ -91,19 +92,19 @@ class TransformerStack(nn.Module):
         return outputs
 
 
-def _frontend(shape: EncoderShape, geometry: FrameGeometry) -> Any:
+def _frontend(shape: EncoderShape) -> Any:
     if shape.frontend == "logmel":
-        return MelFrontend(statistics=shape.mel_statistics, geometry=geometry)
-    return Frontend(shape.conv_channels, geometry=geometry)
+        return MelFrontend(statistics=shape.mel_statistics, geometry=shape.geometry)
+    return Frontend(shape.conv_channels, geometry=shape.geometry)
 
 
 class Encoder(nn.Module):
-    """Raw 16 kHz audio to one vector per 20 ms frame."""
+    """Raw audio to one vector per frame."""
 
-    def __init__(self, shape: EncoderShape, *, geometry: FrameGeometry = SPEECH) -> None:
+    def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
-        self.shape, self.geometry = shape, geometry
-        self.feature_extractor = _frontend(shape, geometry)
+        self.shape, self.geometry = shape, shape.geometry
+        self.feature_extractor = _frontend(shape)
         self.feature_projection = FeatureProjection(
             self.feature_extractor.num_channels,
             shape.width,

@@ -17,16 +17,24 @@ import torch
 from librosa import filters  # type: ignore[attr-defined,unused-ignore]
 from torch import Tensor, nn
 
-from sjepa.core.frames import SPEECH, FrameGeometry
+from sjepa.core.frames import FrameGeometry
 
 NUM_BANDS = 40
 STEPS = 2  # in a frame
-FFT_SAMPLES = 512
-WINDOW_SAMPLES = SPEECH.receptive_field_samples - (STEPS - 1) * SPEECH.hop_samples // STEPS
 POWER_FLOOR = 1e-8  # about what the rounding of 16-bit samples has in a band
 LEAST_DEVIATION = 1e-3
 
 MelStatistics = Literal["corpus", "clip", "both"]
+
+
+def window_samples(geometry: FrameGeometry) -> int:
+    """Samples of one window: `STEPS` of them, a hop over `STEPS` apart, cover exactly those of a frame."""
+    return geometry.receptive_field_samples - (STEPS - 1) * geometry.hop_samples // STEPS
+
+
+def fft_samples(geometry: FrameGeometry) -> int:
+    """Length of the Fourier transform: twice the power of two that holds a window."""
+    return 2 << (window_samples(geometry) - 1).bit_length()
 
 
 class BandMoments(NamedTuple):
@@ -52,12 +60,12 @@ class MelFrontend(nn.Module):
         self.geometry, self.mel_statistics = geometry, statistics
         self._bands = STEPS * NUM_BANDS
         self.num_channels = self._bands * (2 if statistics == "both" else 1)
-        size = WINDOW_SAMPLES
-        angle_WF = 2 * np.pi * np.outer(np.arange(size), np.arange(FFT_SAMPLES // 2 + 1)) / FFT_SAMPLES
+        size, fft = window_samples(geometry), fft_samples(geometry)
+        angle_WF = 2 * np.pi * np.outer(np.arange(size), np.arange(fft // 2 + 1)) / fft
         window_W = torch.hann_window(size, periodic=True, dtype=torch.float64)
         waves_WF = torch.from_numpy(np.concatenate([np.cos(angle_WF), np.sin(angle_WF)], axis=1))
         mel_MF = filters.mel(
-            sr=geometry.sample_rate, n_fft=FFT_SAMPLES, n_mels=NUM_BANDS, htk=True, norm=None, dtype=np.float32
+            sr=geometry.sample_rate, n_fft=fft, n_mels=NUM_BANDS, htk=True, norm=None, dtype=np.float32
         )
         self.register_buffer("mean_C", torch.zeros(self._bands))
         self.register_buffer("deviation_C", torch.ones(self._bands))

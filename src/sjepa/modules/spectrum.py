@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.modules.mel_frontend import MelFrontend
 from sjepa.modules.transformer import init_linear
 
@@ -17,9 +17,9 @@ class SpectrumHead(nn.Module):
     """A linear layer from each frame, as the projection gives it, to the log-mel levels of the same samples, each clip's own
     mean and deviation taken out."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, geometry: FrameGeometry) -> None:
         super().__init__()
-        self.mel = MelFrontend(statistics="clip", geometry=SPEECH)
+        self.mel = MelFrontend(statistics="clip", geometry=geometry)
         self.output = init_linear(nn.Linear(width, self.mel.num_channels), width)
 
     def forward(self, frames_BTD: Tensor, waveform_BS: Tensor, num_samples_B: Tensor, real_BT: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.evaluation.components import ComponentReport
 from sjepa.evaluation.labels import Span
 from sjepa.evaluation.readings import THRESHOLDS_BITS, EntropyHistogram
@@ -35,6 +35,7 @@ class Utterance(NamedTuple):
     posterior_TK: NDArray[np.float32]
     words: str
     spans: Sequence[Span]
+    geometry: FrameGeometry
 
 
 def draw_entropies(readings: Sequence[tuple[str, EntropyHistogram]], path: Path) -> Path:
@@ -67,11 +68,11 @@ def draw_utterance(shown: Utterance, path: Path) -> Path:
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     heights = (3.0, 0.5, 1.6)
     spectrum, strip, lines = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    seconds = len(shown.waveform) / SPEECH.sample_rate
-    hop = SPEECH.hop_samples / SPEECH.sample_rate
-    first = (SPEECH.receptive_field_samples - SPEECH.hop_samples) / 2 / SPEECH.sample_rate
+    rate = shown.geometry.sample_rate
+    seconds, hop = len(shown.waveform) / rate, shown.geometry.hop_samples / rate
+    first = (shown.geometry.receptive_field_samples - shown.geometry.hop_samples) / 2 / rate
     span = (first, first + hop * len(shown.posterior_TK))
-    mel_MT = log_mel(shown.waveform)
+    mel_MT = log_mel(shown.waveform, shown.geometry)
     spectrum.imshow(mel_MT, origin="lower", aspect="auto", cmap="magma", extent=(*span, 0, len(mel_MT)))
     spectrum.set_ylabel("mel band")
     title = f"{shown.name}{'  ·  ' if shown.words else ''}{shown.words}"

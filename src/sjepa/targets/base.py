@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace
@@ -32,6 +33,7 @@ class Targets(Protocol):
     gmm: DiagonalGMM
     space: MixtureSpace
     encoder: Any
+    geometry: FrameGeometry
 
     @property
     def layer(self) -> int | None: ...

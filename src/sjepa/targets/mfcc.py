@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.ranks import Ranks
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
@@ -26,9 +27,9 @@ class MFCCTargets(MixtureTargets):
     encoder: Any = None
     layer: int | None = None
 
-    def __init__(self, gmm: DiagonalGMM, space: MixtureSpace | None = None) -> None:
-        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, NUM_FEATURES))
-        self.mfcc = MFCC()
+    def __init__(self, gmm: DiagonalGMM, geometry: FrameGeometry, space: MixtureSpace | None = None) -> None:
+        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, NUM_FEATURES), geometry)
+        self.mfcc = MFCC(geometry)
 
     def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """MFCC [B, T, 39]"""

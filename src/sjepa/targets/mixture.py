@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace
 
@@ -17,9 +17,9 @@ from sjepa.gmm.space import MixtureSpace
 class MixtureTargets(nn.Module):
     """Posteriors of `gmm` in `space`. A kind of targets says what the source is."""
 
-    def __init__(self, gmm: DiagonalGMM, space: MixtureSpace) -> None:
+    def __init__(self, gmm: DiagonalGMM, space: MixtureSpace, geometry: FrameGeometry) -> None:
         super().__init__()
-        self.gmm, self.space = gmm, space
+        self.gmm, self.space, self.geometry = gmm, space, geometry
 
     def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         """The features of every frame, [B, T, D]."""
@@ -28,7 +28,7 @@ class MixtureTargets(nn.Module):
     @torch.no_grad()
     def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
         """What a mixture is fitted from, [B, T, C] float32."""
-        return self.space.frames(self.source(clean_BS, num_samples_B), SPEECH.frames(num_samples_B), speaker_B)
+        return self.space.frames(self.source(clean_BS, num_samples_B), self.geometry.frames(num_samples_B), speaker_B)
 
     @torch.no_grad()
     def features(

@@ -50,12 +50,12 @@ class OnlineTargets(MixtureTargets):
     def __init__(
         self,
         gmm: DiagonalGMM,
-        encoder: nn.Module,
+        encoder: Any,
         choice: LayerChoice,
         settings: OnlineSettings,
         space: MixtureSpace | None = None,
     ) -> None:
-        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, gmm.num_features))
+        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, gmm.num_features), encoder.geometry)
         self.encoder, self.settings = encoder, settings
         self._choice = choice
         self.register_buffer("num_reseeded", torch.zeros((), dtype=torch.int64))

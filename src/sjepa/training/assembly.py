@@ -16,7 +16,6 @@ from sjepa.config.schema import Config
 from sjepa.config.sizes import hyperparameters
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.core.frames import SPEECH
 from sjepa.dataset.loader import EpochLoader
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import SpaceSettings
@@ -80,6 +79,7 @@ def step_settings(config: Config) -> StepSettings:
         values.layer_drop,
         values.num_layers,
         config.train.visible_weight,
+        geometry=config.geometry,
     )
 
 
@@ -142,7 +142,7 @@ def check_fits(config: Config, data: Data, schedule: Schedule) -> None:
             "gmm.normalise: speaker needs a manifest with a field speaker as dataset.train_path; no clip of the training "
             "set has one"
         )
-    frames = int(SPEECH.frames(tiling(data.train.clips, config.dataset).length_N).sum())
+    frames = int(config.geometry.frames(tiling(data.train.clips, config.dataset).length_N).sum())
     width = hyperparameters(config.model.size, config.model.overrides).width
     for stage in schedule.stages:
         settings, (_, source) = space_settings(config, stage), target_source(stage, width)
@@ -180,7 +180,7 @@ def hold_steps(config: Config, schedule: Schedule) -> int | None:
 def training_frames(config: Config, data: Data, engine: Engine) -> TrainingFrames:
     train = data.train.clips
     windows, workers = tiling(train, config.dataset), config.dataset.num_workers
-    return TrainingFrames(train, windows, config.seed, workers, engine.device, engine.ranks)
+    return TrainingFrames(train, windows, config.geometry, config.seed, workers, engine.device, engine.ranks)
 
 
 def target_maker(config: Config, run: Prepared, files: RunFiles, report: Report) -> TargetMaker:
@@ -258,7 +258,7 @@ def assemble(
         checkpoints=Checkpoints(files.checkpoints, keep=config.checkpoint.max_checkpoint, writes=writes),
         fingerprint=data.fingerprint,
         weights=WeightsFolder(files.weights, config.model_dump(mode="json", by_alias=True), writes),
-        judges=(PitchMatch(min(len(windows), JUDGED_BATCHES * config.train.batch_size)), *judges),
+        judges=(PitchMatch(min(len(windows), JUDGED_BATCHES * config.train.batch_size), config.geometry), *judges),
     )
     run_plan = Plan(
         run.schedule,

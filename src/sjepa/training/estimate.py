@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
@@ -45,7 +44,7 @@ def training_bytes(
     `samples` samples; with `averaged` also a copy of the encoder. Weights and optimiser take `copies` times the weights;
     with `recomputes` the insides of transformer layers are not kept, with `fused_attention` (GPUs) its weights are not.
     Counted on a model without data; workspaces and the allocator's rounding come on top."""
-    frames = SPEECH.frames(samples)
+    frames = shape.encoder.geometry.frames(samples)
     masked = clips * num_masked(frames, settings.mask_ratio)
     if fused_attention:  # which the ghost, on a CPU, has without dropout alone
         transformer, predictor = (
@@ -107,7 +106,7 @@ def seconds_per_audio_second(
     started, seconds, samples = time.perf_counter(), 0.0, 0
     for batch in batches:
         if batch.num_samples or engine.ranks.size > 1:
-            batch = batch.or_silence().to(engine.device)
+            batch = batch.or_silence(settings.geometry.samples(2)).to(engine.device)
             frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
             losses = frame_losses(
                 engine,
@@ -123,9 +122,14 @@ def seconds_per_audio_second(
             sums.read()  # waits for the device
             seconds, samples = time.perf_counter() - started, samples + batch.total_samples
             if rate is None:  # warm-up: counted only if nothing else comes
-                started, rate, seconds, samples = time.perf_counter(), seconds * SPEECH.sample_rate / samples, 0.0, 0
+                started, rate, seconds, samples = (
+                    time.perf_counter(),
+                    seconds * settings.geometry.sample_rate / samples,
+                    0.0,
+                    0,
+                )
             else:
-                rate = seconds * SPEECH.sample_rate / samples
+                rate = seconds * settings.geometry.sample_rate / samples
         if engine.ranks.any(seconds > _PROBE_SECONDS):
             break
     optimizer.zero_grad(set_to_none=True)
@@ -166,7 +170,7 @@ def probe_memory(
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
-        seconds = samples / SPEECH.sample_rate
+        seconds = samples / settings.geometry.sample_rate
         raise UserError(
             f"train.probe_memory: a micro-batch of {clips} clips of {seconds:.1f} s does not fit into the memory of "
             f"{engine.device}; lower train.max_batch_seconds (or train.batch_size) and raise train.grad_accum"

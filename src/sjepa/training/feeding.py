@@ -125,7 +125,7 @@ def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
         most, fewest = (round(value * settings.sample_rate) for value in (settings.max_seconds, settings.min_seconds))
         return StreamLoader(
             data.stream,
-            StreamPlan(config.train.batch_size, most, fewest, config.seed),
+            StreamPlan(config.train.batch_size, most, fewest, config.seed, config.fewest_samples),
             data.train.clips,
             augmentation=made,
             num_threads=settings.num_workers,
@@ -134,7 +134,14 @@ def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
             size=engine.ranks.size,
         )
     mixed = mixture(data.train, data.windows, config.seed)
-    dataset = WindowDataset(data.train.clips, data.windows, seed=config.seed, augmentation=made, mixture=mixed)
+    dataset = WindowDataset(
+        data.train.clips,
+        data.windows,
+        seed=config.seed,
+        fewest_samples=config.fewest_samples,
+        augmentation=made,
+        mixture=mixed,
+    )
     budget, rate = config.train.max_batch_seconds, config.dataset.sample_rate
     batch_plan = BatchPlan(
         config.train.batch_size,
@@ -147,6 +154,8 @@ def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
 def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
     augment = config.dataset.augment
     return Augmentation(
+        config.dataset.sample_rate,
+        config.fewest_samples,
         augment.p_noise,
         augment.p_mix,
         augment.snr_noise,
@@ -164,7 +173,8 @@ def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
 def fixed_loader(config: Config, clips: Clips, windows: Windows, engine: Engine) -> Loader:
     """Windows in their own order, never augmented."""
     plan = BatchPlan(config.train.batch_size, shuffle=False)
-    return _loader(config, WindowDataset(clips, windows, seed=config.seed), plan, engine)
+    dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.fewest_samples)
+    return _loader(config, dataset, plan, engine)
 
 
 def _loader(config: Config, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:

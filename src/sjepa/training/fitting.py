@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sjepa.core.errors import SharedError
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.random import hash_array, key
 from sjepa.core.ranks import Ranks
 from sjepa.dataset.batch import Batch, collate
@@ -43,6 +43,7 @@ class TrainingFrames:
 
     clips: Clips
     windows: Windows
+    geometry: FrameGeometry
     seed: int
     num_workers: int
     device: torch.device
@@ -53,11 +54,38 @@ class TrainingFrames:
         windows = self.windows
         ids = self.clips.id_N[windows.clip_N] * (1 << 20) + windows.start_N // max(1, int(windows.length_N.max()))
         draw_seed = key(self.seed, purpose)
-        frames_N = SPEECH.frames(windows.length_N)
+        frames_N = self.geometry.frames(windows.length_N)
         sample = draw_frames(frames_N, ids, wanted, seed=draw_seed, fewest_groups=fewest_groups)
-        dataset = WindowDataset(self.clips, windows.subset(sample.window_M), seed=self.seed)
+        dataset = WindowDataset(
+            self.clips, windows.subset(sample.window_M), seed=self.seed, fewest_samples=self.geometry.samples(2)
+        )
         batches, ranks = BatchPlan(_BATCH_CLIPS, shuffle=False), self.ranks
         return sample, Loader(dataset, batches, num_workers=self.num_workers, rank=ranks.rank, size=ranks.size)
+
+    @torch.no_grad()
+    def gather(self, batches: Iterable[Batch], sample: FrameSample, extract: Extractor) -> tuple[Tensor, Tensor]:
+        """What `extract` gives for the sampled frames, float32 [N, …], and a draw from U(0, 1) for each, keyed by window
+        and frame, float64 [N].
+
+        `batches` cover windows of `sample` (`Batch.window` is the position in it); what could not be read is left out.
+        """
+        rows: list[Tensor] = []
+        draws: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+        for batch in batches:
+            if not batch.num_samples:
+                continue
+            on_device = batch.to(self.device)
+            features_BT = extract(on_device)
+            for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
+                frames = sample.frames_M[window]
+                frames = frames[frames < self.geometry.frames(samples)]
+                rows.append(features_BT[row, torch.from_numpy(frames).to(self.device)].float())
+                draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
+        if not rows:  # nothing to read here: the shape alone
+            quiet = collate([]).or_silence(self.geometry.samples(2)).to(self.device)
+            nothing = extract(quiet)[0, :0]
+            return nothing.float(), torch.zeros(0, dtype=torch.float64)
+        return torch.cat(rows), torch.from_numpy(np.concatenate(draws))
 
 
 @dataclass(frozen=True)
@@ -91,7 +119,7 @@ class MixtureFitter:
         batches = report.progress(loader.epoch(0), total=loader.num_rounds, label="GMM: reading frames")
         width = space.spliced
         both = extract if classes is None else lambda batch: torch.cat([extract(batch), classes(batch)], dim=-1)
-        rows_NC, draw_N = gather_features(_pausing(batches, pause), sample, both, device)
+        rows_NC, draw_N = self.frames.gather(_pausing(batches, pause), sample, both)
         frames_NC, class_NK = rows_NC[:, :width], rows_NC[:, width:]
         total = int(sum(ranks.each(len(frames_NC))))
         if total == 0:
@@ -150,7 +178,7 @@ class MixtureFitter:
             number_B11 = space.speaker_number(batch.speaker_B, len(x_BTD))[:, None, None]
             return torch.cat([x_BTD.float(), number_B11.expand(-1, x_BTD.shape[1], 1)], dim=-1)
 
-        rows_NE, _ = gather_features(_pausing(batches, pause), sample, spoken, self.frames.device)
+        rows_NE, _ = self.frames.gather(_pausing(batches, pause), sample, spoken)
         known = space.measure_speakers(rows_NE[:, :-1], rows_NE[:, -1].long(), self.frames.ranks)
         self.report.note(f"{known:,} of {len(space.speaker_S):,} speakers have frames enough to be normalised by")
 
@@ -162,7 +190,7 @@ def measure_bands(frames: TrainingFrames, frontend: MelFrontend) -> None:
     def levels(batch: Batch) -> Tensor:
         return frontend.levels(batch.clean_BS)
 
-    own_NC, _ = gather_features(loader.epoch(0), sample, levels, frames.device)
+    own_NC, _ = frames.gather(loader.epoch(0), sample, levels)
     level_NC = frames.ranks.rows(own_NC)
     if not len(level_NC):
         raise SharedError(_UNREADABLE)
@@ -182,7 +210,7 @@ class LayerRanks:
         if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
             self._sample, loader = self.frames.draw(RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
             self._batches = list(loader.epoch(0))
-        own_NLD, _ = gather_features(self._batches, self._sample, layers, self.frames.device)
+        own_NLD, _ = self.frames.gather(self._batches, self._sample, layers)
         features_NLD = self.frames.ranks.rows(own_NLD)
         if not len(features_NLD):
             raise SharedError(_UNREADABLE)
@@ -194,31 +222,3 @@ def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Ba
     for batch in batches:
         pause()
         yield batch
-
-
-@torch.no_grad()
-def gather_features(
-    batches: Iterable[Batch], sample: FrameSample, extract: Extractor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """What `extract` gives for the sampled frames, float32 [N, …], and a draw from U(0, 1) for each that is keyed by window
-    and frame, float64 [N].
-
-    `batches` cover windows of `sample` (`Batch.window` is the position in it); what could not be read is left out.
-    """
-    rows: list[Tensor] = []
-    draws: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
-    for batch in batches:
-        if not batch.num_samples:
-            continue
-        on_device = batch.to(device)
-        features_BT = extract(on_device)
-        for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
-            frames = sample.frames_M[window]
-            frames = frames[frames < SPEECH.frames(samples)]
-            rows.append(features_BT[row, torch.from_numpy(frames).to(device)].float())
-            draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
-    if not rows:  # nothing to read here: the shape alone
-        quiet = collate([]).or_silence().to(device)
-        nothing = extract(quiet)[0, :0]
-        return nothing.float(), torch.zeros(0, dtype=torch.float64)
-    return torch.cat(rows), torch.from_numpy(np.concatenate(draws))

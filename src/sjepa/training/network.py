@@ -12,7 +12,6 @@ from sjepa.config.schedule import Stage
 from sjepa.config.schema import Config
 from sjepa.config.sizes import Hyperparameters, hyperparameters
 from sjepa.core.errors import UserError
-from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
 from sjepa.hubert import load_hubert
 from sjepa.model import SJEPA, ModelShape
@@ -41,10 +40,11 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
         values.frontend_gradient_scale,
         config.model.frontend,
         config.model.mel_statistics,
+        config.geometry,
     )
     rate = values.predictor_dropout
     predictor = TransformerShape(values.width, values.predictor_heads, values.predictor_ffn_width, rate, rate, rate)
-    max_frames = SPEECH.frames(round(config.dataset.max_seconds * config.dataset.sample_rate))
+    max_frames = encoder.geometry.frames(round(config.dataset.max_seconds * config.dataset.sample_rate))
     return ModelShape(
         encoder,
         predictor,

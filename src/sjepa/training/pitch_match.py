@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.random import generator, hash_array, key
 from sjepa.core.ranks import Ranks
 from sjepa.dataset.augment import at_pitch
@@ -28,8 +28,9 @@ _REACH = 1  # frames: as near counts as the same
 class PitchMatch:
     """Over some of the validation clips, the same at every epoch."""
 
-    def __init__(self, num_clips: int) -> None:
+    def __init__(self, num_clips: int, geometry: FrameGeometry) -> None:
         """`num_clips` of which about 64 are drawn, by their key."""
+        self._geometry = geometry
         self._share = min(1.0, _CLIPS / max(1, num_clips))
         self._shifted: dict[tuple[int, int], Tensor] = {}
         self._found, self._frames = 0, 0
@@ -40,7 +41,7 @@ class PitchMatch:
         for row in self._chosen(batch):
             samples, place = batch.num_samples[row], (int(batch.clip_id_B[row]), batch.window[row])
             if place not in self._shifted:
-                self._shifted[place] = _at_other_pitch(batch.clean_BS[row, :samples].cpu(), *place)
+                self._shifted[place] = self._at_other_pitch(batch.clean_BS[row, :samples].cpu(), *place)
             other_BS[row, :samples] = self._shifted[place].to(other_BS)
         return other_BS
 
@@ -48,7 +49,7 @@ class PitchMatch:
     def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None) -> None:
         """Takes the last layer of every real frame of a batch, clip by clip, as it is and in the other form."""
         assert other_ND is not None
-        counts = [int(SPEECH.frames(samples)) for samples in batch.num_samples]
+        counts = [int(self._geometry.frames(samples)) for samples in batch.num_samples]
         clean, other = features_ND.split(counts), other_ND.split(counts)
         for row in self._chosen(batch):
             self._found += found_again(clean[row], other[row])
@@ -60,6 +61,11 @@ class PitchMatch:
             return []
         draws = hash_array(key(0, NAME), batch.clip_id_B.cpu().numpy(), 0) / 2.0**64
         return [row for row, draw in enumerate(draws) if draw < self._share]
+
+    def _at_other_pitch(self, clean_S: Tensor, clip_id: int, window: int) -> Tensor:
+        draws = generator(0, NAME, clip_id, window)
+        semitones = float(draws.uniform(*_SEMITONES) * draws.choice([-1.0, 1.0]))
+        return torch.from_numpy(at_pitch(clean_S.numpy(), semitones, self._geometry.sample_rate))
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
         """The share of frames that were found again since the last time, in all processes."""
@@ -75,9 +81,3 @@ def found_again(clean_TD: Tensor, other_TD: Tensor) -> int:
     clean_TD, other_TD = (F.normalize(x.float() - x.float().mean(0), dim=1) for x in (clean_TD, other_TD))
     nearest_T = (other_TD @ clean_TD.T).argmax(1)
     return int(((nearest_T - torch.arange(len(nearest_T)).to(nearest_T)).abs() <= _REACH).sum())
-
-
-def _at_other_pitch(clean_S: Tensor, clip_id: int, window: int) -> Tensor:
-    draws = generator(0, NAME, clip_id, window)
-    semitones = float(draws.uniform(*_SEMITONES) * draws.choice([-1.0, 1.0]))
-    return torch.from_numpy(at_pitch(clean_S.numpy(), semitones))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sjepa.config.schedule import Stage
 from sjepa.core.distributed import Engine
-from sjepa.core.frames import SPEECH
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.random import generator, key, uniform_tensor
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
@@ -32,6 +32,7 @@ class StepSettings:
     layer_drop: float
     num_layers: int
     visible_weight: float = 1.0
+    geometry: FrameGeometry = field(kw_only=True)
 
 
 class Update(NamedTuple):
@@ -76,7 +77,7 @@ class FrameLosses(NamedTuple):
 
 def loss_frames(batch: Batch, settings: StepSettings, *, visible: bool) -> float:
     """Frames of a micro-batch that the loss covers, visible ones with their weight; known without asking the device."""
-    frames = [SPEECH.frames(samples) for samples in batch.num_samples]
+    frames = [settings.geometry.frames(samples) for samples in batch.num_samples]
     masked = sum(num_masked(count, settings.mask_ratio) for count in frames)
     return masked + visible * settings.visible_weight * (sum(frames) - masked)
 
@@ -91,7 +92,7 @@ class MaskedFrames(NamedTuple):
 
 def choose_frames(batch: Batch, *, mask_key: int, settings: StepSettings) -> MaskedFrames:
     """Masks a micro-batch on its device, keyed by (`mask_key`, clip)."""
-    num_frames = [SPEECH.frames(samples) for samples in batch.num_samples]
+    num_frames = [settings.geometry.frames(samples) for samples in batch.num_samples]
     mask_BT = span_mask(
         num_frames,
         batch.clip_id_B,
@@ -129,7 +130,9 @@ def frame_losses(
     masked_targets_NK, visible_targets_NK = targets_NK.split([len(frames.masked_N), len(visible_N)])
     error = logits.spectrum_error
     if error is not None:  # as a mean over real frames, whichever of them the loss is over
-        error = error * (loss_frames(batch, settings, visible=visible) / sum(map(SPEECH.frames, batch.num_samples)))
+        error = error * (
+            loss_frames(batch, settings, visible=visible) / sum(map(settings.geometry.frames, batch.num_samples))
+        )
     return FrameLosses(
         kl_divergence(masked_targets_NK, logits.masked_NK),
         kl_divergence(visible_targets_NK, logits.visible_NK),
@@ -210,7 +213,7 @@ def _gradients(
         if not given.num_samples and ranks.size == 1:
             continue
         torch.manual_seed(key(settings.seed, "dropout", step, index * ranks.size + ranks.rank))
-        batch, real = given.or_silence().to(engine.device), bool(given.num_samples)
+        batch, real = given.or_silence(settings.geometry.samples(2)).to(engine.device), bool(given.num_samples)
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
         posteriors = _observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
         with engine.accumulating(model, more=index + 1 < len(window)):

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sjepa.config.schedule import Stage
-from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Batch
 from sjepa.metrics import MetricSums
 from sjepa.training.best import Best
@@ -205,7 +204,7 @@ class Trainer:
         )
         self._epoch.gradient_norm += update.gradient_norm if update.finite else 0.0
         self._epoch.updates += update.finite
-        left, seconds = parts.train.num_batches - self.clock.batch, update.samples / SPEECH.sample_rate
+        left, seconds = parts.train.num_batches - self.clock.batch, update.samples / parts.train.sample_rate
         self.clock.tick(batches=min(self.plan.batches_per_update, left), audio_seconds=seconds)
         self._epoch.samples += update.samples
         self._recent.samples += update.samples
@@ -254,7 +253,7 @@ class Trainer:
 
     def _log(self, update: Update, rate: float) -> None:
         metrics, recent = self._recent_sums.read(), self._recent
-        sample_rate, steps_left = SPEECH.sample_rate, self.plan.schedule.total_steps - self.clock.step
+        sample_rate, steps_left = self.parts.train.sample_rate, self.plan.schedule.total_steps - self.clock.step
         self.report.figures(
             self.clock,
             StepFigures(

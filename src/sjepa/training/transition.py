@@ -108,7 +108,7 @@ class TargetMaker:
         space = MixtureSpace(settings, width, speakers=self.speakers)
         gmm = DiagonalGMM(stage.num_clusters, settings.width(width), features=settings.describe(source))
         if stage.targets == "mfcc":
-            return self.engine.to_device(MFCCTargets(gmm, space))
+            return self.engine.to_device(MFCCTargets(gmm, encoder.geometry, space))
         choice = LayerChoice(self.first_layer % encoder.num_layers, smoothing=self.layer_smoothing)
         return self.engine.to_device(OnlineTargets(gmm, EMAEncoder(encoder), choice, self.online, space))
 

@@ -90,7 +90,7 @@ def validate(
         real = bool(batch.num_samples)
         if not real and ranks.size == 1:
             continue
-        batch = batch.or_silence().to(engine.device)
+        batch = batch.or_silence(settings.geometry.samples(2)).to(engine.device)
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
         losses = frame_losses(
             engine, model, plain_posteriors(targets, batch), batch, frames, visible=visible, settings=settings
