@@ -5,54 +5,50 @@ PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 PY := $(BIN)/python
-# The index of PyTorch wheels for your hardware, from PyTorch's own installation page: make install TORCH_INDEX=<address>
+# Which PyTorch: scripts/install_torch says what the two variables mean. TORCH_INDEX=<address> is that of PyTorch's
+# installation page for your hardware, needed where there is no uv.
 TORCH_INDEX ?=
+TORCH_BACKEND ?=
 TORCH ?= torch==2.13.0
 STAMPS := $(VENV)/.sjepa
+TORCH_BUILD = TORCH_INDEX="$(TORCH_INDEX)" TORCH_BACKEND="$(TORCH_BACKEND)" scripts/install_torch
 
-# pip where the environment has it, else uv (whose environments come without pip), else pip made by Python itself
-define pip_install
-if $(PY) -m pip --version >/dev/null 2>&1; then $(PY) -m pip install --quiet $(1); \
-elif command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PY) $(1); \
-else $(PY) -m ensurepip --upgrade >/dev/null && $(PY) -m pip install --quiet $(1); fi
-endef
+PIP_INSTALL = scripts/pip $(PY) install
 
-.PHONY: install cuda_install rocm_install demo test check bench clean
+.PHONY: install cuda_install rocm_install demo test check bench lock clean
 
-install: $(STAMPS)/install
+install: | $(STAMPS)
+	@$(TORCH_BUILD) cpu $(PY) "$(TORCH)"
+	@$(MAKE) --no-print-directory $(STAMPS)/install
+
+cuda_install: | $(STAMPS)
+	@$(TORCH_BUILD) cuda $(PY) torch
+	@$(MAKE) --no-print-directory $(STAMPS)/install
+
+rocm_install: | $(STAMPS)
+	@$(TORCH_BUILD) rocm $(PY) torch
+	@$(MAKE) --no-print-directory $(STAMPS)/install
 
 # PyTorch first and by itself, so that the package's own requirement never pulls another build
 $(STAMPS)/install: pyproject.toml | $(STAMPS)
-	@echo "installing sjepa and PyTorch (CPU) into $(VENV)"
-	@if ! $(PY) -c "import torch" 2>/dev/null; then $(call pip_install,"$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))); fi
-	@$(call pip_install,-e .)
+	@echo "installing sjepa into $(VENV)"
+	@$(PY) -c "import torch" 2>/dev/null || $(TORCH_BUILD) cpu $(PY) "$(TORCH)"
+	@$(PIP_INSTALL) -e .
 	@touch $@
-
-cuda_install: | $(STAMPS)
-	@echo "installing sjepa and PyTorch (CUDA) into $(VENV)"
-	@$(call pip_install,torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)))
-	@$(call pip_install,-e .)
-	@touch $(STAMPS)/install
-	@$(PY) -c "import torch; print('PyTorch', torch.__version__, '- CUDA devices:', torch.cuda.device_count())"
-
-rocm_install: | $(STAMPS)
-	@test -n "$(TORCH_INDEX)" || { echo "rocm_install: name the ROCm wheel index of PyTorch's installation page: make rocm_install TORCH_INDEX=<address>" >&2; exit 2; }
-	@echo "installing sjepa and PyTorch (ROCm) into $(VENV)"
-	@$(call pip_install,torch --index-url $(TORCH_INDEX))
-	@$(call pip_install,-e .)
-	@touch $(STAMPS)/install
-	@$(PY) -c "import torch; print('PyTorch', torch.__version__, '- HIP', torch.version.hip, '- devices:', torch.cuda.device_count())"
-
-TOOLS := -e ".[onnx,probes]"
 
 $(STAMPS)/tools: $(STAMPS)/install
 	@echo "installing what evaluation and export need"
-	@$(call pip_install,$(TOOLS))
+	@$(PIP_INSTALL) -e ".[onnx,probes]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/install
 	@echo "installing what tests and checks need"
-	@$(call pip_install,-e ".[dev]")
+	@$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(STAMPS)/deepspeed: $(STAMPS)/install
+	@echo "installing DeepSpeed, which its tests need"
+	@$(PIP_INSTALL) -e ".[deepspeed]"
 	@touch $@
 
 $(STAMPS): | $(PY)
@@ -74,7 +70,7 @@ demo: $(STAMPS)/tools
 	$(BIN)/exportw -c cpu/configs/demo.yaml init_weights=$$weights && \
 	$(BIN)/runinfer -c cpu/configs/demo.yaml
 
-test: $(STAMPS)/dev
+test: $(STAMPS)/dev $(STAMPS)/deepspeed
 	$(PYTEST)
 
 check: $(STAMPS)/dev
@@ -93,6 +89,10 @@ bench: $(STAMPS)/dev
 	$(PY) -m benchmarks.train_step
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.scaling
+
+# Versions for developers (uv sync --extra dev); users are not held to them
+lock:
+	uv lock
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,8 +23,8 @@ from benchmarks.learning import (
     scores,
     training_minutes,
 )
-from sjepa.pretrained import PretrainedEncoder
-from sjepa.weights import load_weights
+from sjepa.s_jepa.pretrained import PretrainedEncoder
+from sjepa.s_jepa.weights import load_weights
 
 # an encoder of the size of the recipe in place of HuBERT Base; what lies below its layers stays
 _ADAPT = (

@@ -14,11 +14,11 @@ from transformers import HubertModel
 
 from benchmarks.table import Row, median_seconds, report
 from sjepa.dataset.demo import write_corpus
-from sjepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
-from sjepa.export.parity import compare, session
-from sjepa.hubert import save_hubert
 from sjepa.inference import Model
-from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
+from sjepa.s_jepa.export.parity import compare, session
+from sjepa.s_jepa.hubert import save_hubert
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 
 SECONDS, RUNS = 10, 5
 METADATA = {

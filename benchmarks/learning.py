@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjepa.config.load import load_config
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import generator
@@ -38,17 +37,18 @@ from sjepa.entrypoints.train import train
 from sjepa.evaluation.abx import draw_triples, error_rates, token_frames, triphones
 from sjepa.evaluation.alignment import SILENCE, align
 from sjepa.evaluation.classifiers import logistic_regression
-from sjepa.evaluation.evaluate import saved_targets
-from sjepa.evaluation.features import untrained
 from sjepa.evaluation.labels import Span, phones_at, phones_of, spans_of, words_of
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
-from sjepa.modules.encoder import Encoder
 from sjepa.modules.transformer import init_linear
-from sjepa.pretrained import PretrainedEncoder
-from sjepa.targets.base import Targets
-from sjepa.targets.mixture import MixtureTargets
-from sjepa.weights import load_weights
+from sjepa.s_jepa.extractors import untrained
+from sjepa.s_jepa.modules.encoder import Encoder
+from sjepa.s_jepa.pretrained import PretrainedEncoder
+from sjepa.s_jepa.schema import load_config
+from sjepa.s_jepa.targets.base import Targets
+from sjepa.s_jepa.targets.mixture import MixtureTargets
+from sjepa.s_jepa.units.results import saved_targets
+from sjepa.s_jepa.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, str]

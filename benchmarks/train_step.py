@@ -26,25 +26,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig, HubertModel
 
 from benchmarks.table import Row, print_rows
-from sjepa.config.load import load_config
-from sjepa.config.schedule import plan
-from sjepa.config.sizes import hyperparameters
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Batch, Sample, collate
 from sjepa.dataset.order import bucketed_batches, fixed_batches
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.metrics import MetricSums
-from sjepa.modules.ema import EMAEncoder
-from sjepa.modules.encoder import Encoder
-from sjepa.targets.layer_choice import LayerChoice
-from sjepa.targets.mfcc import MFCCTargets
-from sjepa.targets.online import OnlineSettings, OnlineTargets
-from sjepa.training.assembly import step_settings
-from sjepa.training.network import build_model
-from sjepa.training.optimizer import build_optimizer
-from sjepa.training.step import optimiser_update
+from sjepa.s_jepa.assembly import step_settings
+from sjepa.s_jepa.metrics import MetricSums
+from sjepa.s_jepa.modules.ema import EMAEncoder
+from sjepa.s_jepa.modules.encoder import Encoder
+from sjepa.s_jepa.network import build_model
+from sjepa.s_jepa.optimizer import build_optimizer
+from sjepa.s_jepa.plan import plan
+from sjepa.s_jepa.schema import load_config
+from sjepa.s_jepa.sizes import hyperparameters
+from sjepa.s_jepa.step import optimiser_update
+from sjepa.s_jepa.targets.layer_choice import LayerChoice
+from sjepa.s_jepa.targets.mfcc import MFCCTargets
+from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
 
 CLIPS = 8
 LAYER = 2

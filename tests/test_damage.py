@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.conftest import encode, tone
-from tests.odd_files import flac_of_unknown_length, muxed, written
+from tests.support.audio import encode, tone
+from tests.support.odd_files import flac_of_unknown_length, muxed, written
 
 COUNT = int(os.environ.get("SJEPA_DAMAGED", "25"))
 GIBIBYTE = 1 << 30

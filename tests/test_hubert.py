@@ -17,9 +17,9 @@ from transformers import (
 
 from sjepa import load_encoder
 from sjepa.core.errors import UserError
-from sjepa.hubert import load_hubert, save_hubert
-from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
+from sjepa.s_jepa.hubert import load_hubert, save_hubert
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 
 CONFIG = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": [16] * 7,
           "num_conv_pos_embedding_groups": 4, "mask_time_prob": 0.0}  # fmt: skip

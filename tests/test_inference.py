@@ -15,11 +15,11 @@ import torch
 
 from sjepa import inference
 from sjepa.core.frames import SPEECH
-from sjepa.export.onnx import WaveformToFeatures, write_onnx
 from sjepa.inference import InputError, Model, Recording, Resampler, main
-from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
-from tests.conftest import encode, tone
+from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_onnx
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from tests.support.audio import encode, tone
 
 METADATA = {
     "sample_rate": "16000",

@@ -7,22 +7,12 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sjepa"
 
-ORDER = ["inference", "core", "config", "dataset", "features", "gmm", "modules", "hubert", "model", "weights", "pretrained", "targets", "objective", "metrics",
-         "training", "evaluation", "export", "reporting", "entrypoints"]  # fmt: skip
-NEVER_CONFIG = {
-    "dataset",
-    "features",
-    "gmm",
-    "modules",
-    "hubert",
-    "model",
-    "weights",
-    "pretrained",
-    "targets",
-    "objective",
-    "metrics",
-    "export",
-}
+ORDER = ["inference", "core", "config", "dataset", "features", "gmm", "modules", "training", "evaluation", "reporting", "s_jepa", "entrypoints"]  # fmt: skip
+SYSTEMS = ("s_jepa",)  # none imports another
+NEVER_CONFIG = ("dataset", "features", "gmm", "modules")
+# of S-JEPA: what knows no configuration, and what knows no network
+PLAIN = ("hubert", "model", "weights", "pretrained", "modules", "targets", "metrics", "export")
+NETWORK = ("hubert", "model", "weights", "pretrained", "modules")
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "__init__.py")
 
 
@@ -47,6 +37,11 @@ def imports(path, *, lazy):
             yield from (alias.name for alias in node.names if alias.name.startswith("sjepa."))
 
 
+def part(module):
+    """The file or folder below a system's roof."""
+    return [*module.split("."), ""][2]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_only_from_above(path):
     own = module_of(path)
@@ -56,12 +51,34 @@ def test_imports_only_from_above(path):
         assert ORDER.index(layer(other)) <= ORDER.index(layer(own)), f"{own} imports {other}, which is below it"
         if layer(own) in NEVER_CONFIG:
             assert layer(other) != "config", f"{own} knows the configuration"
-        if layer(own) == "targets":
-            assert layer(other) not in ("modules", "hubert", "model", "weights", "pretrained"), (
-                f"{own} knows the network"
-            )
     if layer(own) != "entrypoints":
         assert not list(imports(path, lazy=True)), f"{own} imports inside a function"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if layer(module_of(path)) in SYSTEMS], ids=lambda path: path.stem
+)
+def test_a_system_keeps_its_own_order_and_knows_no_other(path):
+    own = module_of(path)
+    for other in imports(path, lazy=False):
+        assert layer(other) not in SYSTEMS or layer(other) == layer(own), f"{own} imports another system"
+        if part(own) in PLAIN:
+            assert layer(other) != "config", f"{own} knows the configuration"
+            assert part(other) not in ("settings", "schema", "plan") or layer(other) != "s_jepa", (
+                f"{own} knows the configuration"
+            )
+        if part(own) == "targets" and layer(other) == "s_jepa":
+            assert part(other) not in NETWORK, f"{own} knows the network"
+
+
+def test_the_loop_knows_no_system():
+    """Nor do data, evaluation and reporting: what is theirs is said in no word of S-JEPA's own."""
+    words = ("kl_divergence", "num_clusters", "MetricSums", "target_entropy", "predictor", "phase2", "phase 2", "mfcc")
+    for path in FILES:
+        if layer(module_of(path)) in ("core", "training", "reporting"):
+            text = path.read_text()
+            found = [word for word in words if word in text]
+            assert not found, f"{path} knows {found}"
 
 
 def test_no_cycles_inside_a_folder():
@@ -87,7 +104,7 @@ def test_no_cycles_inside_a_folder():
         ("lightning_fabric", {"core/distributed.py"}),
         ("loguru", {"reporting/console.py"}),
         ("tqdm", {"reporting/console.py"}),
-        ("matplotlib", {"reporting/plots.py", "reporting/figures.py"}),
+        ("matplotlib", {"reporting/plots.py", "s_jepa/units/pictures.py"}),
     ],
 )
 def test_libraries_have_one_home(library, allowed):
@@ -101,24 +118,33 @@ def test_libraries_have_one_home(library, allowed):
     assert users == allowed
 
 
-def test_torch_files_are_read_and_written_in_three_places():
-    users = {
-        str(p.relative_to(SOURCE))
-        for p in FILES
-        if any(call in p.read_text() for call in ("torch.save(", "torch.load("))
-    }
-    assert users == {"gmm/diagonal.py", "weights.py", "training/checkpoint.py"}
+def test_torch_files_are_read_and_written_in_two_places():
+    """The mixture's own file is older than the other."""
+    calls = ("torch.save(", "torch.load(")
+    users = {str(path.relative_to(SOURCE)) for path in FILES if any(call in path.read_text() for call in calls)}
+    assert users == {"gmm/diagonal.py", "core/torch_files.py"}
     for name in users:
-        assert (SOURCE / name).read_text().count("torch.load(") == (SOURCE / name).read_text().count(
-            "weights_only=True"
-        )
+        text = (SOURCE / name).read_text()
+        assert text.count("torch.load(") == text.count("weights_only=True")
 
 
 def test_the_geometry_has_one_home():
+    """16 kHz, 400 and 320 samples; the geometry itself is an argument but where S-JEPA says which one is its own."""
+    readers = {
+        "core/frames.py",
+        "s_jepa/settings.py",
+        "s_jepa/modules/encoder.py",
+        "s_jepa/hubert.py",
+        "dataset/demo.py",
+    }
     for path in FILES:
+        name = str(path.relative_to(SOURCE))
+        if name == "core/frames.py":
+            continue
         numbers = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        allowed = path.name in ("frames.py", "demo.py")  # the demo's control rate has nothing to do with frames
-        assert allowed or not {400, 320} & numbers, f"{path} writes the geometry's numbers"
+        wrong = {400, 320, 16000} & numbers - ({400, 320} if path.name == "demo.py" else set())  # formants, Hz
+        assert not wrong, f"{path} writes the geometry's numbers"
+        assert name in readers or "SPEECH" not in path.read_text(), f"{path} names a geometry"
 
 
 def test_no_private_name_crosses_a_module():

@@ -16,12 +16,13 @@ import soundfile
 import torch
 
 from sjepa import load_encoder
-from sjepa.config.load import load_config
 from sjepa.core.progress import silent
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.entrypoints.evaluate import evaluate_weights
+from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.entrypoints.train import train
+from sjepa.s_jepa.schema import load_config
 
 ARCHIVE = Path(__file__).parent / "older" / "version_0_1_0.zip"
 MODIFIED = 1_767_225_600  # seconds; the fingerprints in the caches hold it
@@ -56,7 +57,7 @@ def test_a_checkpoint_goes_on_to_the_same_weights_and_history(older, expected):
     config = load_config(
         Path("runs/old/train/config_used.yaml"), ["train.max_steps=10", "checkpoint.resume=true", "device=cpu"]
     )
-    assert train(config) == 0
+    assert train(SYSTEMS["s-jepa"], config) == 0
     rows = list(csv.DictReader(Path("runs/old/train/history.csv").read_text().splitlines()))
     for row, wanted in zip(rows, expected["rows"], strict=True):
         for name, value in wanted.items():
@@ -94,4 +95,4 @@ def test_a_mixture_is_taken_for_phase_1(older):
         Path("runs/old/train/config_used.yaml"),
         ["gmm.path=runs/old/train/gmm.pt", "run_name=new", "train.max_steps=2", "train.phase2_start_step=null"],
     )
-    assert train(config) == 0
+    assert train(SYSTEMS["s-jepa"], config) == 0

@@ -9,8 +9,8 @@ import pytest
 
 from sjepa.dataset.audio import AudioInfo, DecodeError, decode, decode_window, probe, verify
 from sjepa.inference import Recording, RecordingError
-from tests.conftest import encode, tone
-from tests.odd_files import (
+from tests.support.audio import encode, tone
+from tests.support.odd_files import (
     flac_of_unknown_length,
     floats,
     mp3_that_starts,

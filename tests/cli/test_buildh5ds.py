@@ -12,14 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
 from sjepa.dataset import hdf5_write
 from sjepa.dataset.clips import Clips
 from sjepa.entrypoints import build_h5
-from sjepa.weights import load_weights
-from tests.cli.commands import BIN
-from tests.training.test_run import history, run
+from sjepa.s_jepa.schema import load_config
+from sjepa.s_jepa.weights import load_weights
+from tests.support.commands import BIN
+from tests.support.runs import history, run
 
 
 def settings(corpus, root, *overrides):

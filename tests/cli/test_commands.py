@@ -11,8 +11,8 @@ import soundfile
 import torch
 
 from sjepa import load_encoder
-from tests.cli.commands import BIN, command
-from tests.conftest import encode, tone
+from tests.support.audio import encode, tone
+from tests.support.commands import BIN, command
 
 COMMANDS = ["trainsjepa", "buildh5ds", "evalsjepa", "exportw", "runinfer"]
 QUICK = [

@@ -14,9 +14,8 @@ import torch
 
 from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import UserError
-from sjepa.weights import load_weights
-from tests.training.test_run import RUN
-from tests.training.test_two_phases import LOG_MEL, TWO_PHASES
+from sjepa.s_jepa.weights import load_weights
+from tests.support.runs import LOG_MEL, RUN, TWO_PHASES
 
 BIN = Path(sys.executable).parent
 # 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for one process alone

@@ -8,9 +8,9 @@ import pytest
 from benchmarks.learning import Corpus, encoded, frame_accuracy
 from sjepa import load_encoder
 from sjepa.dataset.demo import write_corpus
-from sjepa.evaluation.features import untrained
-from sjepa.pretrained import PretrainedEncoder
-from tests.cli.commands import command
+from sjepa.s_jepa.extractors import untrained
+from sjepa.s_jepa.pretrained import PretrainedEncoder
+from tests.support.commands import command
 
 
 def trained(config, run_name, root, *overrides):

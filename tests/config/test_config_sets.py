@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sjepa.config.load import load_config
+from sjepa.s_jepa.schema import load_config
 
 ROOT = Path(__file__).parents[2]
 CPU = sorted((ROOT / "cpu/configs").glob("*.yaml"))

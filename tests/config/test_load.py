@@ -3,9 +3,11 @@ import shlex
 import pytest
 import yaml
 
-from sjepa.config.load import ConfigError, dump_config, keys, load_config, parse_config
+from sjepa.config.load import ConfigError, dump_config, keys
 from sjepa.config.reference import reference
 from sjepa.core.errors import UserError
+from sjepa.s_jepa.schema import SCHEMA, load_config, parse_config
+from sjepa.s_jepa.settings import Config
 
 
 def problems(*overrides, path=None):
@@ -97,8 +99,8 @@ def test_an_override_needs_a_key_and_a_value():
 
 
 def test_every_key_is_documented():
-    text = reference()
-    for path, field in keys():
+    text = reference(SCHEMA)
+    for path, field in keys(Config):
         if field.description is None:  # a section
             continue
         assert f"{path} = " in text

@@ -3,10 +3,9 @@ import math
 
 import pytest
 
-from sjepa.config.load import load_config
-from sjepa.config.schedule import MASKED_ONLY, PHASE1, PHASE2, RunProgress, plan
 from sjepa.core.errors import UserError
-from sjepa.training.lr_schedule import learning_rate
+from sjepa.s_jepa.plan import MASKED_ONLY, PHASE1, PHASE2, RunProgress, plan
+from sjepa.s_jepa.schema import load_config
 
 
 def schedule(*overrides, steps_per_epoch=10):
@@ -36,7 +35,7 @@ def test_stages_carry_loss_and_augmentation():
 
 def test_rate_rises_linearly_to_the_peak_and_falls_as_a_cosine_to_the_floor():
     plan_ = schedule("train.epochs=11", "scheduler.warmup_steps=10", "optimizer.lr=1e-3")
-    rates = [learning_rate(plan_, step, kind="cosine", min_ratio=0.1) for step in range(110)]
+    rates = [plan_.rate(step) for step in range(110)]
     assert rates[:10] == pytest.approx([1e-4 * (step + 1) for step in range(10)])
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-4)
@@ -46,8 +45,8 @@ def test_rate_rises_linearly_to_the_peak_and_falls_as_a_cosine_to_the_floor():
 
 
 def test_constant_rate_stays_at_the_peak():
-    plan_ = schedule("scheduler.warmup_steps=2", "optimizer.lr=1e-3")
-    assert [learning_rate(plan_, step, kind="constant", min_ratio=0.1) for step in (0, 1, 2, 99)] == [
+    plan_ = schedule("scheduler.warmup_steps=2", "optimizer.lr=1e-3", "scheduler.kind=constant")
+    assert [plan_.rate(step) for step in (0, 1, 2, 99)] == [
         5e-4,
         1e-3,
         1e-3,
@@ -151,7 +150,7 @@ def test_a_layer_outside_the_model_does_not_matter_without_an_online_stage():
 
 def test_phase_2_warms_up_again_to_its_own_peak_and_masked_only_goes_on_with_its_curve():
     overrides = [*TWO_PHASES, "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3"]
-    rates = [learning_rate(schedule(*overrides), step, kind="cosine", min_ratio=0.1) for step in range(100)]
+    rates = [schedule(*overrides).rate(step) for step in range(100)]
     assert max(rates[:40]) == pytest.approx(1e-3)
     assert rates[39] == pytest.approx(1e-4)
     assert rates[40:46] == pytest.approx([2.5e-4 * (step + 1) / 6 for step in range(6)])
@@ -165,9 +164,7 @@ def test_without_rewarming_one_curve_spans_the_run():
     one = schedule(*overrides, "scheduler.rewarm_on_phase2=false")
     single = schedule("train.epochs=10", "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3")
     for step in range(100):
-        assert learning_rate(one, step, kind="cosine", min_ratio=0.1) == learning_rate(
-            single, step, kind="cosine", min_ratio=0.1
-        )
+        assert one.rate(step) == single.rate(step)
 
 
 def test_stages_that_were_entered_stay_where_they_were_when_the_run_grows():

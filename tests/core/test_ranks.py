@@ -5,7 +5,7 @@ import torch
 
 from sjepa.core.errors import ToldByMain, UserError
 from sjepa.core.ranks import ALONE
-from tests.processes import in_processes
+from tests.support.processes import in_processes
 
 
 def exchange(ranks):

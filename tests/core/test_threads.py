@@ -15,7 +15,7 @@ NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
 def seen(**settings: str) -> list[str]:
     """What the variables are when torch is loaded by a process that is started with `settings`."""
     plain = {name: value for name, value in os.environ.items() if name not in NAMES}
-    program = f"import sjepa.metrics, os; print(*(os.environ.get(name) for name in {NAMES}))"
+    program = f"import sjepa.s_jepa.metrics, os; print(*(os.environ.get(name) for name in {NAMES}))"
     done = subprocess.run(
         [sys.executable, "-c", program], env={**plain, **settings}, capture_output=True, text=True, check=True
     )

@@ -5,7 +5,7 @@ import pytest
 import soxr
 
 from sjepa.dataset.audio import DecodeError, decode, decode_window, probe, resampled_length
-from tests.conftest import encode, tone
+from tests.support.audio import encode, tone
 
 LOSSLESS, LOSSY = ["wav", "flac", "aiff"], ["ogg", "mp3", "m4a", "aac", "webm", "opus"]
 

@@ -13,7 +13,7 @@ from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset, from_workers
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
-from tests.conftest import encode, tone
+from tests.support.audio import encode, tone
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
-from tests.conftest import encode, tone
+from tests.support.audio import encode, tone
 
 HALF_STEP = 0.5 / 32768
 

@@ -11,8 +11,8 @@ from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
-from tests.conftest import encode, tone
-from tests.training.test_run import history, run
+from tests.support.audio import encode, tone
+from tests.support.runs import history, run
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("library_cache")

@@ -8,8 +8,8 @@ from sjepa.dataset import manifest
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
-from tests.conftest import encode, tone
-from tests.dataset.test_sources import make_folder, make_tar, make_zip
+from tests.support.archives import make_folder, make_tar, make_zip
+from tests.support.audio import encode, tone
 
 
 def table_of(path, **options):

@@ -8,16 +8,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
+from sjepa.dataset.blend import Mixture, turns
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
-from sjepa.dataset.mixing import Mixture, turns
 from sjepa.dataset.order import in_lanes
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
-from tests.training.test_run import assert_same_run, run, stopping_after
+from sjepa.s_jepa.schema import load_config
+from tests.support.runs import assert_same_run, run, stopping_after
 
 
 def clips_of(paths, **options):

@@ -14,40 +14,9 @@ from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
-from tests.conftest import encode, tone
-from tests.odd_files import written
-
-NAMES = [f"speaker {number % 3}/deep/clip {number}.wav" for number in range(7)]
-
-
-def audio(number):
-    return encode(tone(0.3 + 0.1 * number, seed=number), 16000, "wav")
-
-
-def make_folder(root):
-    for number, name in enumerate(NAMES):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(audio(number))
-    (root / "notes.txt").write_text("not audio")
-    return root
-
-
-def make_zip(path, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("__MACOSX/._clip.wav", b"resource fork")
-        for number, name in enumerate(NAMES):
-            archive.writestr(name, audio(number))
-    return path
-
-
-def make_tar(path, mode):
-    with tarfile.open(path, mode) as archive:
-        for number, name in enumerate(NAMES):
-            info = tarfile.TarInfo(name)
-            info.size = len(audio(number))
-            archive.addfile(info, io.BytesIO(audio(number)))
-    return path
+from tests.support.archives import NAMES, audio, make_folder, make_tar, make_zip
+from tests.support.audio import encode, tone
+from tests.support.odd_files import written
 
 
 @pytest.fixture(params=["folder", "zip", "deflated zip", "tar", "tar.gz", "tgz", "jsonl", "tsv"])

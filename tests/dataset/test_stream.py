@@ -15,8 +15,8 @@ from sjepa.dataset.hub import HubOptions, HubStream
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.stream import StreamLoader, StreamPlan, keep_some
-from tests.conftest import encode, tone
-from tests.training.test_run import assert_same_run, history, run, stopping_after
+from tests.support.audio import encode, tone
+from tests.support.runs import assert_same_run, history, run, stopping_after
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("library_cache")

@@ -10,8 +10,8 @@ from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import tiles
-from sjepa.evaluation.dump import encoder_reader, units, write_dump
-from tests.training.test_step import Setup
+from sjepa.s_jepa.units.dump import encoder_reader, units, write_dump
+from tests.support.steps import Setup
 
 
 @pytest.fixture(scope="module")

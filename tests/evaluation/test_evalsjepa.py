@@ -8,14 +8,14 @@ import pytest
 from matplotlib.image import imread
 from transformers import HubertConfig, HubertModel
 
-from sjepa.config.load import load_config, overridden
+from sjepa.config.load import overridden
 from sjepa.core.errors import UserError
 from sjepa.entrypoints import evaluate as evaluate_module
 from sjepa.entrypoints.build_h5 import build_files
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.export import export_encoder
-from tests.training.test_run import run
-from tests.training.test_two_phases import TWO_PHASES
+from sjepa.s_jepa.schema import load_config
+from tests.support.runs import TWO_PHASES, run
 
 
 @pytest.fixture(scope="module")

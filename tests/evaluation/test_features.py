@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from sjepa.core.frames import SPEECH
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.windows import tiles
-from sjepa.evaluation.features import encoder_extractor, extract, mfcc_extractor
-from sjepa.modules.encoder import Encoder, EncoderShape
+from sjepa.evaluation.features import extract, mfcc_extractor
 from sjepa.modules.transformer import TransformerShape
-from sjepa.pretrained import PretrainedEncoder
+from sjepa.s_jepa.extractors import encoder_extractor
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from sjepa.s_jepa.pretrained import PretrainedEncoder
 
 LENGTHS = np.array([20000, 8000, 16100])  # the last one's second window is drawn back
 

@@ -10,7 +10,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.manifest import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.evaluation.labels import phones_at, phones_of, read_labels, spans_of
-from tests.conftest import encode, tone
+from tests.support.audio import encode, tone
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Sample, collate
 from sjepa.dataset.windows import tiles
 from sjepa.evaluation.labels import spans_of
-from sjepa.evaluation.monitor import PhoneMonitor
-from sjepa.evaluation.survey import TimedPhones
+from sjepa.s_jepa.units.monitor import PhoneMonitor
+from sjepa.s_jepa.units.survey import TimedPhones
 
 CLIPS, FRAMES = 40, 20
 

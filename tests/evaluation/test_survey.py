@@ -13,12 +13,12 @@ from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.random import key
 from sjepa.dataset.batch import Sample, collate
-from sjepa.evaluation.components import ComponentReport
-from sjepa.evaluation.readings import EntropyHistogram, entropy_bits, read_encoder, read_frames, real_frames
-from sjepa.model import SJEPA, ModelShape
-from sjepa.modules.encoder import EncoderShape
 from sjepa.modules.transformer import TransformerShape
-from sjepa.training.step import StepSettings, choose_frames
+from sjepa.s_jepa.model import SJEPA, ModelShape
+from sjepa.s_jepa.modules.encoder import EncoderShape
+from sjepa.s_jepa.step import StepSettings, choose_frames
+from sjepa.s_jepa.units.components import ComponentReport
+from sjepa.s_jepa.units.readings import EntropyHistogram, entropy_bits, read_encoder, read_frames, real_frames
 
 SETTINGS = StepSettings(0, 0.65, 10, 1.0, 0.0, 2, geometry=SPEECH)
 

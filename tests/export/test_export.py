@@ -10,21 +10,21 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, HubertForCTC, HubertModel
 
-from sjepa.config.load import load_config
-from sjepa.config.schedule import plan
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
 from sjepa.entrypoints import export
-from sjepa.export import onnx as onnx_export
-from sjepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
-from sjepa.export.parity import TOLERANCE, Difference, compare, session
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.hubert import load_hubert, save_hubert
-from sjepa.model import SJEPA
-from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
-from sjepa.training.network import model_shape
-from sjepa.weights import Weights, save_weights
+from sjepa.s_jepa.export import onnx as onnx_export
+from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
+from sjepa.s_jepa.export.parity import TOLERANCE, Difference, compare, session
+from sjepa.s_jepa.hubert import load_hubert, save_hubert
+from sjepa.s_jepa.model import SJEPA
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from sjepa.s_jepa.network import model_shape
+from sjepa.s_jepa.plan import plan
+from sjepa.s_jepa.schema import load_config
+from sjepa.s_jepa.weights import Weights, save_weights
 
 SIZES = [
     "model.size=tiny",

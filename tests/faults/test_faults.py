@@ -22,11 +22,10 @@ import soundfile
 import torch
 
 from sjepa.core.errors import UserError
-from tests.training.test_run import assert_same_run, history, run
-from tests.training.test_two_phases import TWO_PHASES
+from tests.support.runs import TWO_PHASES, assert_same_run, history, run
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.training.test_two_phases", "sjepa.reporting.plots"])
+processes.set_forkserver_preload(["tests.support.runs", "sjepa.reporting.plots"])
 LONG = [*TWO_PHASES, "train.epochs=10", "train.phase2_start_epoch=4", "train.masked_only_step=20"]
 KILLS = 20
 

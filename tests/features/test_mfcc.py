@@ -6,7 +6,7 @@ import torch
 from sjepa.core.frames import SPEECH
 from sjepa.features.effective_rank import effective_rank
 from sjepa.features.mfcc import MFCC
-from tests.conftest import tone
+from tests.support.audio import waveforms
 
 
 def librosa_mfcc(waveform):
@@ -17,14 +17,6 @@ def librosa_mfcc(waveform):
     static = librosa.feature.mfcc(S=librosa.power_to_db(power, top_db=80), n_mfcc=13)
     delta = librosa.feature.delta(static, width=5, mode="nearest")
     return np.concatenate([static, delta, librosa.feature.delta(delta, width=5, mode="nearest")]).T
-
-
-def waveforms():
-    rng = np.random.default_rng(0)
-    speech_like = tone(2.3)[:, 0] * (0.1 + np.abs(np.sin(np.arange(36800) / 3000))).astype(np.float32)
-    silence = np.concatenate([np.zeros(9000, np.float32), tone(0.7)[:, 0], np.zeros(5000, np.float32)])
-    return {"chirp": speech_like, "noise": rng.normal(0, 0.1, 20000).astype(np.float32), "silence around": silence,
-            "quiet": speech_like * 1e-4, "shortest": speech_like[:720]}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", waveforms())

@@ -9,8 +9,8 @@ from sjepa.core.errors import SharedError
 from sjepa.core.ranks import ALONE
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.fit import fit_gmm
-from sjepa.training.fitting import MixtureFitter
-from tests.processes import in_processes
+from sjepa.s_jepa.fitting import MixtureFitter
+from tests.support.processes import in_processes
 
 
 def clusters(count=6, per_cluster=400, seed=0):

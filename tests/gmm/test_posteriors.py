@@ -10,7 +10,7 @@ from sjepa.core.frames import SPEECH
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.statistics import SufficientStatistics
-from tests.conftest import tone
+from tests.support.audio import tone
 
 
 def random_mixture(components=7, features=5, seed=0):

@@ -1,19 +1,16 @@
 """Oracle: transformers.HubertModel with the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from sjepa.core.frames import SPEECH
-from sjepa.model import ModelShape
-from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
-from sjepa.training.estimate import training_bytes
-from sjepa.training.step import StepSettings
-
-TINY = EncoderShape(
-    conv_channels=32, num_layers=3, transformer=TransformerShape(64, 4, 128), position_kernel=16, position_groups=4
-)
+from sjepa.s_jepa.memory import Load, training_bytes
+from sjepa.s_jepa.model import ModelShape
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from tests.support.encoders import TINY, assert_padding_changes_nothing, padded, waves
 
 
 def hubert(shape):
@@ -37,18 +34,6 @@ def hubert(shape):
 def tiny():
     torch.manual_seed(0)
     return Encoder(TINY).eval()
-
-
-def waves(*lengths, seed=0, scale=0.1):
-    torch.manual_seed(seed)
-    return [scale * torch.randn(length) for length in lengths]
-
-
-def padded(clips, fill=0.0):
-    batch = torch.full((len(clips), max(map(len, clips))), fill)
-    for row, clip in zip(batch, clips, strict=True):
-        row[: len(clip)] = clip
-    return batch, torch.tensor([len(clip) for clip in clips])
 
 
 @pytest.mark.parametrize("shape", [TINY, EncoderShape()], ids=["tiny", "base"])
@@ -84,17 +69,6 @@ def test_training_gradients_equal_huberts_but_for_the_frontends_scale():
         scale = 0.1 if name.startswith("feature_extractor") else 1.0
         difference = (parameter.grad - scale * expected[name].grad).norm()
         assert difference <= 1e-3 * scale * expected[name].grad.norm() + 1e-6, name
-
-
-def assert_padding_changes_nothing(encoder, fill):
-    clips = waves(8000, 80000, 720)
-    batch, lengths = padded(clips, fill)
-    with torch.no_grad():
-        together = encoder(batch, lengths)
-        for row, clip in enumerate(clips):
-            alone = encoder(clip[None]).features_BTD[0]
-            assert together.real_BT[row].sum() == len(alone)
-            assert (together.features_BTD[row, : len(alone)] - alone).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("fill", [0.0, 0.7, float("nan"), float("inf")])
@@ -169,23 +143,23 @@ def test_recomputed_activations_give_the_same_gradients():
 def test_recomputed_activations_are_not_kept():
     """Of twelve base layers on 8 × 15 s, far less than half of what is kept otherwise."""
     shape = ModelShape(EncoderShape(num_layers=12), TransformerShape(768, 8, 1536), 500, 800)
-    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 12, geometry=SPEECH)
-    kept, recomputed = (
-        training_bytes(shape, clips=8, samples=240_000, settings=settings, visible=True, averaged=False,
-                       autocast=torch.bfloat16, copies=0.0, recomputes=recomputes)
-        for recomputes in (False, True)
-    )  # fmt: skip
+    load = Load(
+        clips=8, samples=240_000, mask_ratio=0.65, visible=True, averaged=False, autocast=torch.bfloat16, copies=0.0
+    )
+    kept, recomputed = (training_bytes(shape, replace(load, recomputes=recomputes)) for recomputes in (False, True))
     assert recomputed < 0.5 * kept
 
 
 def test_weights_of_fused_attention_are_not_counted():
     """Without them the count grows with the frames, with them by their square too."""
     shape = ModelShape(EncoderShape(num_layers=2), TransformerShape(768, 8, 1536), 500, 3200)
-    settings = StepSettings(0, 0.65, 10, 1.0, 0.0, 2, geometry=SPEECH)
 
     def count(seconds, fused):
-        return training_bytes(shape, clips=2, samples=16000 * seconds, settings=settings, visible=True, averaged=False,
-                              autocast=torch.bfloat16, copies=0.0, fused_attention=fused)  # fmt: skip
+        load = Load(
+            clips=2, samples=16000 * seconds, mask_ratio=0.65, visible=True, averaged=False, autocast=torch.bfloat16,
+            copies=0.0, fused_attention=fused,
+        )  # fmt: skip
+        return training_bytes(shape, load)
 
     assert count(60, True) / count(30, True) < 2.1
     assert count(60, False) / count(30, False) > 2.5

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sjepa.core.random import key, uniform_tensor
-from sjepa.modules.masking import num_masked, span_mask
+from sjepa.s_jepa.modules.masking import num_masked, span_mask
 
 
 def reference_mask(frames, clip, base_key, ratio, length):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sjepa.core.frames import SPEECH
-from sjepa.modules.encoder import Encoder, EncoderShape
-from sjepa.modules.mel_frontend import MelFrontend
+from sjepa.features.mel_frontend import MelFrontend
 from sjepa.modules.transformer import TransformerShape
-from tests.features.test_mfcc import waveforms
-from tests.modules.test_encoder import assert_padding_changes_nothing, padded, waves
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from tests.support.audio import waveforms
+from tests.support.encoders import assert_padding_changes_nothing, padded, waves
 
 SHAPES = {
     kind: EncoderShape(

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from sjepa.model import SJEPA, ModelShape
-from sjepa.modules.predictor import Predictor
 from sjepa.modules.transformer import TransformerShape
-from tests.modules.test_encoder import TINY
+from sjepa.s_jepa.model import SJEPA, ModelShape
+from sjepa.s_jepa.modules.predictor import Predictor
+from tests.support.encoders import TINY
 
 SHAPE = TransformerShape(64, 4, 128)
 

@@ -2,41 +2,47 @@ import math
 
 import pytest
 
-from sjepa.config.load import load_config
-from sjepa.config.schedule import plan
 from sjepa.core.errors import UserError
-from sjepa.metrics import Metrics
 from sjepa.reporting.console import duration
 from sjepa.reporting.history import History
 from sjepa.reporting.plots import draw_history
-from sjepa.reporting.report import worse_phases
 from sjepa.reporting.run_dir import existing_runs, new_run
-from sjepa.reporting.summary import describe_plan
-from sjepa.targets.base import TargetFigures
+from sjepa.reporting.summary import describe_stages
+from sjepa.s_jepa.metrics import FIGURES
+from sjepa.s_jepa.pitch_match import worse_phases
+from sjepa.s_jepa.plan import plan
+from sjepa.s_jepa.schema import load_config
 from sjepa.training.report import EpochResult
 
 
 def result(epoch, kl=2.0):
-    metrics = Metrics(
-        loss=kl, kl=kl, top1=0.1 * epoch, entropy_bits=3.0, target_entropy_bits=1.0, clusters_used=40.0, frames=100
-    )
-    online = epoch > 0
+    figures = {"loss": kl, "kl": kl, "top1": 0.1 * epoch, "entropy_bits": 3.0, "target_entropy_bits": 1.0}
     config = load_config(None, ["train.epochs=9", "train.phase2_start_epoch=1"])
+    online = epoch > 0
     return EpochResult(
         epoch=epoch,
         stage=plan(config, 10).at(10 * epoch),
         learning_rate=1e-3,
-        train=metrics,
-        validation=metrics,
-        effective_ranks=(10.0 + epoch, math.nan),
-        spreads=(0.5, 0.4),
-        targets=TargetFigures(epoch % 2, (9.0 + epoch, 8.0), 3) if online else TargetFigures(),
+        train=figures,
+        validation=figures,
+        columns={
+            "clusters_used": 40.0,
+            "active_layer": epoch % 2 if online else "",
+            "erank_0": 10.0 + epoch,
+            "erank_1": math.nan,
+        },
+        details={
+            "spread_0": 0.5,
+            "spread_1": 0.4,
+            **({"layer_score_0": 9.0 + epoch, "layer_score_1": 8.0} if online else {}),
+        },
         gradient_norm=0.7,
         seconds=12.5,
         audio_hours=0.5 * (epoch + 1),
         waiting=0.1,
         skipped_updates=0,
         unreadable_clips=0,
+        summary="train loss 2",
     )
 
 
@@ -57,11 +63,11 @@ def test_a_runs_root_that_cannot_be_made_is_the_users_to_mend(tmp_path):
 
 
 def test_history_survives_a_resume(tmp_path):
-    history = History(tmp_path / "history.csv")
+    history = History(tmp_path / "history.csv", FIGURES)
     for epoch in range(3):
         history.append(result(epoch))
     whole = (tmp_path / "history.csv").read_text()
-    again = History(tmp_path / "history.csv")
+    again = History(tmp_path / "history.csv", FIGURES)
     again.resume(2)  # the third epoch is to be done again
     assert [row["epoch"] for row in again.rows] == [0, 1]
     again.append(result(2))
@@ -70,17 +76,17 @@ def test_history_survives_a_resume(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_curve_is_drawn(tmp_path, epochs):
-    history = History(tmp_path / "history.csv")
+    history = History(tmp_path / "history.csv", FIGURES)
     for epoch in range(epochs):
         history.append(result(epoch))
-    written = draw_history(history.rows, tmp_path / "plotes")
-    names = ("loss", "kl", "top1", "entropy_bits", "lr", "clusters_used", "gradient_norm", "erank", "spread")
+    written = draw_history(history.rows, FIGURES, tmp_path / "plotes")
+    names = ("loss", "kl", "top1", "entropy_bits", "clusters_used", "erank", "spread", "lr", "gradient_norm")
     assert [path.name for path in written] == [f"history_{name}.jpg" for name in names]
     assert all(path.stat().st_size > 5000 for path in written)
 
 
 def test_the_plan_is_a_table_of_stages():
-    text = describe_plan(plan(load_config(None, ["train.epochs=3"]), 10))
+    text = describe_stages(plan(load_config(None, ["train.epochs=3"]), 10))
     assert "phase 1" in text
     assert "0–30" in text
     assert "30 updates, 10 in an epoch, 3 epochs" in text

@@ -9,12 +9,12 @@ import torch
 from sjepa.core.ranks import ALONE
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
-from sjepa.modules.ema import EMAEncoder
-from sjepa.modules.encoder import Encoder, EncoderShape
 from sjepa.modules.transformer import TransformerShape
-from sjepa.targets.base import FrameChoice
-from sjepa.targets.layer_choice import LayerChoice
-from sjepa.targets.online import OnlineSettings, OnlineTargets
+from sjepa.s_jepa.modules.ema import EMAEncoder
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from sjepa.s_jepa.targets.base import FrameChoice
+from sjepa.s_jepa.targets.layer_choice import LayerChoice
+from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
 
 SHAPE = EncoderShape(16, 3, TransformerShape(32, 2, 32), position_groups=4)
 

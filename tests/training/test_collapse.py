@@ -6,11 +6,10 @@ import soundfile
 import torch
 
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.metrics import Metrics
-from sjepa.training.collapse import CollapseAlarm, collapse_signs
-from sjepa.training.health import RunStopped
-from tests.training.test_run import history, run
-from tests.training.test_two_phases import TWO_PHASES
+from sjepa.s_jepa.collapse import collapse_signs
+from sjepa.s_jepa.metrics import Metrics
+from sjepa.training.health import CollapseAlarm, RunStopped
+from tests.support.runs import TWO_PHASES, history, run
 
 
 def metrics(**values):
@@ -27,7 +26,7 @@ def metrics(**values):
 
 
 def test_a_healthy_epoch_has_no_signs():
-    assert collapse_signs(metrics(), 100, spreads=(0.5, 0.3), ranks=(12.0, 5.0)) == []
+    assert collapse_signs(metrics(), 100, spreads=(0.5, 0.3), effective_ranks=(12.0, 5.0)) == []
     assert collapse_signs(metrics(entropy_bits=6.6, clusters_used=95.0), 100) == []  # predictions at the very start
 
 
@@ -38,7 +37,7 @@ def test_a_healthy_epoch_has_no_signs():
         ({"clusters_used": 99.0, "target_entropy_bits": 6.6}, {}, "tell frames apart by 0.03 bits"),  # constant input
         ({"entropy_bits": 0.01}, {}, "certain everywhere"),
         ({}, {"spreads": (0.4, 0.001)}, "spread 0.001 in layer 1"),
-        ({}, {"ranks": (1.31, 9.0, 1.05)}, "effective rank 1.3 in layer 0, 1.1 in layer 2"),
+        ({}, {"effective_ranks": (1.31, 9.0, 1.05)}, "effective rank 1.3 in layer 0, 1.1 in layer 2"),
     ],
 )
 def test_each_kind_of_collapse_is_named(values, layers, text):

@@ -9,8 +9,7 @@ import torch
 from sjepa.core.errors import UserError
 from sjepa.modules.transformer import TransformerLayer, TransformerShape
 from sjepa.training.compilation import compile_layers
-from tests.training.test_run import history, run
-from tests.training.test_two_phases import TWO_PHASES
+from tests.support.runs import TWO_PHASES, history, run
 
 SMALL = ["model.overrides.num_layers=1", "gmm.ema_layer=0"]
 

@@ -1,28 +1,15 @@
+"""What stops a run, and which weights are the best."""
+
 import math
 
 import pytest
 
 from sjepa.dataset.batch import Failure
-from sjepa.metrics import Metrics
-from sjepa.training.best import Best
+from sjepa.s_jepa.metrics import FIGURES
+from sjepa.training.figures import Best
 from sjepa.training.health import NonFiniteUpdates, RunStopped, UnreadableClips
 
-
-def metrics(**values):
-    return Metrics(
-        **(
-            {
-                "loss": 1.0,
-                "kl": 1.0,
-                "top1": 0.5,
-                "entropy_bits": 2.0,
-                "target_entropy_bits": 0.5,
-                "clusters_used": 5.0,
-                "frames": 10,
-            }
-            | values
-        )
-    )
+FIGURE = {figure.name: figure for figure in FIGURES}
 
 
 def test_ten_updates_in_a_row_that_are_not_finite_stop_the_run():
@@ -64,12 +51,12 @@ def test_more_than_one_percent_of_unreadable_clips_stop_the_run_with_the_list():
     ],
 )
 def test_best_goes_the_right_way(metric, values, expected):
-    best = Best(metric)
+    best = Best(FIGURE[metric])
     assert [best.offer(value, epoch) for epoch, value in enumerate(values)] == [bool(e) for e in expected]
 
 
 def test_nan_is_never_the_best():
-    best = Best("kl")
+    best = Best(FIGURE["kl"])
     assert not best.offer(math.nan, 0)
     assert best.offer(5.0, 1)
     assert not best.offer(math.nan, 2)
@@ -78,7 +65,7 @@ def test_nan_is_never_the_best():
 
 def test_other_targets_make_another_best_unless_the_metric_compares_across_them():
     for metric, epoch in (("kl", -1), ("pitch_match", 3)):
-        best = Best(metric, 0.5, 3)
+        best = Best(FIGURE[metric], 0.5, 3)
         best.restart()
         assert best.epoch == epoch
 

@@ -7,15 +7,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.dataset.blend import Mixture
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
 from sjepa.dataset.manifest import scan
-from sjepa.dataset.mixing import Mixture
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import Windows
-from sjepa.model import SJEPA
-from tests.training.test_run import assert_same_run, run
-from tests.training.test_two_phases import TWO_PHASES
+from sjepa.s_jepa.model import SJEPA
+from tests.support.runs import TWO_PHASES, assert_same_run, run
 
 
 def test_the_probe_runs_the_largest_batches_and_leaves_no_trace(corpus, tmp_path, monkeypatch, capsys):
@@ -57,7 +56,7 @@ def test_the_largest_batch_of_a_mixture_is_one_of_any_epoch(corpus):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_what_does_not_fit_is_told_before_the_first_update(corpus, tmp_path, monkeypatch, error):
-    def fails(self, loss):
+    def fails(self, model, loss):
         raise error
 
     monkeypatch.setattr(Engine, "backward", fails)
@@ -67,7 +66,7 @@ def test_what_does_not_fit_is_told_before_the_first_update(corpus, tmp_path, mon
 
 
 def test_other_errors_are_not_taken_for_it(corpus, tmp_path, monkeypatch):
-    def fails(self, loss):
+    def fails(self, model, loss):
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr(Engine, "backward", fails)

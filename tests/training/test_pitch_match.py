@@ -5,8 +5,8 @@ from sjepa.core.frames import SPEECH
 from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Sample, collate
 from sjepa.features.mfcc import MFCC
-from sjepa.training.pitch_match import NAME, PitchMatch, found_again
-from tests.conftest import tone
+from sjepa.s_jepa.pitch_match import NAME, PitchMatch, found_again
+from tests.support.audio import tone
 
 
 def batches(clips):

@@ -1,7 +1,6 @@
 """Whole runs on the generated corpus, in this process."""
 
 import csv
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,72 +8,17 @@ import soundfile
 import torch
 import yaml
 
-from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
 from sjepa.entrypoints.evaluate import evaluate_weights
+from sjepa.entrypoints.resume import differences
+from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.entrypoints.train import train
-from sjepa.training import trainer as trainer_module
-from sjepa.training import validation
-from sjepa.training.resume import differences
+from sjepa.s_jepa import validation
+from sjepa.s_jepa.schema import load_config
+from sjepa.s_jepa.task import SJEPATask
 from sjepa.training.trainer import Trainer
-from tests.conftest import tone
-from tests.training.test_step import SMALL
-
-RUN = [
-    *SMALL, "run_name=r", "dataset.num_workers=0", "train.batch_size=4", "train.grad_accum=2", "train.epochs=2", "train.precision=fp32",
-    "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3", "gmm.fit_frames=600", "gmm.em_iters=3", "train.log_every=2",
-]  # fmt: skip
-
-
-def run(corpus, root, *overrides):
-    """Trains a very small model; the exit code."""
-    paths = [
-        f"dataset.train_path={corpus / 'train.zip'}",
-        f"dataset.test_path={corpus / 'test.zip'}",
-        f"runs_root={root}",
-    ]
-    return train(load_config(None, [*RUN, *paths, *overrides]))
-
-
-@contextmanager
-def stopping_after(step):
-    """Runs inside receive SIGTERM right after that update."""
-    original = Trainer._follow_up
-
-    def stop(self, *arguments):
-        if self.clock.step == step:
-            self.stop_signal = 15
-        original(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_follow_up", stop)
-        yield
-
-
-def history(folder):
-    with (folder / "history.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def final_state(folder):
-    weights = torch.load(folder / "weights" / "last.pt", weights_only=True)
-    timing = ("seconds", "data_waiting")
-    return weights["model"], [{k: v for k, v in row.items() if k not in timing} for row in history(folder)]
-
-
-def assert_same_run(a, b):
-    (model_a, rows_a), (model_b, rows_b) = final_state(a), final_state(b)
-    assert rows_a == rows_b
-    assert model_a.keys() == model_b.keys()
-    for name in model_a:
-        assert torch.equal(model_a[name], model_b[name]), name
-
-
-@pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    assert run(corpus, root) == 0
-    return root / "r" / "train"
+from tests.support.audio import tone
+from tests.support.runs import assert_same_run, history, run, stopping_after
 
 
 def test_every_file_of_the_run_folder_is_there_and_right(finished):
@@ -114,7 +58,7 @@ def test_the_configuration_that_was_used_makes_the_same_run_again(finished, tmp_
     values = yaml.safe_load((finished / "config_used.yaml").read_text())
     values["runs_root"] = str(tmp_path)
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(values))
-    assert train(load_config(tmp_path / "again.yaml")) == 0
+    assert train(SYSTEMS["s-jepa"], load_config(tmp_path / "again.yaml")) == 0
     assert_same_run(finished, tmp_path / "r" / "train")
 
 
@@ -194,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over(corpus, finished, tmp_path, capsys)
     newest = tmp_path / "r" / "train" / "checkpoints" / "epoch_001.pth"
     newest.write_bytes(newest.read_bytes()[:1000])
     assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
-    assert "passed over" in capsys.readouterr().out
+    assert "ignored: " in capsys.readouterr().out
     assert_same_run(finished, tmp_path / "r" / "train")
 
 
@@ -236,8 +180,8 @@ def test_evaluation_needs_nothing_but_the_weights(corpus, finished, tmp_path):
 
 
 def test_updates_that_are_never_finite_stop_the_run_with_a_saved_state(corpus, tmp_path, monkeypatch):
-    original = trainer_module.optimiser_update
-    monkeypatch.setattr(trainer_module, "optimiser_update", lambda *a, **k: original(*a, **k)._replace(finite=False))
+    original = SJEPATask.update
+    monkeypatch.setattr(SJEPATask, "update", lambda *a, **k: original(*a, **k)._replace(finite=False))
     with pytest.raises(UserError, match="10 updates in a row"):
         run(corpus, tmp_path, "train.epochs=9")
     assert list((tmp_path / "r/train/checkpoints").glob("epoch_*_step_*.pth"))

@@ -2,81 +2,20 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
-from sjepa.config.load import load_config
-from sjepa.config.schedule import plan
-from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.core.ranks import ALONE
-from sjepa.dataset.batch import Failure, Sample, collate
-from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.dataset.batch import Failure, collate
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
-from sjepa.metrics import MetricSums
-from sjepa.model import SJEPA, ModelShape
-from sjepa.targets.mfcc import MFCCTargets
-from sjepa.training.assembly import step_settings
-from sjepa.training.network import model_shape
-from sjepa.training.optimizer import build_optimizer, set_learning_rate
-from sjepa.training.step import _observed, choose_frames, optimiser_update, plain_posteriors
-from tests.conftest import tone
-
-SMALL = [
-    "model.size=tiny", "gmm.num_clusters=8", "dataset.max_seconds=4",
-    "model.overrides={conv_channels: 16, width: 32, num_layers: 2, num_heads: 2, ffn_width: 32, predictor_heads: 2, predictor_ffn_width: 32}",
-]  # fmt: skip
-
-
-class Setup:
-    """A small model with random targets; `update` makes one step and returns the weights' change."""
-
-    def __init__(self, *overrides, dropout=False, seed=0):
-        self.config = load_config(None, [*SMALL, *overrides])
-        shape = model_shape(self.config, 8)
-        if not dropout:
-            quiet = replace(shape.encoder.transformer, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-            still = replace(shape.predictor, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-            shape = replace(shape, encoder=replace(shape.encoder, transformer=quiet), predictor=still)
-        torch.manual_seed(seed)
-        self.engine = Engine(device="cpu", precision="fp32")
-        self.network = SJEPA(shape)
-        gmm = DiagonalGMM(8, 39, features="mfcc39")
-        gmm.set_parameters(torch.ones(8), 20 * torch.randn(8, 39), 400 * torch.ones(8, 39))
-        self.targets = MFCCTargets(gmm, SPEECH)
-        build = partial(build_optimizer, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
-        self.model, self.optimizer = self.engine.setup(self.network, build)
-        self.model.train()
-        self.sums = MetricSums(8, self.engine.device)
-        self.settings = replace(step_settings(self.config), layer_drop=0.0)
-
-    def update(self, window, step=0):
-        stage = plan(self.config, 10).at(0)
-        return optimiser_update(
-            self.engine, self.model, self.optimizer, self.targets, window, step=step, stage=stage, settings=self.settings, sums=self.sums
-        )  # fmt: skip
-
-    def gradient(self):
-        return torch.cat([parameter.grad.flatten() for parameter in self.network.parameters()])
-
-    def weights(self):
-        return torch.cat([parameter.detach().flatten() for parameter in self.network.parameters()])
-
-
-def sample(clip, seconds, value=None):
-    audio = tone(seconds, seed=clip)[:, 0] * (1 + clip)
-    if value is not None:
-        audio[100] = value
-    return Sample(audio, audio, clip, clip, f"clip {clip}")
-
-
-def batch(*samples):
-    return collate([(item, []) for item in samples])
-
-
-CLIPS = [sample(0, 0.4), sample(1, 1.7), sample(2, 0.9), sample(3, 3.1)]
+from sjepa.s_jepa.model import SJEPA, ModelShape
+from sjepa.s_jepa.optimizer import build_optimizer
+from sjepa.s_jepa.plan import plan
+from sjepa.s_jepa.step import choose_frames, observed, plain_posteriors
+from sjepa.s_jepa.targets.mfcc import MFCCTargets
+from tests.support.steps import CLIPS, Setup, batch, sample
 
 
 @pytest.mark.parametrize("visible", [True, False])
@@ -196,8 +135,16 @@ def test_a_window_without_a_readable_clip_changes_nothing():
     before = setup.weights()
     empty = collate([(None, [Failure("a", "broken")])])
     assert empty.num_samples == ()
-    assert setup.update([]).finite
-    assert torch.equal(setup.weights(), before)
+    for window in ([], [empty], [empty, empty]):
+        update = setup.update(window)
+        assert update.finite
+        assert not update.made
+        assert torch.equal(setup.weights(), before)
+    both, readable = Setup(), Setup()  # beside others it changes nothing either
+    both.update([batch(*CLIPS[:2]), empty])
+    readable.update([batch(*CLIPS[:2])])
+    assert torch.equal(both.weights(), readable.weights())
+    assert not torch.equal(both.weights(), before)
 
 
 def test_training_on_a_few_clips_learns_them():
@@ -228,8 +175,9 @@ def test_lower_layers_train_at_lower_rates():
     """Two layers at a decay of a half: predictor, head and the top layer at the whole rate, the layer below at a half, what
     lies below that at a quarter; AdamW's first step moves every weight by its rate."""
     setup = Setup()
-    optimizer = build_optimizer(setup.network, lr=0.0, weight_decay=0.1, betas=(0.9, 0.99), layer_decay=0.5)
-    set_learning_rate(optimizer, 1e-3)
+    setup.set_up(lr=0.0, weight_decay=0.1, layer_decay=0.5)
+    setup.learner.set_rate(1e-3)
+    optimizer = setup.learner.optimizer
     before = {name: parameter.detach().clone() for name, parameter in setup.network.named_parameters()}
     for parameter in setup.network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -256,14 +204,13 @@ def test_targets_of_an_update_know_who_speaks():
     assert not torch.allclose(posteriors[:49], posteriors[49:], atol=1e-3)
     frames = choose_frames(batch, mask_key=0, settings=setup.settings)
     asked = torch.cat([frames.masked_N, frames.visible_N])
-    assert torch.allclose(_observed(targets, batch, frames, 0)(asked), posteriors[asked], atol=1e-6)
+    assert torch.allclose(observed(targets, batch, frames, 0)(asked), posteriors[asked], atol=1e-6)
 
 
 def test_frozen_layers_keep_their_weights_and_the_others_move():
     setup = Setup()
     setup.network.encoder.freeze(1)
-    build = partial(build_optimizer, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99))
-    setup.model, setup.optimizer = setup.engine.setup(setup.network, build)
+    setup.set_up(weight_decay=0.1)
     before = {name: parameter.detach().clone() for name, parameter in setup.network.named_parameters()}
     assert setup.update([collate([(sample(0, 1.0), [])])]).made
     still = {name for name, own in setup.network.named_parameters() if torch.equal(own, before[name])}
@@ -294,7 +241,7 @@ def test_a_waveform_frontend_learns_the_spectrum_of_its_frames():
     for step in range(60):
         assert setup.update(batch, step % 50).made
     assert error() < 0.5 * before
-    setup.optimizer.zero_grad()
+    setup.learner.zero_grad()
     mask = torch.zeros(2, 99, dtype=torch.bool)
     setup.network(
         batch[0].clean_BS, torch.tensor(batch[0].num_samples), mask, torch.tensor([3]), torch.tensor([5])
@@ -312,8 +259,7 @@ def test_a_step_at_another_geometry(frontend):
     setup.network = SJEPA(replace(shape, encoder=replace(shape.encoder, geometry=geometry), max_frames=400))
     setup.targets = MFCCTargets(setup.targets.gmm, geometry)
     setup.settings = replace(setup.settings, geometry=geometry)
-    build = partial(build_optimizer, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    setup.model, setup.optimizer = setup.engine.setup(setup.network, build)
+    setup.set_up()
     before = setup.weights()
     assert setup.update([batch(*CLIPS[:2])]).made
     assert not torch.equal(setup.weights(), before)

@@ -9,25 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
+from sjepa.core.learner import Learner
 from sjepa.entrypoints.evaluate import evaluate_weights
-from sjepa.training import trainer as trainer_module
-from sjepa.training import transition
+from sjepa.s_jepa.fitting import TrainingFrames
+from sjepa.s_jepa.schema import load_config
+from sjepa.s_jepa.task import SJEPATask
+from sjepa.s_jepa.weights import load_weights
 from sjepa.training.trainer import Trainer
-from sjepa.weights import load_weights
-from tests.training.test_run import assert_same_run, history, run, stopping_after
-
-# 3 updates make an epoch: phase 2 from update 3, masked only from 8, inside the third epoch; layers checked at 5, 7, …
-TWO_PHASES = ["train.epochs=4", "train.phase2_start_epoch=1", "train.masked_only_step=8", "gmm.num_clusters_phase2=12", "gmm.ema_layer=-1",
-              "gmm.layer_check_every=2", "gmm.param_decay=0.9", "gmm.ema_decay_fast=0.9", "gmm.ema_switch_every=3"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def two_phases(corpus, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    assert run(corpus, root, *TWO_PHASES) == 0
-    return root / "r" / "train"
+from tests.support.runs import LOG_MEL, TWO_PHASES, assert_same_run, history, run, stopping_after
 
 
 def parameters(part):
@@ -91,30 +81,31 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_end(corpus, two_phases, tmp_
 
 def test_only_the_head_is_new_after_the_switch_and_all_other_moments_are_kept(corpus, tmp_path, monkeypatch):
     seen = {}
-    original = transition.renew_head
+    original = Learner.rebuild
 
-    def watch(engine, network, moments, build, **settings):
-        weights = {name: value.detach().clone() for name, value in network.named_parameters()}
-        before = {name: value["exp_avg"].clone() for name, value in moments.items()}
-        network, model, optimizer = original(engine, network, moments, build, **settings)
-        for name, value in network.named_parameters():
+    def watch(self, change, *, forget):
+        weights = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+        moments = {
+            name: self.optimizer.state[value]["exp_avg"].clone() for name, value in self.network.named_parameters()
+        }
+        original(self, change, forget=forget)
+        for name, value in self.network.named_parameters():
             if name.startswith("head."):
-                assert value not in optimizer.state
+                assert value not in self.optimizer.state
                 seen.setdefault("head", []).append(value.shape)
                 continue
             assert torch.equal(value, weights[name])
-            assert torch.equal(optimizer.state[value]["exp_avg"], before[name])
+            assert torch.equal(self.optimizer.state[value]["exp_avg"], moments[name])
             seen["kept"] = seen.get("kept", 0) + 1
-        return network, model, optimizer
 
-    monkeypatch.setattr("sjepa.training.trainer.renew_head", watch)
+    monkeypatch.setattr(Learner, "rebuild", watch)
     assert run(corpus, tmp_path, *TWO_PHASES) == 0
     assert seen["head"][-1] == (12,)
     assert seen["kept"] > 30
 
 
 def test_the_targets_of_phase_2_start_from_the_encoder_at_the_switch(corpus, tmp_path, monkeypatch):
-    from sjepa.training.transition import TargetMaker
+    from sjepa.s_jepa.target_maker import TargetMaker
 
     original, checked = TargetMaker.fitted, []
 
@@ -162,7 +153,7 @@ def test_a_finished_run_of_two_phases_grows_without_moving_its_switch(corpus, tm
 
 
 def test_the_mixture_can_be_fitted_anew_when_the_layer_changes(corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sjepa.training.fitting.effective_rank", lambda features: next(ranks))
+    monkeypatch.setattr("sjepa.s_jepa.fitting.effective_rank", lambda features: next(ranks))
     plain, refitted = [], []
     for kept, extra in ((plain, []), (refitted, ["gmm.refit_on_switch=true"])):
         ranks = iter([1.0, 2.0] + [2.0, 1.0] * 99)
@@ -191,22 +182,20 @@ def test_a_phase_that_ends_inside_an_epoch_leaves_its_weights(corpus, tmp_path):
 
 
 def test_a_stop_while_the_mixture_is_fitted_loses_nothing(corpus, two_phases, tmp_path, monkeypatch):
-    from sjepa.training import fitting
-
-    trainers, gather = [], fitting.gather_features
+    trainers, gather = [], TrainingFrames.gather
     started = Trainer.run
 
     def remember(self):
         trainers.append(self)
         started(self)
 
-    def signalled(batches, *rest):
+    def signalled(self, batches, *rest):
         if trainers and trainers[0].clock.step == 3:
             trainers[0].stop_signal = 15
-        return gather(batches, *rest)
+        return gather(self, batches, *rest)
 
     monkeypatch.setattr(Trainer, "run", remember)
-    monkeypatch.setattr(fitting, "gather_features", signalled)
+    monkeypatch.setattr(TrainingFrames, "gather", signalled)
     assert run(corpus, tmp_path, *TWO_PHASES) == 128 + 15
     assert not (tmp_path / "r/train/gmm_phase2.pt").exists()
     assert not (tmp_path / "r/train/weights/best_phase1.pt").exists()
@@ -234,16 +223,16 @@ def test_a_resumed_run_needs_its_first_weights_no_more(corpus, two_phases, tmp_p
 
 def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch):
     """From update 5 on, inside phase 2, the encoder hears NaN; the last update that was made is number 4."""
-    original, kept = trainer_module.optimiser_update, {}
+    original, kept = SJEPATask.update, {}
 
-    def poisoned(engine, model, optimizer, targets, window, *, step, **more):
+    def poisoned(self, window, *, step, **more):
         if step == 5:
-            kept.update({name: value.clone() for name, value in parameters(targets.state_dict()).items()})
+            kept.update({name: value.clone() for name, value in parameters(self.targets.state_dict()).items()})
         if step >= 5:
             window = [replace(batch, heard_BS=batch.heard_BS * float("nan")) for batch in window]
-        return original(engine, model, optimizer, targets, window, step=step, **more)
+        return original(self, window, step=step, **more)
 
-    monkeypatch.setattr(trainer_module, "optimiser_update", poisoned)
+    monkeypatch.setattr(SJEPATask, "update", poisoned)
     assert run(corpus, tmp_path, *TWO_PHASES, "gmm.auto_layer=false", "train.masked_only_step=null") == 0
     last = load_weights(tmp_path / "r/train/weights/last.pt")
     assert kept
@@ -251,12 +240,6 @@ def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch)
         assert torch.equal(value, kept[f"gmm.{name}"]), name
     for name, value in last.target_encoder.state_dict().items():
         assert torch.equal(value, kept[f"encoder.average.{name}"]), name
-
-
-LOG_MEL = [
-    *TWO_PHASES, "model.frontend=logmel", "gmm.normalise=clip", "gmm.context=2", "gmm.dimensions=6",
-    "gmm.dimensions_phase2=6", "gmm.projection_phase2=predictions", "gmm.entropy_bits_phase2=2.0", "gmm.auto_layer=false", "gmm.hold_steps=4",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("stop", [3, 7, 11])

@@ -1,30 +1,41 @@
-"""YAML and overrides to a checked `Config`; every problem of a file is reported at once."""
+"""YAML and overrides to a checked configuration; every problem of a file is reported at once."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from sjepa.config.schedule import plan_problems
-from sjepa.config.schema import Config
-from sjepa.config.sizes import SIZES, Hyperparameters, hyperparameters
 from sjepa.core.errors import UserError
+
+C = TypeVar("C", bound=BaseModel)
 
 
 class ConfigError(UserError):
     """One or more problems of a configuration, one per line."""
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+@dataclass(frozen=True)
+class Schema(Generic[C]):
+    """What a system's configuration may say. `problems`: why a configuration whose keys are all right cannot mean what it
+    says; `more_problems`: of plain values, beyond what `root` checks; `appendix`: further lines of `--help-config`."""
+
+    root: type[C]
+    problems: Callable[[C], list[str]] = lambda config: []
+    more_problems: Callable[[dict[str, Any]], list[str]] = lambda values: []
+    appendix: Callable[[], list[str]] = list
+
+
+def load_config(schema: Schema[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
     """The configuration of a YAML file with `section.key=value` overrides applied.
 
     Raises ConfigError naming every unknown key (with a suggestion), wrong type and value out of range.
@@ -32,10 +43,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     values = _read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return parse_config(values, where=str(path) if path else "configuration")
+    return parse_config(schema, values, where=str(path) if path else "configuration")
 
 
-def stated(config: Config) -> dict[str, Any]:
+def stated(config: BaseModel) -> dict[str, Any]:
     """Every key that the file or the command line gave a value, dotted; entries of `model.overrides` each for itself."""
     return dict(_flat(config.model_dump(mode="json", by_alias=True, exclude_unset=True)))
 
@@ -48,30 +59,23 @@ def overridden(overrides: Sequence[str]) -> set[str]:
     return {name for name, _ in _flat(values)}
 
 
-def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Config:
-    """A checked `Config` from nested plain values. Raises ConfigError."""
+def parse_config(schema: Schema[C], values: dict[str, Any], *, where: str = "configuration") -> C:
+    """A checked configuration from nested plain values. Raises ConfigError."""
     problems: list[str] = []
-    config: Config | None = None
+    config: C | None = None
     try:
-        config = Config.model_validate(values)
+        config = schema.root.model_validate(values)
     except ValidationError as error:
-        problems += describe(error, Config)
-    section = values.get("model")
-    model = section if isinstance(section, dict) else {}
-    overrides, size = model.get("overrides", {}), model.get("size", "base")
-    if isinstance(overrides, dict) and isinstance(size, str) and size in SIZES:
-        try:
-            hyperparameters(size, overrides)
-        except ValidationError as error:
-            problems += describe(error, Hyperparameters, prefix="model.overrides.")
+        problems += describe(error, schema.root)
+    problems += schema.more_problems(values)
     if config is not None and not problems:
-        problems += plan_problems(config)
+        problems += schema.problems(config)
     if problems or config is None:
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
     return config
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: BaseModel) -> str:
     """YAML that `load_config` reads back to the same configuration."""
     return yaml.dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
@@ -89,7 +93,7 @@ def describe(error: ValidationError, model: type[BaseModel], *, prefix: str = ""
     ]
 
 
-def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key as (dotted path, field), sections followed by their own keys."""
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)

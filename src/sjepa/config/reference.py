@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sjepa.config.load import keys
-from sjepa.config.schema import Config
-from sjepa.config.sizes import SIZES, Hyperparameters
+from sjepa.config.load import Schema, keys
 
 
-def reference() -> str:
+def reference(schema: Schema[Any]) -> str:
     """Every key of the configuration in the order of the schema."""
     lines = ["Configuration keys: default, then meaning. Set them in YAML or as section.key=value.", ""]
-    lines += _lines(Config)
-    lines += ["", "model.overrides takes (defaults of size base):", *_lines(Hyperparameters, "model.overrides.")]
-    lines += ["", "Sizes:"]
-    lines += [
-        f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *key_lines(schema.root), *schema.appendix()])
 
 
-def _lines(model: type[BaseModel], prefix: str = "") -> list[str]:
+def key_lines(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Two lines for each key, a blank one for each section."""
     lines = []
     for path, field in keys(model, prefix):
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

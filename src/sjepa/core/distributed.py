@@ -127,14 +127,19 @@ class Engine:
         return f"{many}{name}, {self.precision}{threads}{machines}"
 
     def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.AdamW]) -> tuple[Any, Any]:
-        """Model and optimiser on the device, their calls in the chosen arithmetic. If the engine shards, the network's own
-        tensors lie in pieces afterwards; its `shards()` names the parts that are gathered one at a time, what contains
-        others after them. What wrapped it before must not be referred to any more."""
+        """Model and optimiser on the device, their calls in the chosen arithmetic; any number of networks may be set up.
+        With FSDP the network's own tensors are sharded afterwards; its `shards()` names the parts that are gathered
+        one at a time, a part before what contains it."""
         if self._zero is not None:
             return self._zero.setup(network, build)
-        gc.collect()  # what wrapped it before has buffers as large as the weights
+        gc.collect()  # a model that was set up before and is no longer used has buffers as large as the weights
         model = self._fabric.setup_module(network)
         return model, self._fabric.setup_optimizers(build(network))
+
+    def release(self, model: Any) -> None:
+        """Frees what `setup` made of a network that is to be set up anew; the model can no longer be used."""
+        if self._zero is not None:
+            model.destroy()
 
     def to_device(self, module: Module) -> Module:
         return module.to(self.device)
@@ -143,15 +148,18 @@ class Engine:
         """The chosen arithmetic for calls outside `setup`'s model."""
         return self._fabric.autocast()
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients are those of the sum of all processes' losses."""
-        backward = self._fabric.backward if self._zero is None else self._zero.backward
-        backward(loss * self.ranks.size)  # both take their mean
+    def backward(self, model: Any, loss: Tensor) -> None:
+        """Gradients are those of the sum of all processes' losses, which both engines average."""
+        if self._zero is not None:
+            model.backward(loss * self.ranks.size)
+        else:
+            self._fabric.backward(loss * self.ranks.size)
 
     def accumulating(self, model: Any, *, more: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around forward and backward; with `more` to come, gradients stay in their process for now."""
+        """Around forward and backward; with `more` to come, gradients are not yet all-reduced."""
         if self._zero is not None:
-            return self._zero.accumulating(model, more=more)
+            model.set_gradient_accumulation_boundary(not more)
+            return contextlib.nullcontext()
         if self.ranks.size == 1:
             return contextlib.nullcontext()
         return self._fabric.no_backward_sync(model, enabled=more)

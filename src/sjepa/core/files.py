@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unicodedata import category
 
 from sjepa.core.errors import UserError
@@ -48,6 +51,15 @@ def publish(temporary: Path, target: Path) -> None:
         os.fsync(written.fileno())
     os.replace(temporary, target)
     _sync_folder(target.parent)
+
+
+def write_csv(target: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with a header, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    write_text(target, text.getvalue())
 
 
 def write_text(target: Path, text: str) -> None:

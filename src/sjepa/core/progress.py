@@ -1,4 +1,4 @@
-"""How long work tells that it goes on, without knowing what a terminal is."""
+"""Messages and progress of long work, for code that knows no terminal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ class Progress(Protocol):
     def __call__(self, items: Iterable[T], *, total: int, label: str) -> Iterator[T]: ...
 
 
+class Messages(Protocol):
+    """Lines of text for the user, and for the log file alone (`detail`); and progress."""
+
+    @property
+    def progress(self) -> Progress: ...
+
+    def note(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
 def silent(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-    """The progress that nobody sees."""
+    """Shows nothing."""
     return iter(items)

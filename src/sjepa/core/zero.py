@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,7 +34,7 @@ class Zero:
         package = deepspeed(device.type)
         if device.type == "cpu":  # its own sums across processes would be compiled first
             package.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self._device, self._initialize, self._engine = device, package.initialize, None
+        self._device, self._initialize = device, package.initialize
         self._config = {
             "train_micro_batch_size_per_gpu": 1,  # of no effect, but asked for
             "zero_allow_untested_optimizer": True,
@@ -48,23 +47,13 @@ class Zero:
         }
 
     def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.AdamW]) -> tuple[Any, MomentsInPieces]:
-        """Model and optimiser; those made before are no longer usable."""
-        if self._engine is not None:
-            self._engine.destroy()
+        """Model (an engine of its own) and optimiser."""
         network.to(self._device)
         whole = build(network)
         child_of = {parameter: name.split(".")[0] for name, parameter in network.named_parameters()}
         pieces = type(whole)(list(_by_child(whole.param_groups, child_of)), fused=whole.defaults["fused"])
-        self._engine, zero, _, _ = self._initialize(model=network, optimizer=pieces, config=self._config)
-        return self._engine, MomentsInPieces(self._engine, zero, whole)
-
-    @contextlib.contextmanager
-    def accumulating(self, model: Any, *, more: bool) -> Iterator[None]:
-        model.set_gradient_accumulation_boundary(not more)
-        yield
-
-    def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)  # type: ignore[attr-defined]
+        engine, zero, _, _ = self._initialize(model=network, optimizer=pieces, config=self._config)
+        return engine, MomentsInPieces(engine, zero, whole)
 
 
 class MomentsInPieces:

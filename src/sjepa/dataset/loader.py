@@ -17,8 +17,8 @@ from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.augment import Augmentation, augmented
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
+from sjepa.dataset.blend import Mixture, turns
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.mixing import Mixture, turns
 from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes, padding_waste
 from sjepa.dataset.windows import Windows, crop_start
 

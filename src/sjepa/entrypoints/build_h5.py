@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from sjepa.config.schema import Config
 from sjepa.core.errors import UserError
 from sjepa.dataset.hdf5_build import Built, Stopped, build
 from sjepa.dataset.hdf5_write import BuildPlan, check_room, is_current, progress_of, size_text
 from sjepa.reporting.console import Console, duration
+from sjepa.s_jepa.settings import Config
 from sjepa.training.data import ClipSet
 from sjepa.training.feeding import augmentation, load_set, noise_set
 

@@ -24,12 +24,13 @@ def trainsjepa() -> int:
     """Trains, validates each epoch, evaluates at the end."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.config.load import load_config
+        from sjepa.s_jepa.schema import load_config
 
         config = load_config(options.config, options.overrides)
-        from sjepa.entrypoints.train import train  # after the configuration: a wrong key is told at once
+        from sjepa.entrypoints.systems import SYSTEMS  # after the configuration: a wrong key is reported at once
+        from sjepa.entrypoints.train import train
 
-        return train(config, dry_run=options.dry_run)
+        return train(SYSTEMS["s-jepa"], config, dry_run=options.dry_run)
 
     parser = _parser("trainsjepa", "Train a speech encoder without labels.", "cpu/configs/train.yaml train.epochs=3")
     parser.add_argument("--dry-run", action="store_true", help="print data, plan, parameters and memory, and stop")
@@ -40,7 +41,8 @@ def evalsjepa() -> int:
     """Measures a trained model on the whole test set."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.config.load import load_config, overridden
+        from sjepa.config.load import overridden
+        from sjepa.s_jepa.schema import load_config
 
         config = load_config(options.config, options.overrides)
         from sjepa.entrypoints.evaluate import evaluate_weights
@@ -54,7 +56,7 @@ def buildh5ds() -> int:
     """Decodes every clip once into HDF5."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.config.load import load_config
+        from sjepa.s_jepa.schema import load_config
 
         config = load_config(options.config, options.overrides)
         from sjepa.entrypoints.build_h5 import build_files
@@ -68,7 +70,8 @@ def exportw() -> int:
     """Writes the encoder as ONNX and as a Hugging Face folder."""
 
     def work(options: argparse.Namespace) -> int | None:
-        from sjepa.config.load import load_config, overridden
+        from sjepa.config.load import overridden
+        from sjepa.s_jepa.schema import load_config
 
         config = load_config(options.config, options.overrides)
         from sjepa.entrypoints.export import export_encoder
@@ -150,8 +153,9 @@ def _say_anything() -> None:
 
 def _print_reference() -> int:
     from sjepa.config.reference import reference
+    from sjepa.s_jepa.schema import SCHEMA
 
-    print(reference())
+    print(reference(SCHEMA))
     return 0
 
 

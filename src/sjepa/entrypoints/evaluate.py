@@ -10,33 +10,34 @@ from pathlib import Path
 import numpy as np
 
 from sjepa.config.load import dump_config
-from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.core.files import write_text
+from sjepa.core.files import write_csv, write_text
 from sjepa.core.random import generator
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import Loader, worker_killed
-from sjepa.entrypoints.labelled import labelled_sets
 from sjepa.entrypoints.probes import probe_rows
-from sjepa.entrypoints.settled import settled
-from sjepa.evaluation.dump import encoder_reader, target_reader, units, write_dump
-from sjepa.evaluation.evaluate import evaluate, saved_targets, write_results
 from sjepa.evaluation.labels import Labels, Span
-from sjepa.evaluation.readings import read_encoder
 from sjepa.evaluation.scores import ProbeRow, write_rows
-from sjepa.evaluation.survey import Survey, TimedPhones, survey
 from sjepa.reporting.console import Console
-from sjepa.reporting.figures import Utterance, draw_components, draw_entropies, draw_probes, draw_utterance
 from sjepa.reporting.history import read_history
-from sjepa.reporting.plots import LAYERS, draw_layers
+from sjepa.reporting.plots import draw_layers
 from sjepa.reporting.run_dir import RunDir, new_run
 from sjepa.reporting.tables import probe_table
-from sjepa.training.assembly import step_settings
+from sjepa.s_jepa.assembly import step_settings
+from sjepa.s_jepa.labelled import labelled_sets
+from sjepa.s_jepa.metrics import FIGURES
+from sjepa.s_jepa.ownership import settled
+from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.units.dump import encoder_reader, target_reader, units, write_dump
+from sjepa.s_jepa.units.pictures import Utterance, draw_components, draw_entropies, draw_probes, draw_utterance
+from sjepa.s_jepa.units.readings import read_encoder
+from sjepa.s_jepa.units.results import evaluate, saved_targets
+from sjepa.s_jepa.units.survey import Survey, TimedPhones, survey
+from sjepa.s_jepa.weights import Weights, load_weights
 from sjepa.training.feeding import evaluation_loader, load_set, load_sources
-from sjepa.weights import Weights, load_weights
 
 _RANK_COLUMNS = ("epoch", "phase", "audio_hours")
 _SHOWN_SECONDS = (2.0, 5.0)  # of the clip that is drawn, if none is named
@@ -137,7 +138,8 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
     """results.csv, components.csv, erank.csv and their pictures."""
     config, engine, console, loader = evaluation.config, evaluation.engine, evaluation.console, evaluation.loader
     folder, settings = evaluation.run_dir.root, step_settings(config)
-    results = evaluate(engine, weights, loader, settings=settings, progress=console.progress, warn=console.warn)
+    batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
+    results = evaluate(engine, weights, batches, settings=settings, warn=console.warn)
     found = survey(
         engine,
         engine.to_device(weights.model),
@@ -147,7 +149,8 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
         settings=settings,
     )
     results |= found.figures()
-    write_results(evaluation.run_dir.results, results)
+    rows = [(name, f"{value:.8g}") for name, value in results.items()]
+    write_csv(evaluation.run_dir.results, ("metric", "value"), rows)
     console.plain("\n".join(f"{name:<26} {value:.6g}" for name, value in results.items()))
     found.components.write(folder / "components.csv")
     if config.evaluation.figures:
@@ -166,10 +169,10 @@ def _write_ranks(history: Path, folder: Path, config: Config) -> None:
     names = [name for name in rows[-1] if name in _RANK_COLUMNS or name.startswith("erank_")] if rows else []
     if len(names) <= len(_RANK_COLUMNS):
         raise UserError(f"{history}: not the history of a run")
-    lines = [names, *([str(row[name]) for name in names] for row in rows)]
-    write_text(folder / "erank.csv", "\n".join(map(",".join, lines)) + "\n")
+    write_csv(folder / "erank.csv", names, [[str(row[name]) for name in names] for row in rows])
     if config.evaluation.figures:
-        draw_layers(rows, LAYERS[0], folder / "erank.jpg")
+        erank, score = (next(f for f in FIGURES if f.name == name) for name in ("erank", "layer_score"))
+        draw_layers(rows, erank, folder / "erank.jpg", beside=score)
 
 
 def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:

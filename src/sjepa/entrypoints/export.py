@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 
 import sjepa
-from sjepa.config.schema import Config
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
 from sjepa.core.frames import FrameGeometry
-from sjepa.entrypoints.settled import origin, settled
-from sjepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
-from sjepa.export.parity import TOLERANCE, Difference, compare, session
-from sjepa.hubert import save_hubert
-from sjepa.modules.encoder import Encoder
 from sjepa.reporting.console import Console
-from sjepa.weights import Weights, load_weights
+from sjepa.s_jepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
+from sjepa.s_jepa.export.parity import TOLERANCE, Difference, compare, session
+from sjepa.s_jepa.hubert import save_hubert
+from sjepa.s_jepa.modules.encoder import Encoder
+from sjepa.s_jepa.ownership import origin, settled
+from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.weights import Weights, load_weights
 
 _LEAST_COSINE = 0.99
 _TIMED_SECONDS = 10

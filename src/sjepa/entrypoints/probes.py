@@ -9,33 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
-from sjepa.entrypoints.labelled import LabelledSet
-from sjepa.evaluation.evaluate import saved_targets
 from sjepa.evaluation.examples import LabelledClips, ProbeSettings
-from sjepa.evaluation.features import (
-    ClipFeatures,
-    Extractor,
-    encoder_extractor,
-    extract,
-    joined,
-    mel_extractor,
-    mfcc_extractor,
-    posterior_extractor,
-    untrained_extractor,
-)
+from sjepa.evaluation.features import ClipFeatures, Extractor, extract, joined, mel_extractor, mfcc_extractor
 from sjepa.evaluation.labels import Labels
 from sjepa.evaluation.probing import check_task, needs_frames, needs_jiwer, run_task
 from sjepa.evaluation.scores import ProbeRow, rows_of
 from sjepa.gmm.space import AS_THEY_ARE, SpaceSettings
-from sjepa.pretrained import PretrainedEncoder, load_encoder
 from sjepa.reporting.console import Console
+from sjepa.s_jepa.extractors import encoder_extractor, posterior_extractor, untrained_extractor
+from sjepa.s_jepa.labelled import LabelledSet
+from sjepa.s_jepa.pretrained import PretrainedEncoder, load_encoder
+from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.units.results import saved_targets
+from sjepa.s_jepa.weights import Weights
 from sjepa.training.data import drawn
 from sjepa.training.feeding import evaluation_loader
-from sjepa.weights import Weights
 
 # what is done to features without a network, by the end of the baseline's name
 _FORMS = {"": AS_THEY_ARE, "clip": SpaceSettings("clip"), "context": SpaceSettings("clip", context=4)}

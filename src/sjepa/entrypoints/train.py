@@ -1,49 +1,36 @@
-"""trainsjepa."""
+"""Training, for any system: what trainsjepa does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sjepa.config.load import dump_config
-from sjepa.config.schema import Config
 from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import SharedError, UserError
-from sjepa.core.files import remove_leftovers, write_text
+from sjepa.core.files import remove_leftovers, write_csv, write_text
 from sjepa.dataset.loader import worker_killed
-from sjepa.entrypoints.labelled import aligned, labelled_set
-from sjepa.entrypoints.resumed import Resumed, checkpoint_folder, run_to_resume
+from sjepa.entrypoints.resume import Resumed, checkpoint_folder, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
-from sjepa.evaluation.evaluate import evaluate, write_results
-from sjepa.evaluation.monitor import PhoneMonitor
-from sjepa.evaluation.survey import TimedPhones
 from sjepa.reporting.console import Console, duration
-from sjepa.reporting.report import RunReport, Silence
 from sjepa.reporting.run_dir import RunDir, new_run
-from sjepa.reporting.summary import describe_batches, describe_data, describe_model, describe_plan
+from sjepa.reporting.run_report import RunReport, Silence
+from sjepa.reporting.summary import describe_batches, describe_data, describe_stages
 from sjepa.reporting.tensorboard import event_writer
-from sjepa.training.assembly import (
-    Prepared,
-    RunFiles,
-    assemble,
-    check_fits,
-    estimated_bytes,
-    given_gmm,
-    plan_run,
-    step_settings,
-)
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.compilation import check_compiler
 from sjepa.training.data import training_windows
-from sjepa.training.estimate import probe_memory, seconds_per_audio_second
-from sjepa.training.feeding import evaluation_loader, load_data, train_loader
-from sjepa.training.network import build_model, new_model
-from sjepa.training.parts import Interrupted
-from sjepa.training.trainer import Trainer
-from sjepa.weights import load_weights
+from sjepa.training.feeding import fixed_loader, load_data, train_loader
+from sjepa.training.figures import Best
+from sjepa.training.health import CollapseAlarm
+from sjepa.training.memory import probe_memory
+from sjepa.training.system import Prepared, System
+from sjepa.training.task import Interrupted, Task
+from sjepa.training.timing import seconds_per_audio_second
+from sjepa.training.trainer import Cadence, RunParts, Trainer
 
 
-def train(config: Config, *, dry_run: bool = False) -> int:
+def train(system: System, config: Any, *, dry_run: bool = False) -> int:
     """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
     processes = Processes(config.train.devices, config.train.num_nodes)
     engine = Engine(
@@ -58,15 +45,16 @@ def train(config: Config, *, dry_run: bool = False) -> int:
     notes: list[str] = []
     resume = config.checkpoint.resume and not dry_run
     try:
-        resumed = ranks.only_main(lambda: run_to_resume(config, console)) if resume else None
-        run = ranks.main_first(lambda: _prepare(config, engine, console, resumed, note=notes.append))
+        resumed = ranks.only_main(lambda: run_to_resume(system.schema, config, console)) if resume else None
+        run = ranks.main_first(lambda: _prepare(system, config, engine, console, resumed))
+        start = ranks.main_first(lambda: system.start(run, note=notes.append))
         if dry_run:
-            _describe(config, console, run, notes)
+            _describe(system, run, start, console, notes)
             return 0
         _refuse_other_data(run)
         run_dir = ranks.only_main(lambda: _run_folder(config, resumed, console))
-        _describe(config, console, run, notes)
-        return _run(config, run, resumed, run_dir, console)
+        _describe(system, run, start, console, notes)
+        return _run(system, run, start, resumed, run_dir, console)
     except Exception as error:
         if ranks.size == 1 or (ranks.is_main and isinstance(error, UserError)):
             raise
@@ -80,18 +68,17 @@ def _refuse_other_data(run: Prepared) -> None:
         raise SharedError("dataset.train_path: the processes see different clips; give all machines the same files")
 
 
-def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir, console: Console) -> int:
+def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run_dir: RunDir, console: Console) -> int:
     """From the first update to the figures of the test set."""
     is_main = run.engine.ranks.is_main
-    report = run.engine.ranks.main_first(lambda: _report(config, run, resumed, run_dir, console))
-    files = RunFiles(run_dir.weights, checkpoint_folder(config, run_dir), run_dir.gmm)
-    judge = run.engine.ranks.main_first(lambda: _judge(config, run, console))
-    trainer = assemble(config, run, files, report, judges=() if judge is None else (judge,))
+    report = run.engine.ranks.main_first(lambda: _report(system, run, resumed, run_dir, console))
+    task = system.task(run, start, run_dir.root, report)
+    trainer = _trainer(system, run, task, report, checkpoint_folder(run.config, run_dir))
     if resumed:
         Checkpoints.load(resumed.checkpoint, trainer.state)
-        report.note(f"going on from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
-    if config.train.probe_memory:
-        _probe_memory(trainer, run, console)
+        report.note(f"resumed from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
+    if run.config.train.probe_memory:
+        _probe_memory(task, run, console)
     _estimate_time(trainer, run, console)
     console.run_started(run.schedule.epochs, run.schedule.total_steps)
     try:
@@ -101,49 +88,47 @@ def _run(config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir
     except Interrupted as stop:
         return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
     except RuntimeError as error:
-        raise worker_killed(error, "checkpoint.resume=true goes on from the last checkpoint") from error.__cause__
+        raise worker_killed(error, "checkpoint.resume=true resumes from the last checkpoint") from error.__cause__
     finally:
         report.draw()
         report.close()
-    _final_evaluation(config, run, run_dir, console)
+    _final_evaluation(system, run, run_dir, console)
     best = trainer.best
-    which = f"best.pt is epoch {best.epoch}, {config.best.metric} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
+    which = f"best.pt is epoch {best.epoch}, {best.figure.name} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
     console.note(f"done: {run_dir.weights} ({which})")
     return 0
 
 
-def _judge(config: Config, run: Prepared, console: Console) -> PhoneMonitor | None:
-    """Who follows the run by the labels of its validation clips, if `evaluation.labels` has phones of them."""
-    if config.evaluation.labels is None:
-        return None
-    clips = run.data.validation
-    own = labelled_set(config, console, clips, split="test")
-    if config.evaluation.align:
-        (own,) = aligned(config, run.engine, console, [own])
-    if not any(own.labels.spans):
-        console.note("evaluation.labels: no phones with times (evaluation.align finds them), so none are followed")
-        return None
-    return PhoneMonitor(
-        TimedPhones(own.labels.spans, training_windows(clips, config.dataset), run.model.encoder.geometry)
+def _trainer(system: System, run: Prepared, task: Task, report: RunReport | Silence, checkpoints: Path) -> Trainer:
+    config, engine, data = run.config, run.engine, run.data
+    windows, ranks = training_windows(data.validation, config.dataset), engine.ranks
+    parts = RunParts(
+        engine=engine,
+        train=run.loader,
+        validation=fixed_loader(config, data.validation, windows, engine),
+        fingerprint=data.fingerprint,
+        checkpoints=Checkpoints(checkpoints, keep=config.checkpoint.max_checkpoint, writes=ranks.is_main),
     )
+    cadence = Cadence(run.schedule, run.grad_accum, ranks.size, config.train.log_every, config.checkpoint.ckpt_step)
+    alarm = CollapseAlarm(config.health.on_collapse)
+    return Trainer(task, parts, cadence, report, best=Best(system.best(config)), alarm=alarm)
 
 
 def _report(
-    config: Config, run: Prepared, resumed: Resumed | None, run_dir: RunDir, console: Console
+    system: System, run: Prepared, resumed: Resumed | None, run_dir: RunDir, console: Console
 ) -> RunReport | Silence:
     """Who listens to this process."""
     if not run.engine.ranks.is_main:
         return Silence()
-    report = RunReport(console, run_dir, events=event_writer(run_dir.root) if config.logging.tensorboard else None)
+    events = event_writer(run_dir.root) if run.config.logging.tensorboard else None
+    report = RunReport(console, run_dir, system.figures, remarks=system.remarks, events=events)
     if resumed:
         report.history.resume(resumed.epoch)
     return report
 
 
-def _prepare(
-    config: Config, engine: Engine, console: Console, resumed: Resumed | None, *, note: Callable[[str], None]
-) -> Prepared:
-    """Reads and checks everything that a run needs. Raises UserError, with nothing written, if something does not fit."""
+def _prepare(system: System, config: Any, engine: Engine, console: Console, resumed: Resumed | None) -> Prepared:
+    """Reads and checks data and plan. Raises UserError, with nothing written, if something does not fit."""
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
     data = load_data(config, cache_folder=cache_folder, progress=console.progress)
     loader = train_loader(config, data, engine)
@@ -155,25 +140,14 @@ def _prepare(
         check_compiler(engine.device)
     processes = engine.processes.total
     grad_accum = resumed.grad_accum(processes) if resumed else config.train.grad_accum
-    schedule = plan_run(
-        config, loader, per_update=grad_accum * processes, progress=resumed.progress if resumed else None
-    )
+    steps_per_epoch = -(-loader.num_batches // (grad_accum * processes))
+    schedule = system.plan(config, steps_per_epoch, progress=resumed.progress if resumed else None)
+    system.check(config, data, schedule)
     stage = resumed.stage(schedule) if resumed else schedule.at(0)
-    check_fits(config, data, schedule)
-    return Prepared(
-        engine=engine,
-        data=data,
-        loader=loader,
-        schedule=schedule,
-        grad_accum=grad_accum,
-        stage=stage,
-        model=new_model(config, stage) if resumed else build_model(config, stage, note=note),
-        given=None if resumed else given_gmm(config, stage),
-        fresh=resumed is None,
-    )
+    return Prepared(config, engine, data, loader, schedule, grad_accum, stage, fresh=resumed is None)
 
 
-def _run_folder(config: Config, resumed: Resumed | None, console: Console) -> RunDir:
+def _run_folder(config: Any, resumed: Resumed | None, console: Console) -> RunDir:
     """The folder to write to: a new one with the configuration in it, or that of the run to go on with."""
     if resumed is None:
         run_dir = new_run(Path(config.runs_root), config.run_name, "train")
@@ -186,7 +160,7 @@ def _run_folder(config: Config, resumed: Resumed | None, console: Console) -> Ru
     return run_dir
 
 
-def _describe(config: Config, console: Console, run: Prepared, notes: list[str]) -> None:
+def _describe(system: System, run: Prepared, start: Any, console: Console, notes: list[str]) -> None:
     """Data, model, batch, plan and memory, before anything costs time."""
     for note in notes:
         console.note(note)
@@ -196,43 +170,32 @@ def _describe(config: Config, console: Console, run: Prepared, notes: list[str])
         dict.fromkeys(remark for part in parts for remark in part.remarks),
         dict.fromkeys(pair for part in parts for pair in part.dropped),
     )
-    console.plain(describe_model(run.model))
+    console.plain(system.describe(start))
     processes = run.engine.processes.total
-    console.plain(describe_batches(config, run.loader, grad_accum=run.grad_accum, processes=processes))
-    memory = estimated_bytes(config, run)
+    console.plain(describe_batches(run.config, run.loader, grad_accum=run.grad_accum, processes=processes))
+    memory = system.memory_bytes(run, start)
     console.note(
         f"device      {run.engine.describe()}; about {memory / 2**30:.1f} GiB for weights, optimiser and activations"
     )
-    console.plain(describe_plan(run.schedule))
+    console.plain(describe_stages(run.schedule))
     for warning in run.schedule.warnings():
         console.warn(warning)
 
 
-def _probe_memory(trainer: Trainer, run: Prepared, console: Console) -> None:
+def _probe_memory(task: Task, run: Prepared, console: Console) -> None:
     """Runs what will take most memory, so that it runs out now or never."""
-    parts, shapes = trainer.parts, run.loader.largest_batches()
-    later = [stage for stage in run.schedule.stages if stage.phase > trainer.stage.phase][:1]
-    peak = probe_memory(
-        parts.engine,
-        parts.model,
-        parts.optimizer,
-        [parts.targets, *(parts.maker.blank(stage, parts.network.encoder) for stage in later)],
-        shapes,
-        visible=any(stage.visible_loss for stage in run.schedule.stages),
-        settings=parts.settings,
-    )
-    rate = run.loader.sample_rate
+    shapes, rate = run.loader.largest_batches(), run.loader.sample_rate
+    stages = [stage for stage in run.schedule.stages if stage.end_step > task.stage.start_step]
+    peak = probe_memory(task, shapes, stages, sample_rate=rate)
     largest = " and ".join(f"{clips} clips of {samples / rate:.1f} s" for clips, samples in shapes)
     console.note(f"memory: the largest micro-batches ({largest}) fit; {peak / 2**30:.2f} GiB at most")
 
 
 def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     """Times a few real micro-batches and says how long the rest will take."""
-    parts, stage, loader, schedule = trainer.parts, trainer.stage, run.loader, run.schedule
+    stage, loader, schedule = trainer.task.stage, run.loader, run.schedule
     batches = loader.epoch(trainer.clock.epoch, augment=stage.augment)
-    per_second = seconds_per_audio_second(
-        parts.engine, parts.model, parts.optimizer, parts.targets, batches, stage=stage, settings=parts.settings
-    )
+    per_second = seconds_per_audio_second(trainer.task, batches, sample_rate=loader.sample_rate)
     if per_second is None:
         return
     together = run.engine.processes.total / per_second  # seconds of audio per second
@@ -244,21 +207,14 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     )
 
 
-def _final_evaluation(config: Config, run: Prepared, run_dir: RunDir, console: Console) -> None:
+def _final_evaluation(system: System, run: Prepared, run_dir: RunDir, console: Console) -> None:
     """The best weights on the whole test set."""
     path = run_dir.weights / "best.pt"
     if not run.engine.ranks.from_main(path.exists()):
         console.warn("no epoch had usable validation figures, so there is no best.pt; the last weights are evaluated")
         path = run_dir.weights / "last.pt"
-    results = evaluate(
-        run.engine,
-        load_weights(path),
-        evaluation_loader(config, run.data.test.clips, run.engine),
-        settings=step_settings(config),
-        progress=console.progress,
-        warn=console.warn,
-    )
+    results = system.results(run, path, console)
     if run.engine.ranks.is_main:
-        write_results(run_dir.results, results)
+        write_csv(run_dir.results, ("metric", "value"), [(name, f"{value:.8g}") for name, value in results.items()])
     shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items() if name != "frames")
     console.note(f"full test set, {path.name}: {shown}")

@@ -14,16 +14,12 @@ from torch import Tensor
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.frames import FrameGeometry
-from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
 from sjepa.dataset.windows import Windows
+from sjepa.features.mel_frontend import MelFrontend
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace, SpaceSettings
-from sjepa.modules.encoder import Encoder
-from sjepa.modules.mel_frontend import MelFrontend
-from sjepa.pretrained import PretrainedEncoder
-from sjepa.targets.base import Targets
 
 LayerSpec = int | Literal["learned"]
 
@@ -54,29 +50,6 @@ class Extractor:
         return list(found.items())
 
 
-def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> Extractor:
-    on_device = engine.to_device(encoder)
-
-    def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
-        with engine.autocast():
-            return on_device(waveform_BS, num_samples_B, layer="all")  # type: ignore[no-any-return]
-
-    return Extractor(name, encoder.num_layers, encoder.geometry, compute)
-
-
-def untrained(trained: Encoder, seed: int) -> Encoder:
-    """An encoder of that shape with freshly drawn weights; what the trained one has measured of its corpus stays."""
-    torch.manual_seed(key(seed, "untrained"))
-    encoder = Encoder(trained.shape)
-    for own, measured in zip(encoder.buffers(), trained.buffers(), strict=True):
-        own.copy_(measured)
-    return encoder
-
-
-def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extractor:
-    return encoder_extractor("untrained", PretrainedEncoder(untrained(trained, seed)), engine)
-
-
 def mfcc_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
     mfcc = engine.to_device(MFCC(geometry))
     return _plain_extractor("MFCC", mfcc, NUM_FEATURES, geometry, space)
@@ -87,19 +60,6 @@ def mel_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings 
     frontend = engine.to_device(MelFrontend(statistics="corpus", geometry=geometry))
     width = frontend.num_channels
     return _plain_extractor("log-mel", lambda waveform_BS, _: frontend.levels(waveform_BS), width, geometry, space)
-
-
-def posterior_extractor(targets: Targets, engine: Engine) -> Extractor:
-    """The soft targets themselves: what training aimed at."""
-
-    def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
-        frames = targets.geometry.frames(waveform_BS.shape[1])
-        every_N = torch.arange(len(waveform_BS) * frames, device=waveform_BS.device)
-        with engine.autocast():
-            posteriors_NK = targets.posteriors(waveform_BS, num_samples_B, every_N, speaker_B)
-        return posteriors_NK.view(1, len(waveform_BS), frames, -1)
-
-    return Extractor("posteriors of the mixture", 1, targets.geometry, compute)
 
 
 def _plain_extractor(

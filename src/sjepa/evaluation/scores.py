@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sjepa.core.files import write_text
+from sjepa.core.files import write_csv
 from sjepa.core.random import generator
 
 _DRAWS = 1000
@@ -124,10 +122,5 @@ def interval(parts: Sequence[BySpeaker | None], *, seed: int) -> tuple[float, fl
 
 def write_rows(path: Path, rows: Sequence[ProbeRow]) -> None:
     """probes.csv"""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(ProbeRow._fields)
-    for row in rows:
-        values = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
-        writer.writerow(["" if value == "nan" else value for value in values])
-    write_text(path, text.getvalue())
+    texts = [[f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows]
+    write_csv(path, ProbeRow._fields, [["" if value == "nan" else value for value in row] for row in texts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from sjepa.training.clock import Clock
+from sjepa.training.figures import Figure
 from sjepa.training.report import EpochResult, StepFigures
 
 T = TypeVar("T")
@@ -108,36 +109,29 @@ class Console:
         if self._steps is not None:
             self._steps.update(1)
 
-    def figures(self, clock: Clock, figures: StepFigures) -> None:
+    def figures(self, clock: Clock, figures: StepFigures, kinds: Sequence[Figure]) -> None:
         """One line per `log_every`: to the log file always, to the terminal where there are no bars."""
-        metrics = figures.metrics
+        shown = [kind.text(figures.train[kind.name]) for kind in kinds if kind.where == "both" and not kind.beside]
         line = (
-            f"epoch {clock.epoch} step {clock.step}/{self._total_steps}  loss {metrics.loss:.4f}  kl {metrics.kl:.4f}  "
-            f"top1 {metrics.top1:.3f}  entropy {metrics.entropy_bits:.2f} bit  lr {figures.learning_rate:.2e}  "
-            f"grad {figures.gradient_norm:.2f}  {figures.audio_rate:.0f} s audio/s  data wait {figures.waiting:.0%}  "
-            f"left {duration(figures.seconds_left)}"
+            f"epoch {clock.epoch} step {clock.step}/{self._total_steps}  {'  '.join(shown)}  "
+            f"lr {figures.learning_rate:.2e}  grad {figures.gradient_norm:.2f}  {figures.audio_rate:.0f} s audio/s  "
+            f"data wait {figures.waiting:.0%}  left {duration(figures.seconds_left)}"
         )
         if self._steps is None:
             logger.info("{}", line)
             return
         logger.debug("{}", line)
         self._steps.set_postfix_str(
-            f"loss {metrics.loss:.3f} kl {metrics.kl:.3f} top1 {metrics.top1:.2f} H {metrics.entropy_bits:.1f}b "
-            f"lr {figures.learning_rate:.1e} {figures.audio_rate:.0f}s/s wait {figures.waiting:.0%}"
+            f"{' '.join(shown)} lr {figures.learning_rate:.1e} {figures.audio_rate:.0f}s/s wait {figures.waiting:.0%}"
         )
 
     def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None:
         if self._steps is not None:
             self._steps.close()
             self._epochs.update(1)
-        train, val, moved = result.train, result.validation, result.targets
-        targets = "" if moved.layer is None else f", layer {moved.layer}, {moved.reseeded} re-seeded"
-        judged = "".join(f", {name} {value:.3f}" for name, value in result.judged.items())
         logger.info(
             "{}",
-            f"epoch {result.epoch} done in {duration(result.seconds)}: train loss {train.loss:.4f} kl {train.kl:.4f} "
-            f"top1 {train.top1:.3f} | val kl {val.kl:.4f} top1 {val.top1:.3f} entropy {val.entropy_bits:.2f} bit "
-            f"(targets {val.target_entropy_bits:.2f}), {val.clusters_used:.0f} components in use{targets}{judged} | "
+            f"epoch {result.epoch} done in {duration(result.seconds)}: {result.summary} | "
             f"{result.audio_hours:.2f} h audio{'  ← best so far' if is_best else ''}",
         )
 

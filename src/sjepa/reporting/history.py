@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sjepa.core.errors import UserError
-from sjepa.core.files import write_text
-from sjepa.metrics import Metrics
+from sjepa.core.files import write_csv
+from sjepa.training.figures import Figure
 from sjepa.training.report import EpochResult
 
 Row = dict[str, Any]
@@ -19,8 +19,9 @@ Row = dict[str, Any]
 class History:
     """The rows so far; the file on disk always holds all of them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, figures: Sequence[Figure]) -> None:
+        """`figures`: what the rows hold."""
+        self.path, self._figures = path, figures
         self.rows: list[Row] = []
 
     def resume(self, epochs: int) -> None:
@@ -34,14 +35,39 @@ class History:
 
     def append(self, result: EpochResult) -> Row:
         """Adds an epoch and writes the file anew, whole or not at all."""
-        self.rows.append(_row(result))
+        self.rows.append(self._row(result))
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{name: _text(value) for name, value in row.items()} for row in self.rows])
-        write_text(self.path, text.getvalue())
+        write_csv(self.path, names, [[_text(row.get(name, "")) for name in names] for row in self.rows])
         return self.rows[-1]
+
+    def _row(self, result: EpochResult) -> Row:
+        row: Row = {"epoch": result.epoch, "phase": result.stage.phase, "lr": result.learning_rate}
+        own = [figure for figure in self._figures if figure.where in ("both", "validation")]
+        first = [figure for figure in own if figure.where == "both" and not figure.beside]
+        for figure in first:
+            row |= _values(figure, result)
+        row |= {
+            **result.columns,
+            "seconds": result.seconds,
+            "audio_hours": result.audio_hours,
+            "data_waiting": result.waiting,
+            "skipped_updates": result.skipped_updates,
+            "unreadable_clips": result.unreadable_clips,
+            "gradient_norm": result.gradient_norm,
+        }
+        for figure in own:
+            row |= {} if figure in first else _values(figure, result)
+        return row | dict(result.details)
+
+
+def _values(figure: Figure, result: EpochResult) -> Row:
+    """A figure of training, if it has one there, and of validation, if it was found."""
+    parts = (
+        {"val": result.validation}
+        if figure.where == "validation"
+        else {"train": result.train, "val": result.validation}
+    )
+    return {f"{part}_{figure.name}": found[figure.name] for part, found in parts.items() if figure.name in found}
 
 
 def read_history(path: Path) -> list[Row]:
@@ -54,30 +80,6 @@ def read_history(path: Path) -> list[Row]:
         return rows
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
         raise UserError(f"{path}: damaged") from None
-
-
-def _row(result: EpochResult) -> Row:
-    row: Row = {"epoch": result.epoch, "phase": result.stage.phase, "lr": result.learning_rate}
-    for name in Metrics.NAMES:
-        row[f"train_{name}"] = getattr(result.train, name)
-        row[f"val_{name}"] = getattr(result.validation, name)
-    layer = "" if result.targets.layer is None else result.targets.layer
-    row |= {"clusters_used": result.validation.clusters_used, "active_layer": layer}
-    row |= {f"erank_{layer}": rank for layer, rank in enumerate(result.effective_ranks)}
-    return row | {
-        "seconds": result.seconds,
-        "audio_hours": result.audio_hours,
-        "data_waiting": result.waiting,
-        "skipped_updates": result.skipped_updates,
-        "unreadable_clips": result.unreadable_clips,
-        "gradient_norm": result.gradient_norm,
-        "train_target_entropy_bits": result.train.target_entropy_bits,
-        "val_target_entropy_bits": result.validation.target_entropy_bits,
-        "reseeded": result.targets.reseeded,
-        **{f"val_{name}": value for name, value in result.judged.items()},
-        **{f"spread_{layer}": value for layer, value in enumerate(result.spreads)},
-        **{f"layer_score_{layer}": score for layer, score in enumerate(result.targets.layer_scores)},
-    }
 
 
 def _text(value: Any) -> Any:

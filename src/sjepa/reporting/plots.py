@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # no screen needed
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from sjepa.core.files import atomic_path
+from sjepa.training.figures import Figure
 
 Row = dict[str, Any]
 
@@ -23,115 +24,99 @@ _TRAIN, _VALIDATION = "#4477aa", "#cc6677"
 _PHASES = {1: "#eef3f8", 2: "#f8f1ea"}
 
 
-class Curve(NamedTuple):
-    """A history column (without its train_/val_ prefix), its title and the label of its axis."""
-
-    name: str
-    title: str
-    axis: str
-
-
-METRICS = (
-    Curve("loss", "Loss", "KL over the frames in the loss (nats)"),
-    Curve("kl", "KL to the soft targets", "KL over masked frames (nats)"),
-    Curve("top1", "Agreement of the likeliest component", "share of masked frames"),
-    Curve("entropy_bits", "Entropy of the predictions", "entropy over masked frames (bits)"),
+_LEARNING_RATE = Figure(
+    name="lr", title="Learning rate", axis="learning rate at the epoch's end", where="run", from_zero=True
+)
+_GRADIENT_NORM = Figure(
+    name="gradient_norm", title="Gradient norm", axis="mean norm before clipping", where="run", from_zero=True
 )
 
 
-JUDGED = (
-    Curve("val_pitch_match", "Frames found again at another pitch", "share of validation frames"),
-    Curve("val_pnmi", "What units tell of phones", "mutual information over entropy of phones"),
-    Curve("val_frame_phones", "Phones of frames, linear probe", "share of validation frames"),
-)
-
-LAYERS = (
-    Curve("erank", "Effective rank of each layer's features", "effective rank (2,000 frames)"),
-    Curve("spread", "Spread of each layer's features", "distance from the mean over size"),
-)
-
-
-def draw_history(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draws every curve of a history as `history_<name>.jpg`; the files written."""
+def draw_history(rows: Sequence[Row], figures: Sequence[Figure], folder: Path) -> list[Path]:
+    """Draws every figure of a history as `history_<name>.jpg`; the files written."""
     if not rows:
         return []
-    written = [_draw_metric(rows, curve, folder) for curve in METRICS]
-    written.append(_draw_single(rows, Curve("lr", "Learning rate", "learning rate at the epoch's end"), folder))
-    written.append(
-        _draw_single(rows, Curve("clusters_used", "Components in use", "perplexity of the mean target"), folder)
-    )
-    written.append(_draw_single(rows, Curve("gradient_norm", "Gradient norm", "mean norm before clipping"), folder))
-    for curve in JUDGED:
-        if any(curve.name in row for row in rows):
-            written.append(_draw_single(rows, curve, folder, from_zero=False))
-    for curve in LAYERS:
-        written.append(draw_layers(rows, curve, folder / f"history_{curve.name}.jpg"))
+    written = []
+    for figure in [*figures, _LEARNING_RATE, _GRADIENT_NORM]:
+        if figure.beside:
+            continue
+        beside = next((other for other in figures if other.beside == figure.name), None)
+        if figure.where == "layers":
+            written.append(draw_layers(rows, figure, folder / f"history_{figure.name}.jpg", beside=beside))
+        elif figure.where == "both":
+            written.append(_draw_both(rows, figure, folder, beside))
+        elif any(_column(figure) in row for row in rows):
+            written.append(_draw_single(rows, figure, folder))
     return written
 
 
-def _draw_metric(rows: Sequence[Row], curve: Curve, folder: Path) -> Path:
-    figure, axes = _axes(rows, curve)
+def _column(figure: Figure) -> str:
+    return f"val_{figure.name}" if figure.where == "validation" else figure.name
+
+
+def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Figure | None) -> Path:
+    """Training and validation, and dashed what is drawn beside them."""
+    picture, axes = _axes(rows, figure)
     epochs = [row["epoch"] for row in rows]
     for part, colour, label in (("train", _TRAIN, "train"), ("val", _VALIDATION, "validation")):
-        values = [row[f"{part}_{curve.name}"] for row in rows]
+        values = [row[f"{part}_{figure.name}"] for row in rows]
         axes.plot(epochs, values, color=colour, label=f"{label}: {_last(values)}", marker=".", markersize=4)
-    if curve.name == "entropy_bits":
-        targets = [_value(row, "val_target_entropy_bits") for row in rows]
-        axes.plot(epochs, targets, color=_VALIDATION, linestyle="--", label=f"targets, validation: {_last(targets)}")
+    if beside is not None:
+        values = [_value(row, f"val_{beside.name}") for row in rows]
+        label = f"{beside.label}, validation: {_last(values)}"
+        axes.plot(epochs, values, color=_VALIDATION, linestyle="--", label=label)
     axes.legend(frameon=False)
-    return save_figure(figure, folder / f"history_{curve.name}.jpg")
+    return save_figure(picture, folder / f"history_{figure.name}.jpg")
 
 
-def _draw_single(rows: Sequence[Row], curve: Curve, folder: Path, *, from_zero: bool = True) -> Path:
-    figure, axes = _axes(rows, curve)
-    values = [_value(row, curve.name) for row in rows]
+def _draw_single(rows: Sequence[Row], figure: Figure, folder: Path) -> Path:
+    picture, axes = _axes(rows, figure)
+    values = [_value(row, _column(figure)) for row in rows]
     axes.plot([row["epoch"] for row in rows], values, color=_TRAIN, marker=".", markersize=4)
-    if from_zero:
+    if figure.from_zero:
         axes.set_ylim(bottom=0)
-    return save_figure(figure, folder / f"history_{curve.name}.jpg")
+    return save_figure(picture, folder / f"history_{_column(figure)}.jpg")
 
 
-def draw_layers(rows: Sequence[Row], curve: Curve, path: Path) -> Path:
-    """One curve per layer."""
-    figure, axes = _axes(rows, curve)
+def draw_layers(rows: Sequence[Row], figure: Figure, path: Path, *, beside: Figure | None = None) -> Path:
+    """One curve per layer, and dashed that of `beside`."""
+    picture, axes = _axes(rows, figure)
     colours = matplotlib.colormaps["viridis"]
     epochs = [row["epoch"] for row in rows]
-    layers = sorted(int(name.rpartition("_")[2]) for name in rows[-1] if name.startswith(f"{curve.name}_"))
+    layers = sorted(int(name.rpartition("_")[2]) for name in rows[-1] if name.startswith(f"{figure.name}_"))
     for layer in layers:
         colour = colours(layer / max(1, len(layers) - 1) * 0.9)
-        values = [_value(row, f"{curve.name}_{layer}") for row in rows]
+        values = [_value(row, f"{figure.name}_{layer}") for row in rows]
         axes.plot(epochs, values, color=colour, label=f"layer {layer}: {_last(values)}", marker=".", markersize=4)
-        if (
-            curve.name == "erank"
-        ):  # and, dashed, the smoothed score on the EMA encoder that the target layer is chosen by
-            axes.plot(epochs, [_value(row, f"layer_score_{layer}") for row in rows], color=colour, linestyle="--")
+        if beside is not None:
+            axes.plot(epochs, [_value(row, f"{beside.name}_{layer}") for row in rows], color=colour, linestyle="--")
     axes.set_ylim(bottom=0)
-    if curve.name == "erank":
-        _name_target_layers(axes, rows)
+    if figure.marks is not None:
+        _mark_changes(axes, rows, *figure.marks)
+    if beside is not None and f"{beside.name}_0" in rows[-1]:
+        axes.plot([], [], color="#555555", linestyle="--", label=beside.label)
     axes.legend(frameon=False)
-    return save_figure(figure, path)
+    return save_figure(picture, path)
 
 
-def _name_target_layers(axes: Axes, rows: Sequence[Row]) -> None:
-    """Says which layer targets come from, where that changes."""
+def _mark_changes(axes: Axes, rows: Sequence[Row], column: str, text: str) -> None:
+    """A dotted line where a column changes, with its new value in words."""
     before: Any = ""
     for row in rows:
-        layer = row.get("active_layer", "")
-        if layer not in ("", before):
+        value = row.get(column, "")
+        if value not in ("", before):
             axes.axvline(row["epoch"], color="#999999", linewidth=0.8, linestyle=":")
             is_late = row["epoch"] > (rows[0]["epoch"] + 2 * rows[-1]["epoch"]) / 3  # then the text goes to the left
             axes.text(
                 row["epoch"],
                 0.02,
-                f" targets: layer {layer} ",
+                f" {text.format(value)} ",
                 transform=axes.get_xaxis_transform(),
                 ha="right" if is_late else "left",
                 fontsize=8,
                 color="#555555",
             )
-        before = layer
-    if "layer_score_0" in rows[-1]:
-        axes.plot([], [], color="#555555", linestyle="--", label="smoothed, EMA encoder")
+        before = value
 
 
 def _value(row: Row, name: str) -> float:
@@ -139,17 +124,17 @@ def _value(row: Row, name: str) -> float:
     return math.nan if value == "" else float(value)
 
 
-def _axes(rows: Sequence[Row], curve: Curve) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(f"{curve.title} · {rows[-1]['audio_hours']:.2f} h of audio seen", loc="left", fontsize=11)
+def _axes(rows: Sequence[Row], figure: Figure) -> tuple[Picture, Axes]:
+    picture = Picture(figsize=(7.2, 4.2), layout="constrained")
+    axes = picture.subplots()
+    axes.set_title(f"{figure.title} · {rows[-1]['audio_hours']:.2f} h of audio seen", loc="left", fontsize=11)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(curve.axis)
+    axes.set_ylabel(figure.axis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     _shade_phases(axes, rows)
-    return figure, axes
+    return picture, axes
 
 
 def _shade_phases(axes: Axes, rows: Sequence[Row]) -> None:
@@ -177,8 +162,8 @@ def _last(values: Sequence[float]) -> str:
     return f"{values[-1]:.3g}"
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(picture: Picture, path: Path) -> Path:
     """Writes a picture whole or not at all."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="jpg", dpi=130, pil_kwargs={"quality": 90})
+        picture.savefig(temporary, format="jpg", dpi=130, pil_kwargs={"quality": 90})
     return path

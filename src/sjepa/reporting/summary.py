@@ -1,14 +1,13 @@
-"""What a run says before its first step: data, model, batch, plan."""
+"""What a run says before its first step: data, batch, stages."""
 
 from __future__ import annotations
 
-from torchinfo import summary as torchinfo_summary
+from typing import Any
 
-from sjepa.config.schedule import Schedule
-from sjepa.config.schema import Config
+from sjepa.config.run import RunConfig
 from sjepa.dataset.loader import EpochLoader
-from sjepa.model import SJEPA
 from sjepa.training.feeding import Data
+from sjepa.training.schedule import Schedule
 
 
 def describe_data(data: Data) -> str:
@@ -26,15 +25,7 @@ def describe_data(data: Data) -> str:
     return "\n".join(lines)
 
 
-def describe_model(model: SJEPA) -> str:
-    """Layers and parameters (torchinfo), and the share of the encoder, which is what is kept."""
-    table = str(torchinfo_summary(model, depth=2, col_names=("num_params", "params_percent"), verbose=0))
-    encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    return f"{table}\nencoder {encoder:,} parameters; with predictor and head {whole:,}"
-
-
-def describe_batches(config: Config, train: EpochLoader, *, grad_accum: int, processes: int) -> str:
+def describe_batches(config: RunConfig, train: EpochLoader, *, grad_accum: int, processes: int) -> str:
     """The global batch in clips and in seconds of audio."""
     share = min(1.0, grad_accum * processes / train.num_batches)
     devices = f" × {processes} devices" if processes > 1 else ""
@@ -50,27 +41,23 @@ def describe_batches(config: Config, train: EpochLoader, *, grad_accum: int, pro
     )
 
 
-def describe_plan(schedule: Schedule) -> str:
+def describe_stages(schedule: Schedule[Any]) -> str:
     """The stages as a small table."""
-    head = ("stage", "from", "updates", "targets", "K", "loss over", "augmentation", "peak rate", "warm-up")
     per_epoch = schedule.steps_per_epoch
     rows = [
-        (
-            stage.name,
-            f"epoch {stage.start_step / per_epoch:.4g}",
-            f"{stage.start_step:,}–{stage.end_step:,}",
-            stage.targets,
-            str(stage.num_clusters),
-            "masked + visible" if stage.visible_loss else "masked",
-            "on" if stage.augment else "off",
-            f"{stage.rate.peak:.2e}",
-            f"{stage.rate.warmup_steps:,} steps" if stage.start_step == stage.rate.start_step else "–",
-        )
+        {
+            "stage": stage.name,
+            "from": f"epoch {stage.start_step / per_epoch:.4g}",
+            "updates": f"{stage.start_step:,}–{stage.end_step:,}",
+            **stage.describe(),
+            "augmentation": "on" if stage.augment else "off",
+            "peak rate": f"{stage.rate.peak:.2e}",
+            "warm-up": f"{stage.rate.warmup_steps:,} steps" if stage.start_step == stage.rate.start_step else "–",
+        }
         for stage in schedule.stages
     ]
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    ]
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     total = f"{schedule.total_steps:,} updates, {schedule.steps_per_epoch:,} in an epoch, {schedule.epochs:,} epochs"
     return "\n".join([*lines, total])

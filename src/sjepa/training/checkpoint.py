@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-import sjepa
 from sjepa.core.errors import UserError
-from sjepa.core.files import atomic_path
 from sjepa.core.sharding import load_state, whole
-from sjepa.weights import read_torch_file
+from sjepa.core.torch_files import read_torch_file, write_torch_file
 
 _KIND, _FORMAT = "sjepa checkpoint", 4
 _NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
@@ -42,9 +39,7 @@ class Checkpoints:
         states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
         if not self._writes:
             return self.folder / name
-        content = {"kind": _KIND, "format": _FORMAT, "version": sjepa.__version__, "parts": states}
-        with atomic_path(self.folder / name) as temporary:
-            torch.save(content, temporary)
+        write_torch_file(self.folder / name, {"parts": states}, kind=_KIND, format_number=_FORMAT)
         others = [path for path in self.paths() if path.name != name]
         for path in others[: max(0, len(others) - self._keep + 1)]:
             path.unlink(missing_ok=True)
@@ -56,23 +51,21 @@ class Checkpoints:
         return [path for match, path in sorted(found, key=lambda item: _order(item[0]))]
 
     @staticmethod
-    def read(path: Path, names: Iterable[str]) -> dict[str, Any]:
-        """The states of all parts, whose names are given. Raises UserError if the file is not a whole checkpoint with just
-        these."""
-        content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
-        states = content.get("parts")
+    def read(path: Path) -> dict[str, Any]:
+        """The states of all parts. Raises UserError if the file is not a whole checkpoint."""
+        states = read_torch_file(path, kind=_KIND, format_number=_FORMAT).get("parts")
         if not isinstance(states, dict):
             raise UserError(f"{path}: holds no state")
-        different = set(names) ^ set(states)
-        if different:
-            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(different))})")
         return states
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
         """Gives every part its state back, in their order. Raises UserError, with nothing changed, if the file does not
         fit."""
-        states = Checkpoints.read(path, parts)
+        states = Checkpoints.read(path)
+        different = set(parts) ^ set(states)
+        if different:
+            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(different))})")
         for name, part in parts.items():
             problem = _mismatch(part.state_dict(), states[name])
             if problem:

@@ -16,7 +16,7 @@ from sjepa.core.errors import UserError
 
 _CPU_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 _C_COMPILERS = ("gcc", "clang", "cc")
-_MOST_VARIANTS = 64  # of a layer: training or not, passed by or not, one clip or many, in encoder and predictor
+_MOST_VARIANTS = 64  # of a layer: training or not, dropped or not, one clip or many, in each network that has it
 
 
 def check_compiler(device: torch.device) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sjepa.config.audio import Dataset
+from sjepa.config.dataset import Dataset
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Progress
 from sjepa.core.random import hash_array, key
+from sjepa.dataset.blend import Mixture
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubOptions
 from sjepa.dataset.manifest import scan
-from sjepa.dataset.mixing import Mixture
 from sjepa.dataset.sources import Source, resolve_sources
 from sjepa.dataset.windows import Windows, crops, tiles
 

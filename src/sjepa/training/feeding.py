@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sjepa.config.schema import Config
+from sjepa.config.run import RunConfig
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Progress
@@ -49,7 +49,7 @@ class Data:
         return Fingerprint(self.train.clips, self.windows, more=more)
 
 
-def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data:
+def load_data(config: RunConfig, *, cache_folder: Path, progress: Progress) -> Data:
     """Scans what the configuration names. Raises UserError if a set has no usable clip."""
     settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
     load = partial(load_set, config, cache_folder=cache_folder, progress=progress)
@@ -69,7 +69,7 @@ def load_data(config: Config, *, cache_folder: Path, progress: Progress) -> Data
     )
 
 
-def _kept_of_stream(config: Config, cache_folder: Path, progress: Progress) -> tuple[HubStream, ClipSet]:
+def _kept_of_stream(config: RunConfig, cache_folder: Path, progress: Progress) -> tuple[HubStream, ClipSet]:
     """The stream that `dataset.train_path` names, and the clips that are kept of it."""
     settings, hf = config.dataset, config.dataset.hf
     if config.train.max_batch_seconds is not None:
@@ -87,13 +87,15 @@ def _kept_of_stream(config: Config, cache_folder: Path, progress: Progress) -> t
     return stream, load_sources(config, str(kept), "dataset.train_path", cache_folder=cache_folder, progress=progress)
 
 
-def load_set(config: Config, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None) -> ClipSet:
+def load_set(
+    config: RunConfig, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
+) -> ClipSet:
     """The clips that `dataset.<name>` names, at most `most` of them."""
     paths = getattr(config.dataset, name)
     return load_sources(config, paths, f"dataset.{name}", cache_folder=cache_folder, progress=progress, most=most)
 
 
-def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
+def noise_set(config: RunConfig, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
     """The recordings that augmentation takes noise from, if it is on and has its own."""
     augment = config.dataset.augment
     if not augment.enabled or augment.noise_path is None:
@@ -104,7 +106,7 @@ def noise_set(config: Config, *, cache_folder: Path, progress: Progress) -> Clip
 
 
 def load_sources(
-    config: Config, paths: Any, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
+    config: RunConfig, paths: Any, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
 ) -> ClipSet:
     """The clips of `paths`, which the key `name` gives, at most `most` of them."""
     return load_clips(
@@ -118,7 +120,7 @@ def load_sources(
     )
 
 
-def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
+def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
     made = augmentation(config, data.noise) if config.dataset.augment.enabled else None
     if data.stream is not None:
         settings = config.dataset
@@ -151,7 +153,7 @@ def train_loader(config: Config, data: Data, engine: Engine) -> EpochLoader:
     return _loader(config, dataset, batch_plan, engine)
 
 
-def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
+def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
     augment = config.dataset.augment
     return Augmentation(
         config.dataset.sample_rate,
@@ -170,14 +172,14 @@ def augmentation(config: Config, noise: ClipSet | None) -> Augmentation:
     )
 
 
-def fixed_loader(config: Config, clips: Clips, windows: Windows, engine: Engine) -> Loader:
+def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engine) -> Loader:
     """Windows in their own order, never augmented."""
     plan = BatchPlan(config.train.batch_size, shuffle=False)
     dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.fewest_samples)
     return _loader(config, dataset, plan, engine)
 
 
-def _loader(config: Config, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:
+def _loader(config: RunConfig, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:
     return Loader(
         dataset,
         batches,
@@ -188,6 +190,6 @@ def _loader(config: Config, dataset: WindowDataset, batches: BatchPlan, engine: 
     )
 
 
-def evaluation_loader(config: Config, clips: Clips, engine: Engine) -> Loader:
+def evaluation_loader(config: RunConfig, clips: Clips, engine: Engine) -> Loader:
     """Every sample of every clip, longer clips in tiles."""
     return fixed_loader(config, clips, tiling(clips, config.dataset), engine)

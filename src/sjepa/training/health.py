@@ -1,14 +1,15 @@
-"""Signs that a run goes wrong: updates that are not finite, clips that cannot be read."""
+"""Signs that a run goes wrong: updates that are not finite, clips that cannot be read, a collapse."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sjepa.core.errors import SharedError
 from sjepa.dataset.batch import Failure
+from sjepa.training.report import Report
 
 _MOST_IN_A_ROW = 10
 _MOST_FAILED_SHARE = 0.01
@@ -98,3 +99,27 @@ class UnreadableClips:
                 f"more than 1 %: {shown}{rest}. The state is saved; dataset.validate: full finds such files beforehand "
                 "(not in a stream)"
             )
+
+
+@dataclass
+class CollapseAlarm:
+    """Warns once per epoch, or stops the run."""
+
+    on_collapse: Literal["warn", "stop"]
+    epoch: int = -1  # of the last warning
+
+    def check(self, signs: Sequence[str], epoch: int, report: Report) -> None:
+        """Raises RunStopped if there are signs and the run is to stop at them."""
+        if not signs or (self.on_collapse == "warn" and epoch == self.epoch):
+            return
+        text = f"collapse: {'; '.join(signs)}"
+        if self.on_collapse == "stop":
+            raise RunStopped(f"{text}. The state is saved; a new run may do better with a lower optimizer.lr")
+        self.epoch = epoch
+        report.warn(f"{text}. Going on (health.on_collapse: stop ends such a run)")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]

@@ -1,16 +1,14 @@
-"""What a run tells whoever listens. The training code knows no terminal, file or plot."""
+"""What a run reports, and to whom. The training code knows no terminal, file or plot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from sjepa.config.schedule import Stage
-from sjepa.core.progress import Progress
-from sjepa.metrics import Metrics
-from sjepa.targets.base import TargetFigures
+from sjepa.core.progress import Messages
 from sjepa.training.clock import Clock
+from sjepa.training.schedule import Stage
 
 
 @dataclass(frozen=True)
@@ -18,7 +16,7 @@ class StepFigures:
     """Means since the last report: `audio_rate` is seconds of audio per second, `waiting` the share of time spent
     waiting for data, `seconds_left` an estimate for the whole run."""
 
-    metrics: Metrics
+    train: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
     audio_rate: float
@@ -26,38 +24,30 @@ class StepFigures:
     seconds_left: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One row of the history; `gradient_norm` is the mean over the epoch's updates, `judged` what labels say, if there are
-    any."""
+    """An epoch: figures by name, further columns of the history in front (`columns`) and at the end (`details`), `summary`
+    for the terminal; `gradient_norm` is the mean over the epoch's updates, `seconds` what the epoch took, `waiting` the
+    share of it spent waiting for data."""
 
     epoch: int
     stage: Stage
     learning_rate: float
-    train: Metrics
-    validation: Metrics
-    effective_ranks: tuple[float, ...]
-    spreads: tuple[float, ...]
-    targets: TargetFigures
+    train: Mapping[str, float]
+    validation: Mapping[str, float]
+    columns: Mapping[str, Any]
+    details: Mapping[str, Any]
     gradient_norm: float
     seconds: float
     audio_hours: float
     waiting: float
     skipped_updates: int
     unreadable_clips: int
-    judged: Mapping[str, float] = field(default_factory=dict)
+    summary: str
 
 
-class Report(Protocol):
+class Report(Messages, Protocol):
     """The listener."""
-
-    progress: Progress
-
-    def note(self, text: str) -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
 
     def epoch_started(self, clock: Clock, steps: int) -> None: ...
 

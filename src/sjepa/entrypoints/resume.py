@@ -1,0 +1,104 @@
+"""Which run is resumed, from where, and whether the configuration still means the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sjepa.config.load import Schema, load_config
+from sjepa.config.run import RunConfig
+from sjepa.core.errors import UserError
+from sjepa.reporting.console import Console
+from sjepa.reporting.run_dir import RunDir, existing_runs
+from sjepa.training.checkpoint import Checkpoints
+from sjepa.training.schedule import RunProgress, Schedule, Stage
+
+# What may change between the parts of one run; everything else would make it another run.
+_FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
+         "train.strategy", "train.probe_memory", "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run to resume: its folder, the checkpoint, how far that came, and how many micro-batches make an update."""
+
+    run_dir: RunDir
+    checkpoint: Path
+    progress: RunProgress
+    epoch: int
+    batches_per_update: int
+    data: dict[str, str]  # the state of the fingerprint of its training set
+
+    def grad_accum(self, processes: int) -> int:
+        """Micro-batches that each process takes for the same global batch. Raises UserError if they do not divide."""
+        share, rest = divmod(self.batches_per_update, processes)
+        if rest:
+            raise UserError(
+                f"train.devices: {processes} processes cannot share the {self.batches_per_update} micro-batches that make "
+                "one update of the run to be resumed"
+            )
+        return share
+
+    def stage(self, schedule: Schedule[Any]) -> Stage:
+        """The stage that the checkpoint was made in; the next one may start with the very next update."""
+        last = list(self.progress.entered)[-1]
+        found: Stage = next(stage for stage in schedule.stages if stage.name == last)  # plans keep what was entered
+        return found
+
+
+def run_to_resume(schema: Schema[Any], config: RunConfig, console: Console) -> Resumed | None:
+    """The highest-numbered run with a checkpoint that can be read, and that checkpoint."""
+    for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
+        checkpoints = Checkpoints(checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
+        for path in reversed(checkpoints.paths()):
+            try:
+                states = Checkpoints.read(path)
+                if not {"clock", "data"} <= set(states):
+                    raise UserError(f"{path}: holds no state of a run")
+            except UserError as error:
+                console.warn(f"ignored: {error}")
+                continue
+            used = load_config(schema, run_dir.config).model_dump(mode="json", by_alias=True)
+            refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
+            clock = states["clock"]
+            return Resumed(
+                run_dir,
+                path,
+                RunProgress(clock["step"], clock["entered"]),
+                clock["epoch"],
+                clock["per_update"],
+                states["data"],
+            )
+    console.note("checkpoint.resume: no checkpoint to resume from; this is a new run")
+    return None
+
+
+def checkpoint_folder(config: RunConfig, run_dir: RunDir) -> Path:
+    """`checkpoint.dir` may serve many runs: each has a folder of its own there."""
+    if config.checkpoint.dir is None:
+        return run_dir.checkpoints
+    return Path(config.checkpoint.dir) / config.run_name / run_dir.root.name
+
+
+def differences(used: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """`key: old → new` for every key that differs and must not."""
+    old, new = _flat(used), _flat(wanted)
+    names = [*new, *(name for name in old if name not in new)]
+    changed = [name for name in names if old.get(name) != new.get(name) and not name.startswith(_FREE)]
+    return [f"{name}: {old.get(name)} → {new.get(name)}" for name in changed]
+
+
+def refuse_differences(used: dict[str, Any], wanted: dict[str, Any], run: Path) -> None:
+    """Raises UserError with the list of keys that differ from those of the run to be resumed."""
+    changed = differences(used, wanted)
+    if changed:
+        first = f"checkpoint.resume: {run} was made with another configuration; change back or start a new run:"
+        raise UserError("\n".join([first, *changed]))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

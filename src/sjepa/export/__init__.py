@@ -1,1 +1,0 @@
-"""A trained encoder in forms that others read."""

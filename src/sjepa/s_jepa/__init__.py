@@ -1,0 +1,1 @@
+"""S-JEPA: encoder, targets and training towards soft clusters."""

@@ -1,0 +1,224 @@
+"""Fitting a mixture to features of the training set, and ranking layers on it: both from a keyed sample of its frames.
+
+B batch, T frames, N sampled frames, L layers, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sjepa.core.errors import SharedError
+from sjepa.core.frames import FrameGeometry
+from sjepa.core.random import hash_array, key
+from sjepa.core.ranks import Ranks
+from sjepa.dataset.batch import Batch, collate
+from sjepa.dataset.clips import Clips
+from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
+from sjepa.dataset.windows import Windows
+from sjepa.features.effective_rank import RANK_FRAMES, effective_rank
+from sjepa.features.mel_frontend import MelFrontend
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.fit import Fit, fit_gmm
+from sjepa.gmm.reservoir import FrameSample, draw_frames
+from sjepa.gmm.space import MixtureSpace
+from sjepa.training.report import Report
+
+_BATCH_CLIPS = 16
+_RANK_GROUPS = 40
+_BAND_FRAMES = 20_000
+_SPEAKER_FRAMES = 1000  # of each, on average
+_UNREADABLE = "dataset.train_path: not one of the clips to draw frames from could be read"
+
+Extractor = Callable[[Batch], Tensor]  # a batch on its device → [B, T, …] features
+
+
+@dataclass(frozen=True)
+class TrainingFrames:
+    """The training set, tiled by windows, to draw frames from. Each of several processes reads its share of the windows."""
+
+    clips: Clips
+    windows: Windows
+    geometry: FrameGeometry
+    seed: int
+    num_workers: int
+    device: torch.device
+    ranks: Ranks
+
+    def draw(self, wanted: int, purpose: str, *, fewest_groups: int | None = None) -> tuple[FrameSample, Loader]:
+        """About `wanted` frames, uniform over all of them, and a loader of the windows that they are in."""
+        windows = self.windows
+        ids = self.clips.id_N[windows.clip_N] * (1 << 20) + windows.start_N // max(1, int(windows.length_N.max()))
+        draw_seed = key(self.seed, purpose)
+        frames_N = self.geometry.frames(windows.length_N)
+        sample = draw_frames(frames_N, ids, wanted, seed=draw_seed, fewest_groups=fewest_groups)
+        dataset = WindowDataset(
+            self.clips, windows.subset(sample.window_M), seed=self.seed, fewest_samples=self.geometry.samples(2)
+        )
+        batches, ranks = BatchPlan(_BATCH_CLIPS, shuffle=False), self.ranks
+        return sample, Loader(dataset, batches, num_workers=self.num_workers, rank=ranks.rank, size=ranks.size)
+
+    @torch.no_grad()
+    def gather(self, batches: Iterable[Batch], sample: FrameSample, extract: Extractor) -> tuple[Tensor, Tensor]:
+        """What `extract` gives for the sampled frames, float32 [N, …], and a draw from U(0, 1) for each, keyed by window
+        and frame, float64 [N].
+
+        `batches` cover windows of `sample` (`Batch.window` is the position in it); what could not be read is left out.
+        """
+        rows: list[Tensor] = []
+        draws: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+        for batch in batches:
+            if not batch.num_samples:
+                continue
+            on_device = batch.to(self.device)
+            features_BT = extract(on_device)
+            for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
+                frames = sample.frames_M[window]
+                frames = frames[frames < self.geometry.frames(samples)]
+                rows.append(features_BT[row, torch.from_numpy(frames).to(self.device)].float())
+                draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
+        if not rows:  # nothing to read here: the shape alone
+            quiet = collate([]).or_silence(self.geometry.samples(2)).to(self.device)
+            nothing = extract(quiet)[0, :0]
+            return nothing.float(), torch.zeros(0, dtype=torch.float64)
+        return torch.cat(rows), torch.from_numpy(np.concatenate(draws))
+
+
+@dataclass(frozen=True)
+class MixtureFitter:
+    """Fits mixtures as configured and says so."""
+
+    frames: TrainingFrames
+    fit_frames: int
+    kmeans_iters: int
+    em_iters: int
+    report: Report
+
+    def fit(
+        self,
+        extract: Extractor,
+        gmm: DiagonalGMM,
+        space: MixtureSpace,
+        *,
+        classes: Extractor | None = None,
+        pause: Callable[[], None],
+    ) -> None:
+        """Fits `space` and `gmm` to what `extract` gives for the sampled frames, which `space` projects so that `classes`
+        (how much of a frame belongs to each), or else clusters of the frames, are told apart. `pause` is called between
+        batches.
+
+        Raises SharedError if there are fewer frames than components.
+        """
+        device, ranks, report = self.frames.device, self.frames.ranks, self.report
+        num_components, features = gmm.num_components, gmm.features
+        sample, loader = self.frames.draw(self.fit_frames, "gmm frames")
+        batches = report.progress(loader.epoch(0), total=loader.num_rounds, label="GMM: reading frames")
+        width = space.spliced
+        both = extract if classes is None else lambda batch: torch.cat([extract(batch), classes(batch)], dim=-1)
+        rows_NC, draw_N = self.frames.gather(_pausing(batches, pause), sample, both)
+        frames_NC, class_NK = rows_NC[:, :width], rows_NC[:, width:]
+        total = int(sum(ranks.each(len(frames_NC))))
+        if total == 0:
+            raise SharedError(_UNREADABLE)
+        if total < num_components:
+            raise SharedError(
+                f"gmm.fit_frames: {num_components} components cannot be fitted on {total} frames of the training set"
+            )
+        if space.projects:
+            if classes is None:
+                centre_ND = space.centre_frame(frames_NC)
+                class_NK = (
+                    self._mixture(centre_ND, draw_N, gmm).gmm.to(device).posteriors(centre_ND).responsibilities_NK
+                )
+            space.fit_projection(frames_NC, class_NK, ranks)
+        features_NE = space.project(frames_NC)
+        fit = self._mixture(features_NE, draw_N, gmm)
+        gmm.load_state_dict(fit.gmm.state_dict())
+        space.fit_temperature(gmm, features_NE, ranks)
+        report.note(
+            f"GMM: {num_components} components over {features}, {total:,} frames of "
+            f"{len(sample.window_M):,} windows, log-likelihood {fit.log_likelihoods[0]:.3f} → {fit.log_likelihoods[-1]:.3f}"
+            + (f", temperature {float(space.temperature):.2f}" if space.is_tempered else "")
+        )
+
+    def _mixture(self, rows_ND: Tensor, draw_N: Tensor, gmm: DiagonalGMM) -> Fit:
+        """Of these frames, with as many components as `gmm`. Raises SharedError if it is not finite."""
+        on = "cpu" if rows_ND.device.type == "mps" else rows_ND.device  # sums in float64, which mps does not have
+        fit = fit_gmm(
+            rows_ND.to(on),
+            gmm.num_components,
+            seed=key(self.frames.seed, "gmm"),
+            kmeans_iters=self.kmeans_iters,
+            em_iters=self.em_iters,
+            log=lambda iteration, value: self.report.detail(
+                f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
+            ),
+            draw_N=draw_N.to(on),
+            ranks=self.frames.ranks,
+        )
+        if not fit.is_finite:
+            largest = max(self.frames.ranks.each(float(rows_ND.abs().max()) if len(rows_ND) else 0.0))
+            raise SharedError(
+                f"GMM: the mixture over {gmm.features} is not finite (largest value of a frame: {largest:.2g})"
+            )
+        return fit
+
+    def measure_speakers(self, source: Extractor, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
+        """Gives a space by speaker what the speakers of the training set are like, from a sample of its frames."""
+        wanted = max(self.fit_frames, _SPEAKER_FRAMES * len(space.speaker_S))
+        sample, loader = self.frames.draw(wanted, "speaker frames")
+        batches = self.report.progress(loader.epoch(0), total=loader.num_rounds, label="speakers: reading frames")
+
+        def spoken(batch: Batch) -> Tensor:  # [B, T, D + 1]: the features, and last the number of who speaks
+            x_BTD = source(batch)
+            number_B11 = space.speaker_number(batch.speaker_B, len(x_BTD))[:, None, None]
+            return torch.cat([x_BTD.float(), number_B11.expand(-1, x_BTD.shape[1], 1)], dim=-1)
+
+        rows_NE, _ = self.frames.gather(_pausing(batches, pause), sample, spoken)
+        known = space.measure_speakers(rows_NE[:, :-1], rows_NE[:, -1].long(), self.frames.ranks)
+        self.report.note(f"{known:,} of {len(space.speaker_S):,} speakers have frames enough to be normalised by")
+
+
+def measure_bands(frames: TrainingFrames, frontend: MelFrontend) -> None:
+    """Gives a log-mel frontend the mean and deviation of its bands over a sample of the training set."""
+    sample, loader = frames.draw(_BAND_FRAMES, "mel statistics")
+
+    def levels(batch: Batch) -> Tensor:
+        return frontend.levels(batch.clean_BS)
+
+    own_NC, _ = frames.gather(loader.epoch(0), sample, levels)
+    level_NC = frames.ranks.rows(own_NC)
+    if not len(level_NC):
+        raise SharedError(_UNREADABLE)
+    frontend.measure(level_NC)
+
+
+@dataclass
+class LayerEffectiveRanks:
+    """The effective rank of every layer of an encoder over the same 2,000 real frames each time."""
+
+    frames: TrainingFrames
+    _sample: FrameSample | None = None
+    _batches: list[Batch] = field(default_factory=list)
+
+    def __call__(self, layers: Extractor) -> tuple[float, ...]:
+        """`layers` gives the outputs of all layers, [B, T, L, D]."""
+        if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
+            self._sample, loader = self.frames.draw(RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
+            self._batches = list(loader.epoch(0))
+        own_NLD, _ = self.frames.gather(self._batches, self._sample, layers)
+        features_NLD = self.frames.ranks.rows(own_NLD)
+        if not len(features_NLD):
+            raise SharedError(_UNREADABLE)
+        found = tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
+        return self.frames.ranks.from_main(found)  # the last bits may differ between machines
+
+
+def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
+    for batch in batches:
+        pause()
+        yield batch

@@ -1,0 +1,66 @@
+"""The memory that training S-JEPA takes, counted without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from sjepa.s_jepa.model import SJEPA, ModelShape
+from sjepa.s_jepa.modules.masking import num_masked
+from sjepa.training.memory import saved_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What decides the memory of a micro-batch of `clips` clips of `samples` samples. `visible`: the loss covers visible
+    frames too; `averaged`: there is an EMA copy of the encoder; `copies`: how many times the weights are held, as weights,
+    gradients and moments; `recomputes`: gradient checkpointing of transformer layers; `fused_attention` (GPUs): its
+    weights are not kept."""
+
+    clips: int
+    samples: int
+    mask_ratio: float
+    visible: bool
+    averaged: bool
+    autocast: torch.dtype | None
+    copies: float = 4.0
+    recomputes: bool = False
+    fused_attention: bool = False
+
+
+def training_bytes(shape: ModelShape, load: Load) -> int:
+    """Bytes that weights, optimiser and the tensors kept for the backward pass take. Counted on a model without data;
+    workspaces and the allocator's rounding come on top."""
+    frames = shape.encoder.geometry.frames(load.samples)
+    masked = load.clips * num_masked(frames, load.mask_ratio)
+    visible = load.clips * frames - masked if load.visible else 0
+    if load.fused_attention:  # which a model on the CPU has without dropout alone
+        transformer, predictor = (
+            replace(own, attention_dropout=0.0) for own in (shape.encoder.transformer, shape.predictor)
+        )
+        shape = replace(shape, encoder=replace(shape.encoder, transformer=transformer), predictor=predictor)
+    sizes: list[int] = []
+
+    def build() -> SJEPA:
+        network = SJEPA(shape).train()
+        network.encoder.recompute_activations(load.recomputes)
+        sizes.extend(_bytes(module) for module in (network, network.encoder))
+        return network
+
+    def call(network: SJEPA) -> None:
+        network(
+            torch.empty(load.clips, load.samples),
+            torch.full((load.clips,), load.samples),
+            torch.empty(load.clips, frames, dtype=torch.bool),
+            torch.empty(masked, dtype=torch.int64),
+            torch.empty(visible, dtype=torch.int64),
+        )
+
+    activations = saved_bytes(build, call, autocast=load.autocast)
+    whole, encoder = sizes
+    return activations + round(load.copies * whole) + load.averaged * encoder
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(parameter.nelement() * parameter.element_size() for parameter in module.parameters())

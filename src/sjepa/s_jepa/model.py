@@ -1,0 +1,121 @@
+"""S-JEPA: encoder, predictor and cluster head. B batch, S samples, T frames, D width, K components, N chosen frames."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.core.frames import FrameGeometry
+from sjepa.core.sharding import in_one_piece
+from sjepa.modules.transformer import TransformerShape
+from sjepa.s_jepa.modules.cluster_head import ClusterHead
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
+from sjepa.s_jepa.modules.predictor import Positions, Predictor
+from sjepa.s_jepa.modules.spectrum import SpectrumHead
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything that a model is built from; plain values, so that it can be saved with the weights."""
+
+    encoder: EncoderShape
+    predictor: TransformerShape
+    num_clusters: int
+    max_frames: int
+    predictor_positions: Positions = "learned"
+    spectrum: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ModelShape:
+        """Raises TypeError or KeyError on values that `to_dict` did not write."""
+        encoder = dict(values["encoder"])
+        encoder["transformer"] = TransformerShape(**encoder["transformer"])
+        if "geometry" in encoder:  # not in files of version 0.1.0
+            encoder["geometry"] = FrameGeometry(**encoder["geometry"])
+        return ModelShape(
+            EncoderShape(**encoder),
+            TransformerShape(**values["predictor"]),
+            values["num_clusters"],
+            values["max_frames"],
+            values.get("predictor_positions", "learned"),
+            values.get("spectrum", False),
+        )
+
+
+class Logits(NamedTuple):
+    """Logits at the frames asked for: masked ones from the predictor, visible ones from the encoder. `spectrum_error`: of
+    all real frames together, where that was asked for."""
+
+    masked_NK: Tensor
+    visible_NK: Tensor
+    spectrum_error: Tensor | None = None
+
+
+class SJEPA(nn.Module):
+    """The trained whole, of which only the encoder is kept."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = Encoder(shape.encoder)
+        self.predictor = Predictor(
+            shape.predictor,
+            max_frames=shape.max_frames,
+            positions=shape.predictor_positions,
+            kernel=shape.encoder.position_kernel,
+            groups=shape.encoder.position_groups,
+        )
+        self.head = ClusterHead(shape.encoder.width, shape.num_clusters)
+        self.spectrum = SpectrumHead(shape.encoder.width, shape.encoder.geometry) if shape.spectrum else None
+
+    def shards(self) -> list[nn.Module]:
+        """What is gathered one at a time where the weights lie in pieces."""
+        return [*self.encoder.encoder.layers, self.encoder, self.predictor, self.head]
+
+    def in_one_piece(self) -> SJEPA:
+        """This network, or a copy of it if its weights lie in pieces: all processes must call it."""
+
+        def rebuild() -> SJEPA:
+            empty = SJEPA(self.shape)
+            empty.encoder.recompute_activations(self.encoder.encoder.recomputes)
+            return empty
+
+        return in_one_piece(self, rebuild)
+
+    def renew_head(self, num_clusters: int) -> None:
+        """A cluster head with fresh weights for another number of components, on the same device."""
+        device = next(self.head.parameters()).device
+        self.shape = replace(self.shape, num_clusters=num_clusters)
+        self.head = ClusterHead(self.shape.encoder.width, num_clusters).to(device)
+
+    def forward(
+        self,
+        waveform_BS: Tensor,
+        num_samples_B: Tensor,
+        mask_BT: Tensor,
+        masked_N: Tensor,
+        visible_N: Tensor,
+        dropped: Collection[int] = (),
+        spectral: bool = False,
+    ) -> Logits:
+        """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, through one pass of the head; with
+        `spectral` also what the frames do not know of their spectrum."""
+        encoded = self.encoder(waveform_BS, num_samples_B, mask_BT=mask_BT, dropped=dropped)
+        predicted_BTD = self.predictor(encoded.features_BTD, mask_BT, encoded.real_BT)
+        masked_ND = predicted_BTD.flatten(0, 1)[masked_N]
+        visible_ND = encoded.features_BTD.flatten(0, 1)[visible_N]
+        logits = self.head(torch.cat([masked_ND, visible_ND.to(masked_ND.dtype)]))
+        masked_NK, visible_NK = logits.split([len(masked_N), len(visible_N)])
+        if self.spectrum is None:
+            return Logits(masked_NK, visible_NK)
+        if not spectral:
+            return Logits(masked_NK + self.spectrum.unused(), visible_NK)
+        error = self.spectrum(encoded.frames_BTD, waveform_BS, num_samples_B, encoded.real_BT)
+        return Logits(masked_NK, visible_NK, error)

@@ -1,0 +1,48 @@
+"""The EMA encoder: a slow copy of the one in training, which phase 2 takes its targets from. [Online GMM Updates]"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.core.frames import FrameGeometry
+from sjepa.core.sharding import in_one_piece, whole
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderOutput
+
+
+class EMAEncoder(nn.Module):
+    """Starts as a copy, in one piece; hears everything, unmasked and without dropout; has no gradient."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        source = in_one_piece(encoder, lambda: Encoder(encoder.shape))
+        self.average = copy.deepcopy(source).requires_grad_(False).eval()
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        return self.average.geometry
+
+    def train(self, mode: bool = True) -> EMAEncoder:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, *, up_to: int | None = None) -> EncoderOutput:
+        """Features of the layers up to index `up_to` (default: all)."""
+        return self.average(waveform_BS, num_samples_B, up_to=up_to)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def follow(self, encoder: Encoder, decay: float) -> None:
+        """average ← decay · average + (1 − decay) · encoder, over all parameters at once; buffers are copied."""
+        own: list[Tensor] = list(self.average.parameters())
+        new: list[Tensor] = whole(list(encoder.parameters()))
+        torch._foreach_lerp_(own, new, 1.0 - decay)
+        for target, source in zip(self.average.buffers(), encoder.buffers(), strict=True):
+            target.copy_(source)
+
+
+def switched_decay(step: int, *, fast: float, slow: float, switch_every: int) -> float:
+    """The decay of step `step` of phase 2 (from 0): `fast` first, then `slow`, alternating without blending."""
+    return slow if (step // switch_every) % 2 else fast

@@ -1,0 +1,61 @@
+"""The predictor h_ψ: fills in what was masked. [Predictor and Cluster Head]
+
+B batch, T frames, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.modules.transformer import TransformerLayer, TransformerShape, init_linear
+from sjepa.s_jepa.modules.positions import ConvPositions
+
+Positions = Literal["learned", "convolution"]
+
+
+class Predictor(nn.Module):
+    """One learned token at masked frames, positions, one post-norm transformer layer, Linear.
+
+    A learned vector for each frame number (the paper's) has to be learnt for every one of them before attention finds the
+    neighbours of a masked frame. Convolutional positions, as the encoder has, find them from the start.
+    """
+
+    def __init__(
+        self,
+        shape: TransformerShape,
+        *,
+        max_frames: int,
+        positions: Positions = "learned",
+        kernel: int = 128,
+        groups: int = 16,
+    ) -> None:
+        """`max_frames`: as many vectors are learned. `kernel` and `groups`: of the convolution."""
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.empty(shape.width).normal_(std=0.02))
+        if positions == "learned":
+            self.positions: nn.Module | nn.Parameter = nn.Parameter(
+                torch.empty(max_frames, shape.width).normal_(std=0.02)
+            )
+        else:
+            self.positions = ConvPositions(shape.width, kernel=kernel, groups=groups)
+            self.layer_norm = nn.LayerNorm(shape.width)
+        self.layer = TransformerLayer(shape)
+        self.output = init_linear(nn.Linear(shape.width, shape.width), shape.width)
+
+    def forward(self, features_BTD: Tensor, mask_BT: Tensor, real_BT: Tensor) -> Tensor:
+        """Predictions [B, T, D]. Raises ValueError if there are more frames than learned positions."""
+        x_BTD = torch.where(mask_BT[..., None], self.mask_token.to(features_BTD.dtype), features_BTD)
+        return self.output(self.layer(self._placed(x_BTD, real_BT), real_BT))  # type: ignore[no-any-return]
+
+    def _placed(self, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
+        """With what says where a frame is."""
+        if isinstance(self.positions, nn.Module):
+            x_BTD = x_BTD * real_BT[..., None]
+            return self.layer_norm(x_BTD + self.positions(x_BTD))  # type: ignore[no-any-return]
+        frames = x_BTD.shape[1]
+        if frames > len(self.positions):
+            raise ValueError(f"{frames} frames, but the predictor has positions for {len(self.positions)}")
+        return x_BTD + self.positions[:frames]

@@ -1,0 +1,51 @@
+"""How a configuration of S-JEPA is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sjepa.config import load
+from sjepa.config.load import Schema, describe
+from sjepa.config.reference import key_lines
+from sjepa.s_jepa.plan import plan_problems
+from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.sizes import SIZES, Hyperparameters, hyperparameters
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """As `config.load.load_config`."""
+    return load.load_config(SCHEMA, path, overrides)
+
+
+def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Config:
+    """As `config.load.parse_config`."""
+    return load.parse_config(SCHEMA, values, where=where)
+
+
+def _override_problems(values: dict[str, Any]) -> list[str]:
+    """Of `model.overrides`, which depend on the size."""
+    section = values.get("model")
+    model = section if isinstance(section, dict) else {}
+    overrides, size = model.get("overrides", {}), model.get("size", "base")
+    if not isinstance(overrides, dict) or not isinstance(size, str) or size not in SIZES:
+        return []
+    try:
+        hyperparameters(size, overrides)
+    except ValidationError as error:
+        return describe(error, Hyperparameters, prefix="model.overrides.")
+    return []
+
+
+def _appendix() -> list[str]:
+    lines = ["", "model.overrides takes (defaults of size base):", *key_lines(Hyperparameters, "model.overrides.")]
+    sizes = [
+        f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()
+    ]
+    return [*lines, "", "Sizes:", *sizes]
+
+
+SCHEMA = Schema(Config, problems=plan_problems, more_problems=_override_problems, appendix=_appendix)

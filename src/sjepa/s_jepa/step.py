@@ -1,0 +1,251 @@
+"""One optimiser update from a window of micro-batches, and the one loss: KL from the soft targets to the predictions.
+[KL Loss]
+
+B batch, T frames, N chosen frames, K components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sjepa.core.distributed import Engine
+from sjepa.core.frames import FrameGeometry
+from sjepa.core.learner import Learner
+from sjepa.core.random import generator, key, uniform_tensor
+from sjepa.core.tensors import to_device
+from sjepa.dataset.batch import Batch
+from sjepa.s_jepa.metrics import MetricSums
+from sjepa.s_jepa.modules.masking import num_masked, span_mask
+from sjepa.s_jepa.plan import SJEPAStage
+from sjepa.s_jepa.targets.base import FrameChoice, Targets
+from sjepa.training.task import Update
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What an update depends on besides model, data and stage."""
+
+    seed: int
+    mask_ratio: float
+    mask_length: int
+    grad_clip_norm: float
+    layer_drop: float
+    num_layers: int
+    visible_weight: float = 1.0
+    geometry: FrameGeometry = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a micro-batch passes through: `model` (the network as the engine has it), under these settings."""
+
+    engine: Engine
+    model: Any
+    settings: StepSettings
+
+
+class Scope(NamedTuple):
+    """What a pass covers: the loss over visible frames too, encoder layers that are dropped, the error of the spectrum."""
+
+    visible: bool
+    dropped: Sequence[int] = ()
+    spectral: bool = False
+
+
+class Step(NamedTuple):
+    """The number of an update, the stage it belongs to, and its settings; `news`: this process has something to tell the
+    others."""
+
+    number: int
+    stage: SJEPAStage
+    settings: StepSettings
+    news: bool = False
+
+
+class FrameLosses(NamedTuple):
+    """KL per masked and per visible frame of a micro-batch, and what the metrics need of the masked ones; the error of the
+    spectrum, where it is learnt."""
+
+    masked_kl_N: Tensor
+    visible_kl_N: Tensor
+    targets_NK: Tensor
+    logits_NK: Tensor
+    visible_weight: float
+    spectrum_error: Tensor | None = None
+
+    def total(self) -> Tensor:
+        """The sum of the loss over the frames, visible ones with their weight; on top of it that of the spectrum."""
+        total = self.masked_kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
+        return total if self.spectrum_error is None else total + self.spectrum_error
+
+    def count_in(self, sums: MetricSums) -> None:
+        """Adds what the metrics need of these frames."""
+        logits_NK, masked_kl_N, visible_kl_N = (
+            tensor.detach() for tensor in (self.logits_NK, self.masked_kl_N, self.visible_kl_N)
+        )
+        sums.add(self.targets_NK, logits_NK, masked_kl_N, visible_kl_N, visible_weight=self.visible_weight)
+
+
+def loss_frames(batch: Batch, settings: StepSettings, *, visible: bool) -> float:
+    """Frames of a micro-batch that the loss covers, visible ones with their weight; known without asking the device."""
+    frames = [settings.geometry.frames(samples) for samples in batch.num_samples]
+    masked = sum(num_masked(count, settings.mask_ratio) for count in frames)
+    return masked + visible * settings.visible_weight * (sum(frames) - masked)
+
+
+class MaskedFrames(NamedTuple):
+    """Flat indices b·T + t of a micro-batch's real frames: masked, and visible; and the mask itself."""
+
+    mask_BT: Tensor
+    masked_N: Tensor
+    visible_N: Tensor
+
+
+def choose_frames(batch: Batch, *, mask_key: int, settings: StepSettings) -> MaskedFrames:
+    """Masks a micro-batch on its device, keyed by (`mask_key`, clip)."""
+    num_frames = [settings.geometry.frames(samples) for samples in batch.num_samples]
+    mask_BT = span_mask(
+        num_frames,
+        batch.clip_id_B,
+        mask_ratio=settings.mask_ratio,
+        mask_length=settings.mask_length,
+        base_key=mask_key,
+    )
+    masked = sum(num_masked(count, settings.mask_ratio) for count in num_frames)
+    frames_B1 = to_device(num_frames, mask_BT.device)[:, None]
+    real_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) < frames_B1
+    return MaskedFrames(
+        mask_BT, _flat_indices(mask_BT, masked), _flat_indices(real_BT & ~mask_BT, sum(num_frames) - masked)
+    )
+
+
+def kl_divergence(targets_NK: Tensor, logits_NK: Tensor) -> Tensor:
+    """KL(q ‖ softmax(logits)) of every frame, nats, float32 [N]. `targets_NK` holds probabilities."""
+    log_predicted_NK = F.log_softmax(logits_NK.float(), dim=-1)
+    return F.kl_div(log_predicted_NK, targets_NK, reduction="none").sum(dim=-1)
+
+
+def frame_losses(
+    forward: Forward, batch: Batch, frames: MaskedFrames, posteriors: Callable[[Tensor], Tensor], scope: Scope
+) -> FrameLosses:
+    """Predicts the masked frames of a micro-batch (and, if `scope` says so, the others) and compares them with their
+    targets: `posteriors` gives those of flat frame indices, from the clean audio."""
+    settings, visible_N = forward.settings, frames.visible_N if scope.visible else frames.visible_N[:0]
+    with forward.engine.autocast():
+        targets_NK = posteriors(torch.cat([frames.masked_N, visible_N]))
+        num_samples_B = to_device(batch.num_samples, batch.heard_BS.device)
+        logits = forward.model(
+            batch.heard_BS, num_samples_B, frames.mask_BT, frames.masked_N, visible_N, scope.dropped, scope.spectral
+        )
+    masked_targets_NK, visible_targets_NK = targets_NK.split([len(frames.masked_N), len(visible_N)])
+    error = logits.spectrum_error
+    if error is not None:  # as a mean over real frames, whichever of them the loss is over
+        real = sum(map(settings.geometry.frames, batch.num_samples))
+        error = error * (loss_frames(batch, settings, visible=scope.visible) / real)
+    return FrameLosses(
+        kl_divergence(masked_targets_NK, logits.masked_NK),
+        kl_divergence(visible_targets_NK, logits.visible_NK),
+        masked_targets_NK,
+        logits.masked_NK,
+        settings.visible_weight,
+        error,
+    )
+
+
+def optimiser_update(
+    learner: Learner[Any], targets: Targets, window: Sequence[Batch], step: Step, sums: MetricSums
+) -> Update:
+    """Forward and backward over all micro-batches, then one update of the weights unless something is not finite; the
+    metrics are added to `sums`.
+
+    `window` holds this process's micro-batches; all processes have as many, some of them without clips. The loss is one
+    mean over all frames of all of them, in all processes. Dropout, LayerDrop and masks are keyed by the step (dropout also
+    by the micro-batch's number among all), so that a step gives the same result whenever it is made. [KL Loss]
+    """
+    engine, ranks = learner.engine, learner.engine.ranks
+    frames = sum(loss_frames(batch, step.settings, visible=step.stage.visible_loss) for batch in window)
+    if ranks.size == 1 and not frames:
+        return Update(True, 0.0, 0, (), step.news)
+    count: float | Tensor = frames
+    if ranks.size > 1:
+        count = torch.tensor(frames).to(engine.device, non_blocking=True)
+        ranks.add_up(count)
+        if engine.scales_loss and not float(count):  # the scaler takes no gradients without an update
+            return Update(True, 0.0, 0, (), ranks.any(step.news))
+        count = count.clamp(min=1)
+    learner.zero_grad()
+    total, update_sums = _gradients(learner, targets, window, step, count)
+    norm = learner.clip_gradients(step.settings.grad_clip_norm)
+    samples = to_device([sum(batch.total_samples for batch in window), step.news], engine.device)
+    figures = torch.cat([samples.to(update_sums.tensors[0]), total.to(update_sums.tensors[0])[None]])
+    ranks.add_up(figures, *update_sums.tensors)
+    figures = torch.cat([figures, norm.to(figures)[None]])
+    all_samples, all_news, total_value, norm_value = figures.tolist()  # the one wait for the device
+    finite = norm_value - norm_value == 0 and total_value - total_value == 0
+    if all_samples and (finite or engine.scales_loss):
+        learner.step()
+    if finite:
+        sums.merge(update_sums)
+    else:
+        targets.discard()
+    clips = tuple(name for batch in window for name in batch.names)
+    return Update(finite, norm_value, int(all_samples), clips, bool(all_news))
+
+
+def _gradients(
+    learner: Learner[Any], targets: Targets, window: Sequence[Batch], step: Step, count: float | Tensor
+) -> tuple[Tensor, MetricSums]:
+    """Adds up the gradients of all micro-batches' KL over `count`. That loss, and the sums of the metrics."""
+    engine, ranks, settings, stage = learner.engine, learner.engine.ranks, step.settings, step.stage
+    draws = generator(settings.seed, "layer_drop", step.number).random(settings.num_layers)
+    dropped = [layer for layer, draw in enumerate(draws) if draw < settings.layer_drop]
+    mask_key, draw_key = key(settings.seed, "mask", step.number), key(settings.seed, "reseed", step.number)
+    total, sums = torch.zeros((), device=engine.device), MetricSums(stage.num_clusters, engine.device)
+    forward, scope = Forward(engine, learner.model, settings), Scope(stage.visible_loss, dropped, stage.spectrum)
+    for index, given in enumerate(window):
+        if not given.num_samples and ranks.size == 1:
+            continue
+        torch.manual_seed(key(settings.seed, "dropout", step.number, index * ranks.size + ranks.rank))
+        batch, real = given.or_silence(settings.geometry.samples(2)).to(engine.device), bool(given.num_samples)
+        frames = choose_frames(batch, mask_key=mask_key, settings=settings)
+        posteriors = observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
+        with learner.accumulating(more=index + 1 < len(window)):
+            losses = frame_losses(forward, batch, frames, posteriors, scope)
+            loss = losses.total() / count * real
+            learner.backward(loss)
+        total += loss.detach()
+        if real:
+            losses.count_in(sums)
+    return total, sums
+
+
+def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """Targets of a micro-batch that leave no trace, for `frame_losses`."""
+    num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
+    return lambda frame_N: targets.posteriors(batch.clean_BS, num_samples_B, frame_N, batch.speaker_B)
+
+
+def observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: int) -> Callable[[Tensor], Tensor]:
+    """Targets of a micro-batch, all of whose real frames are remembered, whether the loss is over them or not."""
+    num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
+    every_N, longest = torch.cat([frames.masked_N, frames.visible_N]), frames.mask_BT.shape[1]
+    draw_N = uniform_tensor(draw_key, batch.clip_id_B[every_N // longest], every_N % longest)
+
+    def observe(frame_N: Tensor) -> Tensor:
+        choice = FrameChoice(frame_N, every_N[len(frame_N) :], draw_N)
+        return targets.observe(batch.clean_BS, num_samples_B, choice, batch.speaker_B)
+
+    return observe
+
+
+def _flat_indices(chosen_BT: Tensor, count: int) -> Tensor:
+    """The flat indices of the True entries, of which there are `count`: told, so that the device need not be asked."""
+    if count == 0:
+        return torch.zeros(0, dtype=torch.int64, device=chosen_BT.device)
+    return (~chosen_BT).flatten().to(torch.uint8).argsort(stable=True)[:count]

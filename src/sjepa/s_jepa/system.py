@@ -1,0 +1,97 @@
+"""S-JEPA as the command that trains sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchinfo import summary as torchinfo_summary
+
+from sjepa.core.progress import Messages
+from sjepa.s_jepa.assembly import Start, assemble, check_fits, estimated_bytes, given_gmm, step_settings
+from sjepa.s_jepa.labelled import aligned, labelled_set
+from sjepa.s_jepa.metrics import FIGURES
+from sjepa.s_jepa.network import build_model, new_model
+from sjepa.s_jepa.pitch_match import worse_phases
+from sjepa.s_jepa.plan import SJEPAStage, plan
+from sjepa.s_jepa.schema import SCHEMA
+from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.task import SJEPATask
+from sjepa.s_jepa.units.monitor import PhoneMonitor
+from sjepa.s_jepa.units.results import evaluate
+from sjepa.s_jepa.units.survey import TimedPhones
+from sjepa.s_jepa.weights import load_weights
+from sjepa.training.data import training_windows
+from sjepa.training.feeding import Data, evaluation_loader
+from sjepa.training.figures import Figure
+from sjepa.training.report import Report
+from sjepa.training.schedule import RunProgress, Schedule
+from sjepa.training.system import Prepared
+
+
+class SJEPASystem:
+    """Soft clusters in two phases."""
+
+    name, schema, figures = "s-jepa", SCHEMA, FIGURES
+
+    def plan(
+        self, config: Config, steps_per_epoch: int, *, progress: RunProgress | None = None
+    ) -> Schedule[SJEPAStage]:
+        return plan(config, steps_per_epoch, progress=progress)
+
+    def check(self, config: Config, data: Data, schedule: Schedule[SJEPAStage]) -> None:
+        check_fits(config, data, schedule)
+
+    def start(self, run: Prepared, *, note: Callable[[str], None]) -> Start:
+        stage = run.stage
+        assert isinstance(stage, SJEPAStage)
+        if not run.fresh:
+            return Start(new_model(run.config, stage), None)
+        return Start(build_model(run.config, stage, note=note), given_gmm(run.config, stage))
+
+    def describe(self, start: Start) -> str:
+        """Layers and parameters, and the share of the encoder, which is what is kept."""
+        network = start.network
+        table = str(torchinfo_summary(network, depth=2, col_names=("num_params", "params_percent"), verbose=0))
+        encoder, whole = (
+            sum(parameter.numel() for parameter in module.parameters()) for module in (network.encoder, network)
+        )
+        return f"{table}\nencoder {encoder:,} parameters; with predictor and head {whole:,}"
+
+    def memory_bytes(self, run: Prepared, start: Start) -> int:
+        return estimated_bytes(run, start.network)
+
+    def task(self, run: Prepared, start: Start, folder: Path, report: Report) -> SJEPATask:
+        judge = run.engine.ranks.main_first(lambda: _judge(run, report))
+        return assemble(run, start, folder, report, judges=() if judge is None else (judge,))
+
+    def best(self, config: Config) -> Figure:
+        return next(figure for figure in FIGURES if figure.name == config.best.metric)
+
+    def remarks(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        return worse_phases(rows)
+
+    def results(self, run: Prepared, weights: Path, messages: Messages) -> dict[str, float]:
+        loader = evaluation_loader(run.config, run.data.test.clips, run.engine)
+        batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
+        settings = step_settings(run.config)
+        return evaluate(run.engine, load_weights(weights), batches, settings=settings, warn=messages.warn)
+
+
+def _judge(run: Prepared, report: Report) -> PhoneMonitor | None:
+    """Follows the run by the labels of its validation clips, if `evaluation.labels` has phones of them."""
+    config = run.config
+    if config.evaluation.labels is None:
+        return None
+    clips = run.data.validation
+    own = labelled_set(config, report, clips, split="test")
+    if config.evaluation.align:
+        (own,) = aligned(config, run.engine, report, [own])
+    if not any(own.labels.spans):
+        report.note("evaluation.labels: no phones with times (evaluation.align finds them), so none are followed")
+        return None
+    return PhoneMonitor(TimedPhones(own.labels.spans, training_windows(clips, config.dataset), config.geometry))
+
+
+S_JEPA = SJEPASystem()

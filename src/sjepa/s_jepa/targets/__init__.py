@@ -1,0 +1,1 @@
+"""Soft targets: posteriors of a mixture."""

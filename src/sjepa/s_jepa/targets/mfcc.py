@@ -1,0 +1,62 @@
+"""Phase 1: posteriors of a frozen mixture over MFCC. [Phase 1 GMM Fitting]
+
+B batch, S samples, T frames, N chosen frames, D features, K components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sjepa.core.frames import FrameGeometry
+from sjepa.core.ranks import Ranks
+from sjepa.features.mfcc import MFCC, NUM_FEATURES
+from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace
+from sjepa.s_jepa.targets.base import FrameChoice, TargetFigures
+from sjepa.s_jepa.targets.mixture import MixtureTargets
+
+MFCC_FEATURES = f"mfcc{NUM_FEATURES}"
+
+
+class MFCCTargets(MixtureTargets):
+    """Soft targets that never change."""
+
+    encoder: Any = None
+    layer: int | None = None
+
+    def __init__(self, gmm: DiagonalGMM, geometry: FrameGeometry, space: MixtureSpace | None = None) -> None:
+        super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, NUM_FEATURES), geometry)
+        self.mfcc = MFCC(geometry)
+
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+        """MFCC [B, T, 39]"""
+        return self.mfcc(clean_BS, num_samples_B)  # type: ignore[no-any-return]
+
+    def observe(
+        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+    ) -> Tensor:
+        return self.posteriors(clean_BS, num_samples_B, frames.chosen_N, speaker_B)
+
+    def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
+        """Nothing moves."""
+
+    def discard(self) -> None:
+        """Nothing was kept."""
+
+    def renewal_due(self, step: int) -> bool:
+        return False
+
+    def renew(self, encoder: nn.Module) -> None:
+        """Nothing to take."""
+
+    def layer_check_due(self, step: int) -> bool:
+        return False
+
+    def choose_layer(self, effective_ranks: Sequence[float]) -> bool:
+        return False
+
+    def figures(self) -> TargetFigures:
+        return TargetFigures()

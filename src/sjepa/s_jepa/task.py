@@ -1,0 +1,237 @@
+"""S-JEPA in training: masked prediction of soft targets, in stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sjepa.core.distributed import Engine
+from sjepa.core.learner import Learner
+from sjepa.core.random import key
+from sjepa.dataset.batch import Batch
+from sjepa.s_jepa.collapse import FEWEST_FRAMES, collapse_signs
+from sjepa.s_jepa.metrics import FIGURES, MetricSums
+from sjepa.s_jepa.model import SJEPA
+from sjepa.s_jepa.plan import SJEPAStage
+from sjepa.s_jepa.step import (
+    Forward,
+    Scope,
+    Step,
+    StepSettings,
+    choose_frames,
+    frame_losses,
+    kl_divergence,
+    optimiser_update,
+    plain_posteriors,
+)
+from sjepa.s_jepa.target_maker import TargetMaker
+from sjepa.s_jepa.targets.base import Targets
+from sjepa.s_jepa.validation import Judge, Validator
+from sjepa.s_jepa.weights_folder import WeightsFolder
+from sjepa.training.checkpoint import Stateful
+from sjepa.training.clock import Clock
+from sjepa.training.report import Report
+from sjepa.training.schedule import Stage
+from sjepa.training.task import Reading, Update, Validation
+
+
+@dataclass(frozen=True)
+class TaskParts:
+    """What the task is given: `build_optimizer` makes one for a network; `judges` look at features of validation clips."""
+
+    engine: Engine
+    build_optimizer: Callable[[nn.Module], torch.optim.AdamW]
+    maker: TargetMaker
+    settings: StepSettings
+    weights: WeightsFolder
+    judges: tuple[Judge, ...] = ()
+
+
+class SJEPATask:
+    """The network with its targets. A new phase brings new targets and, for their components, a new head."""
+
+    figures = FIGURES
+
+    def __init__(self, parts: TaskParts, network: SJEPA, targets: Targets, stage: SJEPAStage, report: Report) -> None:
+        """`targets` are those of `stage`, fitted, or blank ones whose state is still to be loaded."""
+        self.parts, self.targets, self._stage, self._report = parts, targets, stage, report
+        self.learner = Learner(parts.engine, network, parts.build_optimizer)
+        self._epoch_sums, self._recent_sums = self._new_sums(), self._new_sums()
+
+    @property
+    def stage(self) -> SJEPAStage:
+        return self._stage
+
+    @property
+    def learners(self) -> Sequence[Learner[SJEPA]]:
+        return [self.learner]
+
+    @property
+    def network(self) -> SJEPA:
+        return self.learner.network
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        return {
+            "model": self.network,
+            "optimizer": self.learner.optimizer,
+            "targets": self.targets,
+            "epoch_sums": self._epoch_sums,
+            "recent_sums": self._recent_sums,
+        }
+
+    def enter(self, stage: Stage, *, pause: Callable[[], None], best_stays: bool) -> None:
+        assert isinstance(stage, SJEPAStage)
+        if stage.phase != self._stage.phase:
+            maker = self.parts.maker
+            self._report.note(f"step {stage.start_step}: fitting the targets of {stage.name}")
+            targets = maker.fitted(stage, self.network, is_trained=True, pause=pause)
+            self.parts.weights.close_phase(self._stage.phase, stays_best=best_stays)
+            self.targets = targets
+            self._renew_head(stage.num_clusters)
+        self._stage = stage
+
+    def prepare(self, step: int) -> bool:
+        since = step - self._stage.phase_start_step
+        renewed = self._renew_targets_if_due(step, since)
+        return self._choose_layer_if_due(step, since) or renewed
+
+    def _renew_targets_if_due(self, step: int, since: int) -> bool:
+        """Targets that were held still: a new copy of the encoder, before an update that will use it."""
+        if not self.targets.renewal_due(since):
+            return False
+        self._report.note(f"step {step}: the next round of {self._stage.name}")
+        self.targets.renew(self.network.encoder)
+        self._refit()
+        return True
+
+    def _choose_layer_if_due(self, step: int, since: int) -> bool:
+        """The layer that targets come from, before an update that will use it."""
+        targets, maker = self.targets, self.parts.maker
+        if not targets.layer_check_due(since) or not maker.choose_layer(targets):
+            return False
+        self._report.note(f"step {step}: targets come from layer {targets.layer} now")
+        if maker.refit_on_switch:
+            self._refit()
+        else:
+            maker.measure_speakers(targets)
+        return True
+
+    def _refit(self) -> None:
+        self.parts.maker.refit(self.targets, self._stage, self.network)
+        self._renew_head(self._stage.num_clusters)
+
+    def _renew_head(self, num_clusters: int) -> None:
+        """The components are others now: a new head, and figures that start anew."""
+
+        def change(network: SJEPA) -> None:
+            torch.manual_seed(key(self.parts.settings.seed, "head", num_clusters))
+            network.renew_head(num_clusters)
+
+        self.learner.rebuild(change, forget="head.")
+        self.learner.model.train()
+        self._epoch_sums, self._recent_sums = self._new_sums(), self._new_sums()
+
+    def _new_sums(self) -> MetricSums:
+        return MetricSums(self.network.shape.num_clusters, self.parts.engine.device)
+
+    def update(self, window: Sequence[Batch], *, step: int, rate: float, news: bool) -> Update:
+        self.learner.set_rate(rate)
+        own = Step(step, self._stage, self.parts.settings, news)
+        update = optimiser_update(self.learner, self.targets, window, own, self._recent_sums)
+        if update.made:
+            since = step - self._stage.phase_start_step
+            self.targets.after_update(self.network.encoder, since, self.parts.engine.ranks)
+        return update
+
+    def recent(self) -> Reading:
+        metrics = self._recent_sums.read()
+        signs = collapse_signs(metrics, self._stage.num_clusters) if metrics.frames >= FEWEST_FRAMES else []
+        self._epoch_sums.merge(self._recent_sums)
+        self._recent_sums.reset()
+        return Reading(metrics.named(), tuple(signs))
+
+    def epoch(self) -> Reading:
+        metrics = self._epoch_sums.read()
+        signs = collapse_signs(metrics, self._stage.num_clusters) if metrics.frames else []
+        return Reading(metrics.named(), tuple(signs))
+
+    def restart_epoch(self) -> None:
+        self._epoch_sums.reset()
+
+    def validate(
+        self, batches: Iterable[Batch], *, warn: Callable[[str], None], pause: Callable[[], None]
+    ) -> Validation:
+        validator = Validator(self._forward(), self.network.encoder, self.targets, self.parts.judges)
+        found = validator.measure(batches, visible=self._stage.visible_loss, warn=warn, pause=pause)
+        signs = collapse_signs(
+            found.metrics,
+            self._stage.num_clusters,
+            spreads=found.spreads,
+            effective_ranks=found.effective_ranks,
+        )
+        moved = self.targets.figures()
+        columns = {
+            "clusters_used": found.metrics.clusters_used,
+            "active_layer": "" if moved.layer is None else moved.layer,
+            **{f"erank_{layer}": value for layer, value in enumerate(found.effective_ranks)},
+        }
+        details = {
+            "reseeded": moved.reseeded,
+            **{f"spread_{layer}": value for layer, value in enumerate(found.spreads)},
+            **{f"layer_score_{layer}": value for layer, value in enumerate(moved.layer_scores)},
+        }
+        return Validation({**found.metrics.named(), **found.judged}, tuple(signs), columns, details)
+
+    def keep_weights(self, clock: Clock, validation: Validation, *, is_best: bool) -> None:
+        progress = {"epoch": clock.epoch, "step": clock.step, "validation": dict(validation.figures)}
+        self.parts.weights.save(self.network, self.targets, self._stage, progress, is_best=is_best)
+
+    def summary(self, train: Mapping[str, float], validation: Validation) -> str:
+        val, moved = validation.figures, self.targets.figures()
+        layer = "" if moved.layer is None else f", layer {moved.layer}, {moved.reseeded} re-seeded"
+        judged = "".join(
+            f", {figure.name} {val[figure.name]:.3f}"
+            for figure in self.figures
+            if figure.where == "validation" and figure.name in val
+        )
+        return (
+            f"train loss {train['loss']:.4f} kl {train['kl']:.4f} top1 {train['top1']:.3f} | val kl {val['kl']:.4f} "
+            f"top1 {val['top1']:.3f} entropy {val['entropy_bits']:.2f} bit (targets {val['target_entropy_bits']:.2f}), "
+            f"{validation.columns['clusters_used']:.0f} components in use{layer}{judged}"
+        )
+
+    def rehearse(self, batch: Batch, stages: Sequence[Stage]) -> None:
+        """Passes as each of `stages` makes them; a stage of another phase with blank targets of its own kind."""
+        batch = batch.or_silence(self.parts.settings.geometry.samples(2)).to(self.parts.engine.device)
+        frames = choose_frames(batch, mask_key=key(self.parts.settings.seed, "probe"), settings=self.parts.settings)
+        for stage in stages:
+            assert isinstance(stage, SJEPAStage)
+            if stage.phase == self._stage.phase:
+                losses = frame_losses(
+                    self._forward(), batch, frames, plain_posteriors(self.targets, batch), Scope(stage.visible_loss)
+                )
+                self.learner.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
+                sums = self._new_sums()
+                losses.count_in(sums)
+                sums.read()  # waits for the device
+            else:
+                self._rehearse_phase(stage, batch, frames)
+
+    def _rehearse_phase(self, stage: SJEPAStage, batch: Batch, frames: Any) -> None:
+        """The head of another phase has other components: as many numbers, whatever they are."""
+        targets = self.parts.maker.blank(stage, self.network.encoder)
+        visible_N = frames.visible_N if stage.visible_loss else frames.visible_N[:0]
+        with self.parts.engine.autocast():
+            targets_NK = plain_posteriors(targets, batch)(torch.cat([frames.masked_N, visible_N]))
+            length_B = torch.tensor(batch.num_samples, device=self.parts.engine.device)
+            logits = self.learner.model(batch.heard_BS, length_B, frames.mask_BT, frames.masked_N, visible_N, ())
+            logits_N1 = torch.cat([logits.masked_NK, logits.visible_NK]).mean(dim=1, keepdim=True)
+        self.learner.backward(kl_divergence(targets_NK, logits_N1 + torch.zeros_like(targets_NK)).mean())
+
+    def _forward(self) -> Forward:
+        return Forward(self.parts.engine, self.learner.model, self.parts.settings)

@@ -1,0 +1,97 @@
+"""What the components of a mixture stand for, by the phones of labelled frames.
+
+N frames, K components, P phones, M frames nearest to a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sjepa.core.files import write_csv
+
+NEAREST_FRAMES = 50
+
+
+class ComponentReport:
+    """Counts units (the likeliest component of each frame) and, where phones are known, how the two go together; and keeps
+    the labelled frames that lie nearest to each mean."""
+
+    def __init__(self, num_components: int, phones: Sequence[str], *, nearest: int = NEAREST_FRAMES) -> None:
+        self.phones = list(phones)
+        self.unit_count_K = np.zeros(num_components, np.int64)
+        self.count_KP = np.zeros((num_components, len(self.phones)), np.int64)
+        self.mass_K = np.zeros(num_components)
+        self._nearest = nearest
+        self._score_MK = torch.zeros(0, num_components)
+        self._phone_MK = torch.zeros(0, num_components, dtype=torch.int64)
+
+    def add(self, unit_N: Tensor, target_NK: Tensor, log_joint_NK: Tensor, phone_N: NDArray[np.int64]) -> None:
+        """`unit_N`: the model's likeliest component; `target_NK`: the mixture's posteriors; `log_joint_NK`: how near each
+        frame is to each component; `phone_N`: the number of its phone, −1 where unknown."""
+        components = len(self.unit_count_K)
+        units = unit_N.cpu().numpy()
+        self.unit_count_K += np.bincount(units, minlength=components)
+        self.mass_K += target_NK.sum(0).cpu().double().numpy()
+        known = phone_N >= 0
+        if not known.any():
+            return
+        pairs = units[known] * len(self.phones) + phone_N[known]
+        self.count_KP += np.bincount(pairs, minlength=self.count_KP.size).reshape(self.count_KP.shape)
+        own_NK = log_joint_NK.float().cpu()[torch.from_numpy(known)]
+        score_MK = torch.cat([self._score_MK, own_NK])
+        phones = torch.from_numpy(phone_N[known])[:, None].expand(-1, components)
+        phone_MK = torch.cat([self._phone_MK, phones])
+        self._score_MK, best_MK = score_MK.topk(min(self._nearest, len(score_MK)), dim=0)
+        self._phone_MK = phone_MK.gather(0, best_MK)
+
+    @property
+    def purity(self) -> float:
+        """The share of labelled frames whose phone is the most frequent one of their unit."""
+        return float(self.count_KP.max(1).sum() / self.count_KP.sum())
+
+    @property
+    def pnmi(self) -> float:
+        """Mutual information of units and phones over the entropy of the phones (Hsu et al. 2021)."""
+        return mutual_information(self.count_KP)
+
+    @property
+    def has_phones(self) -> bool:
+        return bool(self.count_KP.sum())
+
+    def write(self, path: Path) -> None:
+        """components.csv: one row per component, those with most frames first."""
+        names = ["component", "frames", "mean_posterior"]
+        names += ["phone", "phone_share", "nearest_phone", "nearest_share"] * self.has_phones
+        rows = []
+        mean_K = self.mass_K / max(1, self.unit_count_K.sum())
+        for component in np.argsort(-self.unit_count_K, kind="stable").tolist():
+            row: list[Any] = [component, int(self.unit_count_K[component]), f"{mean_K[component]:.6g}"]
+            if self.has_phones:
+                near_P = np.bincount(self._phone_MK[:, component].numpy(), minlength=len(self.phones))
+                row += [*self._top(self.count_KP[component]), *self._top(near_P)]
+            rows.append(row)
+        write_csv(path, names, rows)
+
+    def _top(self, count_P: NDArray[np.int64]) -> tuple[str, str]:
+        total = count_P.sum()
+        return (self.phones[int(count_P.argmax())], f"{count_P.max() / total:.4f}") if total else ("", "")
+
+
+def mutual_information(count_KP: NDArray[np.int64]) -> float:
+    """Of the rows and columns of a table of counts, over the entropy of the columns: 0 to 1."""
+    joint_KP = count_KP / count_KP.sum()
+    row_K1, column_1P = joint_KP.sum(1, keepdims=True), joint_KP.sum(0, keepdims=True)
+    entropy = -_plogp(column_1P).sum()
+    information = _plogp(joint_KP).sum() - _plogp(row_K1).sum() + entropy
+    return float(information / entropy) if entropy > 0 else 0.0
+
+
+def _plogp(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    return share * np.log(np.where(share > 0, share, 1.0))

@@ -1,0 +1,68 @@
+"""What labels say of a run while it goes on: never used for training. N frames, D width, K components, P phones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sjepa.core.random import hash_array, key
+from sjepa.core.ranks import Ranks
+from sjepa.dataset.batch import Batch
+from sjepa.evaluation.classifiers import logistic_regression
+from sjepa.s_jepa.units.components import mutual_information
+from sjepa.s_jepa.units.survey import TimedPhones
+
+_HELD_OUT = 0.3  # of the clips, by their key
+_STEPS = 50  # of L-BFGS
+_MOST_FRAMES = 20_000  # of each side
+
+
+class PhoneMonitor:
+    """Over the frames of validation clips whose phone is known: `val_pnmi`, how much the units (the likeliest component of
+    the head on the encoder's output) tell of the phones; `val_frame_phones`, the share of frames that a linear probe on the
+    last layer names right on clips that it did not see."""
+
+    def __init__(self, phones: TimedPhones) -> None:
+        self._phones = phones
+        self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def other_form(self, batch: Batch) -> None:
+        """Labels need none."""
+
+    def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None = None) -> None:
+        """Takes the last layer and the unit of every real frame of a batch, clip by clip."""
+        phone_N = torch.from_numpy(self._phones.numbers(batch, silence=False))
+        draw = hash_array(key("monitor"), np.array(batch.clip_id_B.cpu()), 0) / 2.0**64
+        frames = [self._phones.frames(samples) for samples in batch.num_samples]
+        held_out_N = torch.from_numpy(np.repeat(draw < _HELD_OUT, frames))
+        known = phone_N >= 0
+        self._rows.append((features_ND.float().cpu()[known], unit_N.cpu()[known], phone_N[known], held_out_N[known]))
+
+    def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
+        """The figures of what was observed since the last time, by all processes; empty if that does not do."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        parts = self._rows or [(torch.zeros(0, width), nothing, nothing, nothing.bool())]
+        self._rows = []
+        features_ND, unit_N, phone_N, held_out_N = (torch.cat(column) for column in zip(*parts, strict=True))
+        features_ND, unit_N, phone_N = (ranks.rows(column) for column in (features_ND, unit_N, phone_N))
+        held_out_N = ranks.rows(held_out_N.long()).bool()
+        if not ranks.is_main:
+            return ranks.from_main({})
+        found: dict[str, float] = {}
+        phones = len(self._phones.phones)
+        if len(phone_N):
+            pairs = (unit_N * phones + phone_N).numpy()
+            count_KP = np.bincount(pairs, minlength=num_components * phones).reshape(num_components, phones)
+            found["pnmi"] = mutual_information(count_KP)
+            found |= _probed(features_ND, phone_N, held_out_N, phones)
+        return ranks.from_main(found)
+
+
+def _probed(features_ND: Tensor, phone_N: Tensor, held_out_N: Tensor, phones: int) -> dict[str, float]:
+    train, test = (side.nonzero()[:_MOST_FRAMES, 0] for side in (~held_out_N, held_out_N))
+    if not len(train) or not len(test):
+        return {}
+    classify = logistic_regression(features_ND[train][:, None], phone_N[train], num_classes=phones, steps=_STEPS)
+    right_N = classify(features_ND[test][:, None]) == phone_N[test]
+    return {"frame_phones": float(right_N.float().mean())}

@@ -1,1 +1,0 @@
-"""Soft targets: what the predictor is trained to match at each frame."""
