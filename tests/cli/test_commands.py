@@ -175,7 +175,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(corpus, tmp_path):
     assert "checkpoint.resume=true goes on" in rest
     done = command("trainsjepa", *arguments[:-2], "train.epochs=3", "checkpoint.resume=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "going on from epoch_001_step_" in done.stdout
+    assert "resumed from epoch_001_step_" in done.stdout
     assert len((tmp_path / "runs/sjepa_base/train/history.csv").read_text().splitlines()) == 4
 
 

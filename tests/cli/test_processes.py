@@ -146,7 +146,7 @@ def test_what_two_began_goes_on_in_any_number(corpus, alone, tmp_path, devices):
     assert "checkpoint.resume=true goes on" in finished(process, 143)
     again = arguments(corpus, "train.grad_accum=1", f"train.devices={devices}", "checkpoint.resume=true")
     output = finished(start(again, tmp_path))
-    assert "going on from epoch_004" in output
+    assert "resumed from epoch_004" in output
     assert f"2 clips × {2 // devices} accumulated" in output
     assert_same_training(tmp_path / "runs/r/train", alone)
 
@@ -157,7 +157,7 @@ def test_a_number_that_cannot_share_the_batch_is_refused(corpus, together, tmp_p
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.strip() == (
-        "trainsjepa: train.devices: 3 processes cannot share the 2 micro-batches that make one update of the run to go on with"
+        "trainsjepa: train.devices: 3 processes cannot share the 2 micro-batches that make one update of the run to be resumed"
     )
 
 

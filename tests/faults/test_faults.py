@@ -82,9 +82,9 @@ def test_a_run_killed_twenty_times_ends_as_if_it_never_was(corpus, tmp_path):
         process.kill()
         process.join()
         said = output.read_text()[seen:] if output.exists() else ""
-        found = re.findall(r"going on from (\S+):", said)
+        found = re.findall(r"resumed from (\S+):", said)
         assert found in ([], newest)
-        assert "passed over" not in said
+        assert "ignored: " not in said
         went_on += bool(found)
         for path in [*root.rglob("epoch*.pth"), *root.rglob("[a-z]*.pt")]:
             torch.load(path, weights_only=True)  # whole, whatever the moment
@@ -161,9 +161,9 @@ def test_damaged_and_incomplete_checkpoints_are_named_and_passed_over(corpus, tm
     torch.save(content, second)
     ended(begin(corpus, root, *options, "checkpoint.resume=true"), 0)
     output = (root / "output").read_text()
-    assert re.search(r"passed over: .*epoch_002.pth: not a file of sjepa checkpoint, or damaged", output)
-    assert re.search(r"passed over: .*epoch_001.pth: does not hold the same parts as this run .targets", output)
-    assert "going on from epoch_000.pth" in output
+    assert re.search(r"ignored: .*epoch_002.pth: not a file of sjepa checkpoint, or damaged", output)
+    assert re.search(r"ignored: .*epoch_001.pth: incomplete, without targets", output)
+    assert "resumed from epoch_000.pth" in output
     assert_same_run(reference / "r/train", root / "r/train")
 
 

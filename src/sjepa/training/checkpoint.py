@@ -39,7 +39,8 @@ class Checkpoints:
         states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
         if not self._writes:
             return self.folder / name
-        write_torch_file(self.folder / name, {"parts": states}, kind=_KIND, format_number=_FORMAT)
+        content = {"names": list(states), "parts": states}
+        write_torch_file(self.folder / name, content, kind=_KIND, format_number=_FORMAT)
         others = [path for path in self.paths() if path.name != name]
         for path in others[: max(0, len(others) - self._keep + 1)]:
             path.unlink(missing_ok=True)
@@ -53,9 +54,13 @@ class Checkpoints:
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
         """The states of all parts. Raises UserError if the file is not a whole checkpoint."""
-        states = read_torch_file(path, kind=_KIND, format_number=_FORMAT).get("parts")
+        content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
+        states = content.get("parts")
         if not isinstance(states, dict):
             raise UserError(f"{path}: holds no state")
+        missing = set(content.get("names", states)) - set(states)
+        if missing:
+            raise UserError(f"{path}: incomplete, without {', '.join(sorted(missing))}")
         return states
 
     @staticmethod
