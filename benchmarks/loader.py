@@ -23,10 +23,10 @@ from sjepa.core.progress import silent
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.demo import write_corpus
 from sjepa.dataset.hdf5_build import build
-from sjepa.dataset.hdf5_write import BuildPlan
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.hdf5_write import FileContent
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
 from sjepa.dataset.order import bucketed_batches, fixed_batches, padding_waste
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 
@@ -58,7 +58,7 @@ def write_tar(target: Path, clips: list[tuple[str, bytes]], *, at_least: int = 0
 def loader(path: Path, workers: int) -> Loader:
     clips = Clips([scan(source) for source in resolve_sources(str(path))], sample_rate=RATE)
     dataset = WindowDataset(clips, crops(clips.length_N, 15 * RATE), seed=0, fewest_samples=720)
-    return Loader(dataset, BatchPlan(8), num_workers=workers)
+    return Loader(dataset, Batching(8), num_workers=workers)
 
 
 def epoch_seconds(ours: Loader) -> float:
@@ -81,7 +81,7 @@ def containers(folder: Path) -> dict[str, Path]:
     paths |= {"folder": folder / "clips", "tar": folder / "a.tar", "tar.gz": folder / "b.tar.gz", "h5": folder / "a.h5"}
     write_tar(paths["tar"], clips)
     write_tar(paths["tar.gz"], clips)
-    build(BuildPlan(loader(paths["zip"], 0).dataset.clips, []), paths["h5"], num_workers=2, progress=silent)
+    build(FileContent(loader(paths["zip"], 0).dataset.clips, []), paths["h5"], num_workers=2, progress=silent)
     return paths
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.table import Row, report, seconds
 from sjepa.dataset import manifest
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.table import ClipTable
 

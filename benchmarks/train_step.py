@@ -42,8 +42,8 @@ from sjepa.s_jepa.plan import plan
 from sjepa.s_jepa.schema import load_config
 from sjepa.s_jepa.sizes import hyperparameters
 from sjepa.s_jepa.step import optimiser_update
+from sjepa.s_jepa.targets.frozen import MFCCTargets
 from sjepa.s_jepa.targets.layer_choice import LayerChoice
-from sjepa.s_jepa.targets.mfcc import MFCCTargets
 from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
 
 CLIPS = 8

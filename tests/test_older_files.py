@@ -17,7 +17,7 @@ import torch
 
 from sjepa import load_encoder
 from sjepa.core.progress import silent
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.systems import SYSTEMS

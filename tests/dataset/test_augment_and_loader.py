@@ -9,8 +9,8 @@ import torch
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.augment import Augmentation, at_pitch, at_speed, in_room, mix_gain
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset, from_workers
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.loader import Batching, Loader, WindowDataset, from_workers
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 from tests.support.audio import encode, tone
@@ -119,7 +119,7 @@ def test_a_batch_at_another_speed_has_the_lengths_it_says(clips):
     dataset = WindowDataset(clips, crops(clips.length_N, 16000), seed=0, fewest_samples=720, augmentation=settings)
     plain, paced = (
         {name: samples for batch in batches for name, samples in zip(batch.names, batch.num_samples, strict=True)}
-        for batches in (all_batches(clips), Loader(dataset, BatchPlan(4)).epoch(0, augment=True))
+        for batches in (all_batches(clips), Loader(dataset, Batching(4)).epoch(0, augment=True))
     )
     assert set(plain) == set(paced)
     assert all(0.9 * plain[name] <= paced[name] <= plain[name] for name in plain)
@@ -147,7 +147,7 @@ def all_batches(clips, epoch=0, first=0, workers=0, augment=True, max_batch_samp
     dataset = WindowDataset(
         clips, crops(clips.length_N, 16000), seed=seed, fewest_samples=720, augmentation=augmentation
     )
-    loader = Loader(dataset, BatchPlan(4, max_batch_samples), num_workers=workers)
+    loader = Loader(dataset, Batching(4, max_batch_samples), num_workers=workers)
     return list(loader.epoch(epoch, first_batch=first, augment=augment))
 
 
@@ -237,13 +237,13 @@ def test_workers_outlive_a_signal_to_the_group_but_not_their_parent(corpus):
 import os, signal
 from sjepa.dataset import loader as module
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 module.GRACE_SECONDS = 3
 clips = Clips([scan(source) for source in resolve_sources({str(corpus / "train.zip")!r})], sample_rate=16000)
 dataset = module.WindowDataset(clips, crops(clips.length_N, 16000), seed=0, fewest_samples=720)
-loader = module.Loader(dataset, module.BatchPlan(1), num_workers=2)
+loader = module.Loader(dataset, module.Batching(1), num_workers=2)
 batches = loader.epoch(0)
 next(batches), next(batches)  # one of each worker: both are ready for signals
 signal.signal(signal.SIGTERM, lambda *_: None)

@@ -16,15 +16,15 @@ import soundfile
 import torch
 
 from sjepa.core.errors import UserError
-from sjepa.dataset import hdf5, hdf5_write
+from sjepa.dataset import hdf5_write
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hdf5 import to_samples, to_waveform
 from sjepa.dataset.hdf5_build import Stopped, build
-from sjepa.dataset.hdf5_write import BuildPlan, Writer, is_current, progress_of
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.hdf5_write import FileContent, Writer, is_current, progress_of
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 from tests.support.audio import encode, tone
@@ -36,8 +36,8 @@ def clips_of(path, depth=True):
     return Clips([scan(source, depth=depth) for source in resolve_sources(str(path))], sample_rate=16000)
 
 
-def silent_build(plan, target, **options):
-    return build(plan, target, num_workers=0, progress=lambda items, **_: iter(items), **options)
+def silent_build(content, target, **options):
+    return build(content, target, num_workers=0, progress=lambda items, **_: iter(items), **options)
 
 
 def assert_same_content(first, second):
@@ -63,7 +63,7 @@ def mixed(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stored(mixed, tmp_path_factory):
     target = tmp_path_factory.mktemp("h5") / "train.h5"
-    silent_build(BuildPlan(clips_of(mixed), []), target)
+    silent_build(FileContent(clips_of(mixed), []), target)
     return target
 
 
@@ -71,7 +71,7 @@ def batches(clips, *, epoch=0, augmentation=None, seconds=0.7, **options):
     dataset = WindowDataset(
         clips, crops(clips.length_N, round(seconds * 16000)), seed=3, fewest_samples=720, augmentation=augmentation
     )
-    return list(Loader(dataset, BatchPlan(4), **options).epoch(epoch, augment=augmentation is not None))
+    return list(Loader(dataset, Batching(4), **options).epoch(epoch, augment=augmentation is not None))
 
 
 def test_batches_are_those_of_the_archive_to_a_rounding(mixed, stored):
@@ -91,7 +91,7 @@ def test_batches_are_those_of_the_archive_to_a_rounding(mixed, stored):
 
 def test_sixteen_bit_recordings_come_back_exactly(corpus, tmp_path):
     clips = clips_of(corpus / "train.zip")
-    silent_build(BuildPlan(clips, []), tmp_path / "a.h5")
+    silent_build(FileContent(clips, []), tmp_path / "a.h5")
     again = clips_of(tmp_path / "a.h5")
     assert again.hours == clips.hours
     for position in range(len(clips)):
@@ -104,9 +104,9 @@ def test_float32_keeps_what_is_beyond_full_scale_and_int16_counts_it(tmp_path):
     clips = clips_of(tmp_path)
     beyond = int((np.abs(clips.read(0)) > 1).sum())
     assert 1000 < beyond < 16000
-    assert silent_build(BuildPlan(clips, [], "float32"), tmp_path / "f.h5").clipped == 0
+    assert silent_build(FileContent(clips, [], "float32"), tmp_path / "f.h5").clipped == 0
     assert np.array_equal(clips_of(tmp_path / "f.h5").read(0), clips.read(0))
-    assert silent_build(BuildPlan(clips, []), tmp_path / "i.h5").clipped == beyond
+    assert silent_build(FileContent(clips, []), tmp_path / "i.h5").clipped == beyond
     assert clips_of(tmp_path / "i.h5").read(0).max() == 32767 / 32768
 
 
@@ -151,8 +151,8 @@ def test_the_file_is_hardly_larger_than_its_samples_and_others_can_read_it(store
 def test_copies_are_augmented_and_belong_to_their_clip(mixed, tmp_path):
     clips = clips_of(mixed)
     augmentation = Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
-    plan = BuildPlan(clips, [], copies=2, augmentation=augmentation, tile_samples=8000)
-    silent_build(plan, tmp_path / "a.h5")
+    content = FileContent(clips, [], copies=2, augmentation=augmentation, tile_samples=8000)
+    silent_build(content, tmp_path / "a.h5")
     again = clips_of(tmp_path / "a.h5")
     assert len(again) == len(clips)
     with h5py.File(tmp_path / "a.h5") as file:
@@ -177,9 +177,9 @@ def test_copies_are_augmented_and_belong_to_their_clip(mixed, tmp_path):
 
 def test_copies_depend_on_nothing_but_their_clip(mixed, tmp_path):
     clips, made = clips_of(mixed), Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
-    plan = BuildPlan(clips, [], copies=1, augmentation=made, tile_samples=8000)
-    silent_build(plan, tmp_path / "a.h5")
-    build(plan, tmp_path / "b.h5", num_workers=2, progress=lambda items, **_: iter(items))
+    content = FileContent(clips, [], copies=1, augmentation=made, tile_samples=8000)
+    silent_build(content, tmp_path / "a.h5")
+    build(content, tmp_path / "b.h5", num_workers=2, progress=lambda items, **_: iter(items))
     assert_same_content(tmp_path / "a.h5", tmp_path / "b.h5")
 
 
@@ -190,33 +190,33 @@ def stopped_after(count):
 
 def test_a_stopped_build_goes_on(mixed, tmp_path, monkeypatch):
     """Ends with the same content as one that was never stopped, and decodes nothing twice."""
-    plan, target = BuildPlan(clips_of(mixed), [("x.wav", "empty file")]), tmp_path / "a.h5"
-    silent_build(plan, tmp_path / "whole.h5")
+    content, target = FileContent(clips_of(mixed), [("x.wav", "empty file")]), tmp_path / "a.h5"
+    silent_build(content, tmp_path / "whole.h5")
     with pytest.raises(Stopped) as stop:
-        silent_build(plan, target, stop=stopped_after(8))
-    assert stop.value.clips == 9 == progress_of(plan, target)
+        silent_build(content, target, stop=stopped_after(8))
+    assert stop.value.clips == 9 == progress_of(content, target)
     assert not target.exists()
     read: list[int] = []
     original = Clips.read
     monkeypatch.setattr(
         Clips, "read", lambda self, position, **window: read.append(position) or original(self, position, **window)
     )
-    silent_build(plan, target)
-    assert read == list(range(9, len(plan.clips)))
+    silent_build(content, target)
+    assert read == list(range(9, len(content.clips)))
     assert_same_content(target, tmp_path / "whole.h5")
-    assert is_current(plan, target)
+    assert is_current(content, target)
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_another_plan_starts_anew(mixed, tmp_path):
-    plan, target = BuildPlan(clips_of(mixed), []), tmp_path / "a.h5"
+    content, target = FileContent(clips_of(mixed), []), tmp_path / "a.h5"
     with pytest.raises(Stopped):
-        silent_build(plan, target, stop=stopped_after(8))
-    other = BuildPlan(clips_of(mixed), [], "float32")
+        silent_build(content, target, stop=stopped_after(8))
+    other = FileContent(clips_of(mixed), [], "float32")
     assert progress_of(other, target) == 0
     silent_build(other, target)
     assert is_current(other, target)
-    assert not is_current(plan, target)
+    assert not is_current(content, target)
 
 
 def slow_build(folder, target):
@@ -228,42 +228,42 @@ def slow_build(folder, target):
 
     Clips.read = slow
     hdf5_write._SECONDS_BETWEEN_MARKS = 0.0
-    silent_build(BuildPlan(clips_of(folder), []), target)
+    silent_build(FileContent(clips_of(folder), []), target)
 
 
 def test_a_killed_build_goes_on(mixed, tmp_path):
-    plan, target = BuildPlan(clips_of(mixed), []), tmp_path / "a.h5"
-    silent_build(plan, tmp_path / "whole.h5")
+    content, target = FileContent(clips_of(mixed), []), tmp_path / "a.h5"
+    silent_build(content, tmp_path / "whole.h5")
     process = multiprocessing.get_context("fork").Process(target=slow_build, args=(mixed, target))
     process.start()
     deadline = time.monotonic() + 60
-    while progress_of(plan, target) < 3:
+    while progress_of(content, target) < 3:
         assert time.monotonic() < deadline
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert 3 <= progress_of(plan, target) < len(plan.clips)
-    silent_build(plan, target)
+    assert 3 <= progress_of(content, target) < len(content.clips)
+    silent_build(content, target)
     assert_same_content(target, tmp_path / "whole.h5")
 
 
 def test_two_builds_of_one_file_are_refused(mixed, tmp_path):
-    plan, target = BuildPlan(clips_of(mixed), []), tmp_path / "a.h5"
+    content, target = FileContent(clips_of(mixed), []), tmp_path / "a.h5"
     process = multiprocessing.get_context("fork").Process(target=slow_build, args=(mixed, target))
     process.start()
-    while progress_of(plan, target) < 1:
+    while progress_of(content, target) < 1:
         time.sleep(0.001)
     with pytest.raises(UserError, match="another process is building it"):
-        silent_build(plan, target)
+        silent_build(content, target)
     process.join()
     assert process.exitcode == 0
-    assert is_current(plan, target)
+    assert is_current(content, target)
 
 
 def limited_build(folder, target):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        silent_build(BuildPlan(clips_of(folder), []), target)
+        silent_build(FileContent(clips_of(folder), []), target)
     except UserError as error:
         os._exit(3 if "cannot be written" in str(error) else 4)
 
@@ -337,7 +337,7 @@ def test_a_clip_that_cannot_be_decoded_is_left_out_and_told(mixed, tmp_path):
     (tmp_path / "broken.flac").write_bytes(content)
     clips = clips_of(tmp_path, depth="header")
     assert len(clips) == 2
-    built = silent_build(BuildPlan(clips, [("z.wav", "no samples")]), tmp_path / "a.h5")
+    built = silent_build(FileContent(clips, [("z.wav", "no samples")]), tmp_path / "a.h5")
     assert [failure.name for failure in built.problems] == [clips.name(0)]
     again = clips_of(tmp_path / "a.h5")
     assert again.length_N.tolist() == [0, 64000]
@@ -358,7 +358,7 @@ def test_threads_read_what_one_reads(stored, corpus, tmp_path):
 
 def test_damage_in_a_copy_is_found_by_a_full_check(mixed, tmp_path):
     made = Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
-    silent_build(BuildPlan(clips_of(mixed), [], copies=1, augmentation=made), tmp_path / "a.h5")
+    silent_build(FileContent(clips_of(mixed), [], copies=1, augmentation=made), tmp_path / "a.h5")
     content = bytearray((tmp_path / "a.h5").read_bytes())
     with h5py.File(tmp_path / "a.h5") as file:
         rows = len(file["name"])
@@ -369,12 +369,12 @@ def test_damage_in_a_copy_is_found_by_a_full_check(mixed, tmp_path):
 
 
 def test_a_source_that_others_may_not_see_is_not_asked_for(mixed, tmp_path, monkeypatch):
-    silent_build(BuildPlan(clips_of(mixed), []), tmp_path / "a.h5")
+    silent_build(FileContent(clips_of(mixed), []), tmp_path / "a.h5")
 
     def refused(source):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(hdf5, "fingerprint", refused)
+    monkeypatch.setattr("sjepa.dataset.fingerprint.of_file", refused)
     assert clips_of(tmp_path / "a.h5").remarks == []
 
 
@@ -384,7 +384,7 @@ def test_labels_come_along(tmp_path):
     lines = [{"path": "a.wav", "speaker": "s1"}, {"path": "b.wav", "offset": 0.5, "duration": 1.0, "text": "é"}]
     (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     clips = clips_of(tmp_path / "m.jsonl")
-    silent_build(BuildPlan(clips, []), tmp_path / "a.h5")
+    silent_build(FileContent(clips, []), tmp_path / "a.h5")
     again = clips_of(tmp_path / "a.h5")
     assert [again.labels(position) for position in (0, 1)] == [clips.labels(position) for position in (0, 1)]
     assert np.abs(again.read(1) - clips.read(1)).max() <= HALF_STEP
@@ -394,7 +394,7 @@ def test_a_source_that_changed_is_told(mixed, tmp_path):
     import shutil
 
     shutil.copytree(mixed, tmp_path / "clips")
-    silent_build(BuildPlan(clips_of(tmp_path / "clips"), []), tmp_path / "a.h5")
+    silent_build(FileContent(clips_of(tmp_path / "clips"), []), tmp_path / "a.h5")
     assert clips_of(tmp_path / "a.h5").remarks == []
     soundfile.write(tmp_path / "clips/new.wav", tone(1.0), 16000)
     (remark,) = clips_of(tmp_path / "a.h5").remarks
@@ -405,7 +405,7 @@ def test_a_source_that_changed_is_told(mixed, tmp_path):
 
 
 def test_the_disk_filling_up_later_keeps_what_is_stored(mixed, tmp_path, monkeypatch):
-    plan, target = BuildPlan(clips_of(mixed), []), tmp_path / "a.h5"
+    content, target = FileContent(clips_of(mixed), []), tmp_path / "a.h5"
     original, calls = Writer.piece, iter(range(1000))
 
     def fails(self, *arguments):
@@ -416,17 +416,17 @@ def test_the_disk_filling_up_later_keeps_what_is_stored(mixed, tmp_path, monkeyp
 
     monkeypatch.setattr(Writer, "piece", fails)
     with pytest.raises(UserError, match=r"a\.h5: cannot be written \(No space left on device\); run it again to go on"):
-        silent_build(plan, target)
-    assert progress_of(plan, target) == 8
-    silent_build(plan, target)
-    assert is_current(plan, target)
+        silent_build(content, target)
+    assert progress_of(content, target) == 8
+    silent_build(content, target)
+    assert is_current(content, target)
 
 
 def test_a_part_of_a_corpus_keeps_its_numbers(mixed, tmp_path):
     """So that every draw about a clip is the same from the file as from the archive."""
     clips = clips_of(mixed)
     part = clips.subset(np.array([3, 8, 9, 20]))
-    silent_build(BuildPlan(part, []), tmp_path / "a.h5")
+    silent_build(FileContent(part, []), tmp_path / "a.h5")
     again = clips_of(tmp_path / "a.h5")
     assert np.flatnonzero(again.length_N).tolist() == [3, 8, 9, 20]
     assert np.abs(again.read(8) - clips.read(8)).max() <= HALF_STEP

@@ -12,7 +12,7 @@ import pytest
 
 from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from tests.support.archives import NAMES, audio, make_folder, make_tar, make_zip
 from tests.support.audio import encode, tone

@@ -12,9 +12,9 @@ from sjepa.dataset import hub
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubOptions, HubStream
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
-from sjepa.dataset.stream import StreamLoader, StreamPlan, keep_some
+from sjepa.dataset.stream import StreamBatching, StreamLoader, keep_some
 from tests.support.audio import encode, tone
 from tests.support.runs import assert_same_run, history, run, stopping_after
 
@@ -34,7 +34,7 @@ def kept_of(stream, folder):
 
 def loader_of(place, folder, *, batch_size=4, augmentation=None, seconds=0.5, **options):
     stream = stream_of(place)
-    plan = StreamPlan(batch_size, round(seconds * 16000), 1600, 0, 720)
+    plan = StreamBatching(batch_size, round(seconds * 16000), 1600, 0, 720)
     return StreamLoader(stream, plan, kept_of(stream, folder), augmentation=augmentation, **options)
 
 
@@ -109,7 +109,7 @@ def test_processes_take_as_many_batches(places, tmp_path):
 
 def test_a_stream_that_is_shorter_than_was_said_is_told(places, tmp_path):
     stream = HubStream(HubOptions(str(places / "many")), seed=0, buffer_rows=5, rows=30)
-    loader = StreamLoader(stream, StreamPlan(4, 8000, 1600, 0, 720), kept_of(stream, tmp_path))
+    loader = StreamLoader(stream, StreamBatching(4, 8000, 1600, 0, 720), kept_of(stream, tmp_path))
     with pytest.raises(UserError, match=r"dataset\.hf\.rows: .*many ended after 18 rows, and not after 30"):
         list(loader.epoch(0))
 
@@ -122,13 +122,13 @@ def test_files_of_unequal_length_keep_all_processes_busy(recordings, tmp_path):
     (tmp_path / "kept").mkdir()
     kept = kept_of(stream, tmp_path / "kept")
     for rank in (0, 1):
-        batches = list(StreamLoader(stream, StreamPlan(4, 8000, 1600, 0, 720), kept, rank=rank, size=2).epoch(0))
+        batches = list(StreamLoader(stream, StreamBatching(4, 8000, 1600, 0, 720), kept, rank=rank, size=2).epoch(0))
         assert [len(batch.names) for batch in batches] == [4, 4]
 
 
 def test_fewer_rows_than_a_batch_make_one(places, tmp_path):
     stream = stream_of(places / "many", most=3)
-    loader = StreamLoader(stream, StreamPlan(8, 8000, 1600, 0, 720), kept_of(stream, tmp_path))
+    loader = StreamLoader(stream, StreamBatching(8, 8000, 1600, 0, 720), kept_of(stream, tmp_path))
     assert [len(batch.names) for batch in loader.epoch(0)] == [3]
 
 
@@ -154,7 +154,7 @@ def test_rows_that_are_no_audio_are_named_and_short_ones_left_out(tmp_path):
     rows = {"audio": [audio[0], b"nothing", encode(tone(0.05), 16000, "wav"), None, *audio[1:]]}
     datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "a.parquet"))
     stream = HubStream(HubOptions(str(tmp_path / "a.parquet")), seed=0, buffer_rows=3, rows=7)
-    batches = list(StreamLoader(stream, StreamPlan(7, 8000, 1600, 0, 720), kept_of(stream, tmp_path)).epoch(0))
+    batches = list(StreamLoader(stream, StreamBatching(7, 8000, 1600, 0, 720), kept_of(stream, tmp_path)).epoch(0))
     assert len(batches[0].names) == 4
     assert len(batches[0].failures) == 2
     assert {failure.reason for failure in batches[0].failures} >= {"no audio in this row"}

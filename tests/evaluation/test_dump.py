@@ -6,8 +6,8 @@ from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import tiles
 from sjepa.s_jepa.units.dump import encoder_reader, units, write_dump
@@ -24,7 +24,7 @@ def parts(corpus):
 def dumped(parts, folder, *, batch_size, max_samples=10**9, top_k=3, break_window=None):
     clips, model, engine = parts
     windows = tiles(clips.length_N, max_samples, min_samples=1600)
-    loader = Loader(WindowDataset(clips, windows, seed=0, fewest_samples=720), BatchPlan(batch_size, shuffle=False))
+    loader = Loader(WindowDataset(clips, windows, seed=0, fewest_samples=720), Batching(batch_size, shuffle=False))
     batches = list(loader.epoch(0))
     if break_window is not None:
         batches = [batch for batch in batches if break_window not in batch.window]

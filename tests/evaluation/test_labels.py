@@ -7,7 +7,7 @@ import pytest
 from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.evaluation.labels import phones_at, phones_of, read_labels, spans_of
 from tests.support.audio import encode, tone

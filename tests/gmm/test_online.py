@@ -6,7 +6,7 @@ import torch
 
 from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
 from sjepa.gmm.fit import fit_gmm
-from sjepa.gmm.online import MOST_CANDIDATES, Candidates, blend, reseed
+from sjepa.gmm.online_update import MOST_CANDIDATES, Candidates, blend, reseed
 from sjepa.gmm.statistics import SufficientStatistics
 
 

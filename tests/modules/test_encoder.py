@@ -7,7 +7,7 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from sjepa.modules.transformer import TransformerShape
-from sjepa.s_jepa.memory import Load, training_bytes
+from sjepa.s_jepa.activation_memory import Load, training_bytes
 from sjepa.s_jepa.model import ModelShape
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 from tests.support.encoders import TINY, assert_padding_changes_nothing, padded, waves

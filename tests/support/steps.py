@@ -18,7 +18,7 @@ from sjepa.s_jepa.optimizer import build_optimizer
 from sjepa.s_jepa.plan import plan
 from sjepa.s_jepa.schema import load_config
 from sjepa.s_jepa.step import Step, optimiser_update
-from sjepa.s_jepa.targets.mfcc import MFCCTargets
+from sjepa.s_jepa.targets.frozen import MFCCTargets
 from tests.support.audio import tone
 from tests.support.runs import SMALL
 

@@ -7,10 +7,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.dataset.blend import Mixture
+from sjepa.dataset.blend import Blend
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import Windows
 from sjepa.s_jepa.model import SJEPA
@@ -43,10 +43,12 @@ def test_the_largest_batch_of_a_mixture_is_one_of_any_epoch(corpus):
     """The long clip may not come in the first epoch."""
     clips = Clips([scan(source) for source in resolve_sources(str(corpus / "train.zip"))], sample_rate=16000)
     windows = Windows(np.arange(18), np.zeros(18, int), np.array([48000, *[8000] * 17]))
-    mixture = Mixture(np.array([0] * 9 + [1] * 9), (1.0, 50.0), seed=0)
-    loader = Loader(WindowDataset(clips, windows, seed=0, fewest_samples=720, mixture=mixture), BatchPlan(4, 60000))
+    blend = Blend(np.array([0] * 9 + [1] * 9), (1.0, 50.0), seed=0)
+    loader = Loader(WindowDataset(clips, windows, seed=0, fewest_samples=720, blend=blend), Batching(4, 60000))
     drawn = {
-        int(windows.length_N[batch].max()) for epoch in range(4) for batch in loader.plan.batches(loader.dataset, epoch)
+        int(windows.length_N[batch].max())
+        for epoch in range(4)
+        for batch in loader.batching.batches(loader.dataset, epoch)
     }
     assert drawn == {8000}
     assert (1, 48000) in loader.largest_batches()

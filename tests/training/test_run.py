@@ -14,8 +14,8 @@ from sjepa.entrypoints.resume import differences
 from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.entrypoints.train import train
 from sjepa.s_jepa import validation
+from sjepa.s_jepa.masked_prediction import SJEPATask
 from sjepa.s_jepa.schema import load_config
-from sjepa.s_jepa.task import SJEPATask
 from sjepa.training.trainer import Trainer
 from tests.support.audio import tone
 from tests.support.runs import assert_same_run, history, run, stopping_after

@@ -14,7 +14,7 @@ from sjepa.s_jepa.model import SJEPA, ModelShape
 from sjepa.s_jepa.optimizer import build_optimizer
 from sjepa.s_jepa.plan import plan
 from sjepa.s_jepa.step import choose_frames, observed, plain_posteriors
-from sjepa.s_jepa.targets.mfcc import MFCCTargets
+from sjepa.s_jepa.targets.frozen import MFCCTargets
 from tests.support.steps import CLIPS, Setup, batch, sample
 
 

@@ -13,8 +13,8 @@ from sjepa.core.errors import UserError
 from sjepa.core.learner import Learner
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.s_jepa.fitting import TrainingFrames
+from sjepa.s_jepa.masked_prediction import SJEPATask
 from sjepa.s_jepa.schema import load_config
-from sjepa.s_jepa.task import SJEPATask
 from sjepa.s_jepa.weights import load_weights
 from sjepa.training.trainer import Trainer
 from tests.support.runs import LOG_MEL, TWO_PHASES, assert_same_run, history, run, stopping_after

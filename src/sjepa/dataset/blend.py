@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Blend:
     """An epoch is as long as all windows together; each corpus has its share of them.
 
     A corpus goes through all its windows in shuffled order before any comes again, over epochs or inside one: a small one

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from sjepa.core.files import printable
 from sjepa.core.random import key
 from sjepa.dataset.audio import AudioInfo, DecodeError, Waveform, decode_window, resampled_length
-from sjepa.dataset.containers import Containers
-from sjepa.dataset.gzip_access import BLOCK_BYTES
+from sjepa.dataset.containers import CONTAINERS, Containers, Place
 from sjepa.dataset.hdf5 import read_stored
-from sjepa.dataset.sources import Source
+from sjepa.dataset.listing import Source
 from sjepa.dataset.table import ClipTable
 
 
@@ -44,7 +43,7 @@ class Clips:
         self.id_N = np.arange(self._first_id[-1]) if _keep is None else _keep
         lengths = [resampled_length(table.samples, table.rate, sample_rate) for table in tables]  # type: ignore[arg-type]
         self.length_N = _joined(lengths)[self.id_N]
-        self.locality_N = _joined([_locality(table) for table in tables])[self.id_N]
+        self.locality_N = _joined([CONTAINERS[table.source.kind].blocks(table.offset) for table in tables])[self.id_N]
         self.source_N = np.searchsorted(self._first_id, self.id_N, side="right") - 1
         self.locality_N[self.locality_N >= 0] += self._first_id[self.source_N][self.locality_N >= 0]
 
@@ -135,13 +134,8 @@ class Clips:
         if table.stored is not None:
             return read_stored(self._containers, table, row, start, length, copy=copy)
         info = AudioInfo(int(table.samples[row]), int(table.rate[row]), int(table.channels[row]))
-        with self._containers.open(
-            table.source,
-            table.names[row],
-            int(table.offset[row]),
-            int(table.size[row]),
-            index=table.gzip_index,
-        ) as file:
+        place = Place(table.names[row], int(table.offset[row]), int(table.size[row]), table.gzip_index)
+        with self._containers.open(table.source, place) as file:
             samples = decode_window(
                 file, info, start=start, length=length, rate=self.sample_rate, first=int(table.first[row])
             )
@@ -156,10 +150,3 @@ class Clips:
 
 def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate(columns) if columns else np.zeros(0, np.int64)
-
-
-def _locality(table: ClipTable) -> NDArray[np.int64]:
-    """Clips of a .tar.gz whose bytes are inflated together share a number."""
-    if table.source.kind != "targz":
-        return np.full(len(table), -1, np.int64)
-    return np.asarray(table.offset // BLOCK_BYTES, dtype=np.int64)

@@ -1,51 +1,258 @@
-"""The bytes of one clip, wherever it lies: opened lazily in each process, never unpacked to disk."""
+"""The kinds of containers that clips may lie in. Each says in one place how its clips are listed, opened and known again."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
-import threading
+import tarfile
 import zipfile
-from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sjepa.core.errors import UserError
+from sjepa.dataset import fingerprint
 from sjepa.dataset.audio import DecodeError
-from sjepa.dataset.gzip_access import BlockReader
-from sjepa.dataset.hub import hub_rows
-from sjepa.dataset.sources import Source
+from sjepa.dataset.gzip_access import BLOCK_BYTES, BlockReader, GzipIndex
+from sjepa.dataset.handles import Handles, part_of
+from sjepa.dataset.hub import HubOptions, hub_rows
+from sjepa.dataset.listing import AudioRef, Listing, Source
+from sjepa.dataset.manifests import list_jsonl, list_tsv
 
-_READ_WHOLE_BYTES = 8 << 20  # smaller clips are read in one go; larger ones stay on disk and are sought in
-_OPEN_HANDLES = 64
+
+class Place(NamedTuple):
+    """Where a clip's bytes are: its name in the source, byte positions for containers that are read directly (else −1), and
+    the file with the restart points of a compressed archive, if there is one."""
+
+    name: str
+    offset: int = -1
+    size: int = -1
+    restart_points: Path | None = None
+
+
+class Container(Protocol):
+    """One kind. Everything may raise what its library raises; `list_source` and `Containers` turn that into words."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of its files' names."""
+        ...
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        """Every audio file, in a fixed order. `index`: where the restart points of a compressed archive are kept."""
+        ...
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        """A seekable file of one clip's bytes."""
+        ...
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        """Plain values; other ones mean that the source has changed."""
+        ...
+
+    def blocks(self, offset_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Equal numbers for clips that are inflated together; −1 where a clip is read by itself."""
+        ...
+
+    def index_path(self, cache: Path) -> Path | None:
+        """Where restart points are kept, by the cache of the scan; None for containers without any."""
+        ...
+
+
+class _Plain:
+    """Clips that are read by themselves, without restart points; the fingerprint is that of one file."""
+
+    suffixes: tuple[str, ...] = ()
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        return fingerprint.of_file(source.path)
+
+    def blocks(self, offset_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.full(len(offset_N), -1, np.int64)
+
+    def index_path(self, cache: Path) -> Path | None:
+        return None
+
+
+class Folder(_Plain):
+    kind, suffixes = "folder", ()
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        listing = Listing()
+        for path in audio_files(source.path, listing):
+            name = path.relative_to(source.path).as_posix()
+            if path.exists():
+                listing.refs.append(AudioRef(name))
+            else:
+                listing.dropped.append((name, "link to nothing"))
+        return listing
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        return _open_file(source.path / place.name)
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        names = [os.path.relpath(path, source.path) for path in audio_files(source.path)]
+        return fingerprint.of_files(source.path, names)
+
+
+class Zip(_Plain):
+    """Stored entries are read directly, compressed ones by the library."""
+
+    kind, suffixes = "zip", (".zip",)
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        listing = Listing()
+        with zipfile.ZipFile(source.path) as archive, source.path.open("rb") as raw:
+            for entry in archive.infolist():
+                if entry.is_dir() or not listing.takes(entry.filename):
+                    continue
+                if entry.flag_bits & 1:
+                    listing.dropped.append((entry.filename, "encrypted"))
+                elif (entry.external_attr >> 16) & 0o170000 == 0o120000:
+                    listing.dropped.append((entry.filename, "symbolic link"))
+                elif entry.compress_type == zipfile.ZIP_STORED:
+                    offset = _zip_data_offset(raw, entry)
+                    if offset is None:
+                        listing.dropped.append((entry.filename, "damaged entry"))
+                    else:
+                        listing.refs.append(AudioRef(entry.filename, offset, entry.file_size))
+                else:
+                    listing.refs.append(AudioRef(entry.filename))
+        return listing
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        if place.offset >= 0:
+            return _part_of_file(source.path, place, handles)
+        archive = handles.get(source.path, self.kind, lambda: zipfile.ZipFile(source.path))
+        return io.BytesIO(archive.read(place.name))
+
+
+class Tar(_Plain):
+    kind, suffixes = "tar", (".tar",)
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        with tarfile.open(source.path, "r:") as archive:
+            return _tar_members(archive)
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        return _part_of_file(source.path, place, handles)
+
+
+class TarGz(_Plain):
+    kind, suffixes = "targz", (".tar.gz", ".tgz")
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        with GzipIndex.build(source.path, index) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            return _tar_members(archive)
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        reader = handles.get(source.path, self.kind, lambda: BlockReader(source.path, place.restart_points))
+        return io.BytesIO(reader.read_range(place.offset, place.size))
+
+    def blocks(self, offset_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        return offset_N // BLOCK_BYTES
+
+    def index_path(self, cache: Path) -> Path | None:
+        return cache.with_name(cache.name.removesuffix(".cache.json") + ".gzindex")
+
+
+class Hdf5(_Plain):
+    """Samples that are decoded already: `hdf5.py` reads the table, and rows directly."""
+
+    kind, suffixes = "h5", (".h5", ".hdf5")
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        raise NotImplementedError
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        return _part_of_file(source.path, place, handles)
+
+
+class Hub(_Plain):
+    """A split of a data set of the Hugging Face library."""
+
+    kind, suffixes = "hf", ()
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        rows = enumerate(hub_rows(_options(source)).labels())
+        return Listing([AudioRef(str(row), labels=labels) for row, labels in rows])
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        return hub_rows(_options(source)).audio(int(place.name))
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        return hub_rows(_options(source)).fingerprint
+
+
+class _Manifest(_Plain):
+    """Names of files beside it, or absolute ones; the files count for its fingerprint."""
+
+    kind = ""
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        raise NotImplementedError
+
+    def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
+        return _open_file(source.path.parent / place.name)
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        names = sorted({ref.name for ref in list_source(source).refs})
+        return {**super().fingerprint(source), "listed": fingerprint.of_files(source.path.parent, names)}
+
+
+class Jsonl(_Manifest):
+    kind, suffixes = "jsonl", (".jsonl",)
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        return list_jsonl(source.path)
+
+
+class Tsv(_Manifest):
+    kind, suffixes = "tsv", (".tsv",)
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        return list_tsv(source.path)
+
+
+_KINDS: tuple[Container, ...] = (Folder(), TarGz(), Tar(), Zip(), Hdf5(), Jsonl(), Tsv(), Hub())
+CONTAINERS = {container.kind: container for container in _KINDS}
+SUFFIXES = {suffix: container.kind for container in _KINDS for suffix in container.suffixes}
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of container that a file's name says; None if it says none."""
+    name = path.name.lower()
+    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
+    """Every audio file of a source, recursively, sorted by name (manifests and archives: in their own order).
+
+    `gzip_index` is where the random-access index of a .tar.gz is kept. Raises UserError if the source itself is broken.
+    """
+    try:
+        return CONTAINERS[source.kind].list(source, gzip_index)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{source.path}: cannot be read as {source.kind} ({error})") from None
 
 
 class Containers:
-    """Opens clips of any source. Handles belong to the thread that opened them, since each has one position: other threads,
-    copies and forks start empty."""
+    """Opens clips of any source, from handles that stay open."""
 
     def __init__(self) -> None:
-        self._own = _Handles()
+        self._handles = Handles()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-
-    def open(self, source: Source, name: str, offset: int, size: int, *, index: Path | None = None) -> BinaryIO:
+    def open(self, source: Source, place: Place) -> BinaryIO:
         """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
-        path, kind = source.path, source.kind
         try:
-            if kind in ("folder", "jsonl", "tsv"):
-                return _open_file((path if kind == "folder" else path.parent) / name)
-            if source.hub is not None:
-                return hub_rows(source.hub).audio(int(name))
-            if kind == "targz":
-                return io.BytesIO(self._handle(path, kind, index).read_range(offset, size))
-            if offset >= 0:  # stored as it is
-                return _slice(self._handle(path, "raw", None), offset, size)
-            return io.BytesIO(self._handle(path, kind, None).read(name))
+            return CONTAINERS[source.kind].open(source, place, self._handles)
         except FileNotFoundError:
             raise DecodeError("no such file") from None
         except DecodeError:
@@ -55,69 +262,62 @@ class Containers:
 
     def close(self) -> None:
         """Closes what this thread opened."""
-        while self._own.handles:
-            self._own.handles.popitem()[1].close()
-
-    def _handle(self, path: Path, kind: str, index: Path | None) -> Any:
-        if self._own.process != os.getpid():  # after a fork: the parent's file positions are not ours to move
-            self._own = _Handles()
-        handles, key = self._own.handles, (str(path), kind)
-        if key not in handles:
-            if kind == "targz":
-                handles[key] = BlockReader(path, index)
-            else:
-                handles[key] = zipfile.ZipFile(path) if kind == "zip" else path.open("rb", buffering=0)
-            if len(handles) > _OPEN_HANDLES:
-                handles.popitem(last=False)[1].close()
-        handles.move_to_end(key)
-        return handles[key]
+        self._handles.close()
 
 
-class _Handles(threading.local):
-    """Open files, the least recently used first; each thread sees its own."""
+def audio_files(folder: Path, listing: Listing | None = None) -> Iterator[Path]:
+    """Audio files below a folder; linked folders are followed once. `listing` counts the others."""
+    listing = listing or Listing()
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(files):
+            if listing.takes(name):
+                yield Path(parent, name)
 
-    def __init__(self) -> None:
-        self.handles: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        self.process = os.getpid()
+
+def _zip_data_offset(raw: Any, entry: zipfile.ZipInfo) -> int | None:
+    """Where the bytes of a stored entry start: its local header is 30 bytes, a name and an extra field.
+    None if there is no such header."""
+    raw.seek(entry.header_offset)
+    header = raw.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        return None
+    name_bytes, extra_bytes = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    return int(entry.header_offset + 30 + name_bytes + extra_bytes)
+
+
+def _tar_members(archive: tarfile.TarFile) -> Listing:
+    listing = Listing()
+    for member in archive:
+        if member.isdir() or not listing.takes(member.name):
+            continue
+        if member.issym() or member.islnk():
+            listing.dropped.append((member.name, "link inside the archive"))
+        elif member.isreg() and not member.issparse():
+            listing.refs.append(AudioRef(member.name, member.offset_data, member.size))
+        else:
+            listing.dropped.append((member.name, "not a regular file"))
+    return listing
+
+
+def _part_of_file(path: Path, place: Place, handles: Handles) -> BinaryIO:
+    raw = handles.get(path, "raw", lambda: path.open("rb", buffering=0))
+    return part_of(raw, place.offset, place.size)
 
 
 def _open_file(path: Path) -> BinaryIO:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
         raise DecodeError("not a regular file")
     return path.open("rb")
 
 
-def _slice(raw: io.FileIO, offset: int, size: int) -> BinaryIO:
-    if size > _READ_WHOLE_BYTES:
-        return io.BufferedReader(_Slice(raw, offset, size), buffer_size=1 << 16)
-    raw.seek(offset)
-    return io.BytesIO(raw.read(size))
-
-
-class _Slice(io.RawIOBase):
-    """Part of an open file as a file of its own, with its own position."""
-
-    def __init__(self, raw: io.FileIO, offset: int, size: int) -> None:
-        self._raw, self._offset, self._size, self._position = raw, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        self._raw.seek(self._offset + self._position)
-        wanted = min(len(view), max(0, self._size - self._position))
-        count = self._raw.readinto(view[:wanted]) or 0
-        self._position += count
-        return count
+def _options(source: Source) -> HubOptions:
+    if source.hub is None:
+        raise UserError(f"{source.path}: nothing says which split of the data set is meant")
+    return source.hub

@@ -1,36 +1,27 @@
-"""Whether a source is what it was: names, sizes and times of its files."""
+"""Sizes and times of files: another fingerprint means that a source has changed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sjepa.dataset.hub import hub_rows
-from sjepa.dataset.sources import Source, audio_files, list_source
-
 _FILES_AT_ONCE, _ASKED_AT_ONCE = 512, 16
 
 
-def fingerprint(source: Source) -> dict[str, Any]:
-    """Sizes, modification times (ns), file count and a digest of names: another one means that the source changed. Of a
-    manifest also its files count."""
-    if source.hub is not None:
-        return hub_rows(source.hub).fingerprint
-    if source.kind == "folder":
-        return _states(source.path, [os.path.relpath(path, source.path) for path in audio_files(source.path)])
-    status = source.path.stat()
-    own = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "files": 1}
-    if source.kind not in ("jsonl", "tsv"):
-        return own
-    return {**own, "listed": _states(source.path.parent, sorted({ref.name for ref in list_source(source).refs}))}
+def of_file(path: Path) -> dict[str, Any]:
+    """Size and modification time (ns)."""
+    status = path.stat()
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "files": 1}
 
 
-def _states(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Of files by their names, which start from `folder` or are absolute."""
+def of_files(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Of files by their names, which start from `folder` or are absolute: sizes together, the latest modification time, how
+    many there are, and a digest of all."""
     parts = [names[start : start + _FILES_AT_ONCE] for start in range(0, len(names), _FILES_AT_ONCE)]
     digest = hashlib.blake2b(digest_size=16)
     size = modified = count = 0

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from sjepa.core.errors import UserError
 from sjepa.dataset.audio import DecodeError, Waveform
-from sjepa.dataset.containers import Containers
-from sjepa.dataset.fingerprint import fingerprint
-from sjepa.dataset.sources import Source
+from sjepa.dataset.containers import CONTAINERS, Containers, Place
+from sjepa.dataset.listing import Source
 from sjepa.dataset.table import ClipTable, ScanDepth, StoredAudio
 
 KIND, FORMAT = "sjepa audio", 1
@@ -70,7 +69,7 @@ def read_stored(
     item, whole = stored.sample_type.itemsize, int(table.samples[row])
     offset = int(table.offset[row] if copy is None else stored.copy_offset_CN[copy, row])
     length = max(0, min(length, whole - start))
-    with containers.open(table.source, table.names[row], offset + start * item, length * item) as file:
+    with containers.open(table.source, Place(table.names[row], offset + start * item, length * item)) as file:
         content = file.read()
     if len(content) < length * item:
         raise DecodeError("the file ends inside its samples")
@@ -155,7 +154,7 @@ def _changed_since(built_from: list[tuple[Source, dict[str, Any]]]) -> Iterator[
     for source, before in built_from:
         now: dict[str, Any] | None = None
         with contextlib.suppress(OSError, UserError):
-            now = fingerprint(source) if source.kind != "hf" and source.path.exists() else None
+            now = CONTAINERS[source.kind].fingerprint(source) if source.path.exists() else None
         if now is None or now.get("listed", {}).get("files", 0) < before.get("listed", {}).get("files", 0):
             continue
         if any(now.get(name) != value for name, value in before.items()):

@@ -21,7 +21,7 @@ from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.augment import augmented
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.hdf5 import SAMPLE_TYPES, to_samples
-from sjepa.dataset.hdf5_write import BuildPlan, Writer, lay_out, locked, partial_path, progress_of
+from sjepa.dataset.hdf5_write import FileContent, Writer, lay_out, locked, partial_path, progress_of
 from sjepa.dataset.loader import from_workers, quiet_worker, worker_killed
 from sjepa.dataset.windows import Windows, tiles
 
@@ -50,7 +50,7 @@ class Stopped(Exception):
 
 
 def build(
-    plan: BuildPlan,
+    content: FileContent,
     target: Path,
     *,
     num_workers: int,
@@ -62,24 +62,26 @@ def build(
     partial, again = partial_path(target), ""
     try:
         with locked(target):
-            if not progress_of(plan, target):
+            if not progress_of(content, target):
                 try:
-                    lay_out(plan, partial)
+                    lay_out(content, partial)
                 except (OSError, RuntimeError) as error:  # h5py says the latter of a full disk
                     partial.unlink(missing_ok=True)
                     raise UserError(f"{target}: cannot be written ({' '.join(str(error).split())})") from error
             again = "; run it again to go on"
             with partial.open("rb+", buffering=0) as raw:
-                writer = Writer(plan, partial, raw)
+                writer = Writer(content, partial, raw)
                 try:
-                    _write_all(plan, writer, num_workers, progress, stop)
+                    _write_all(content, writer, num_workers, progress, stop)
                 finally:
                     writer.mark()
-            clips = int((writer.column["length"][: plan.clips.listed] > 0).sum())
+            clips = int((writer.column["length"][: content.clips.listed] > 0).sum())
             if not clips:
                 partial.unlink()
                 name, reason, _ = writer.problems()[0]
-                raise UserError(f"{target}: not one of {len(plan.clips):,} clips could be decoded ({name}: {reason})")
+                raise UserError(
+                    f"{target}: not one of {len(content.clips):,} clips could be decoded ({name}: {reason})"
+                )
             publish(partial, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error}){again}") from error
@@ -103,46 +105,48 @@ class _Decoded(NamedTuple):
 class _Pieces(Dataset[_Decoded]):
     """Decodes the pieces of all clips, in any process."""
 
-    plan: BuildPlan
+    content: FileContent
     pieces: Windows = field(repr=False)
 
     def __getitem__(self, number: int) -> _Decoded:
-        plan, pieces = self.plan, self.pieces
+        content, pieces = self.content, self.pieces
         position, start, length = (int(column[number]) for column in (pieces.clip_N, pieces.start_N, pieces.length_N))
-        is_last = start + length >= int(plan.clips.length_N[position])
+        is_last = start + length >= int(content.clips.length_N[position])
         try:
-            clean = plan.clips.read(position, start=start, length=length)
+            clean = content.clips.read(position, start=start, length=length)
         except DecodeError as error:
             return _Decoded(position, is_last, [], str(error))
-        kind = np.dtype(SAMPLE_TYPES[plan.sample_type])
+        kind = np.dtype(SAMPLE_TYPES[content.sample_type])
         partners: list[Failure] = []
-        copies = [self._copy(clean, position, start, number, partners) for number in range(plan.copies)]
+        copies = [self._copy(clean, position, start, number, partners) for number in range(content.copies)]
         clipped = int((np.abs(clean) > 1).sum()) if kind.kind == "i" else 0
         stored = [torch.from_numpy(to_samples(waveform, kind)) for waveform in (clean, *copies)]
         return _Decoded(position, is_last, stored, clipped=clipped, partners=tuple(partners))
 
     def _copy(self, clean: Waveform, position: int, start: int, number: int, partners: list[Failure]) -> Waveform:
         """The augmented piece. A tile louder than full scale is brought down to it: the encoder hears no level."""
-        plan = self.plan
-        assert plan.augmentation is not None
+        content = self.content
+        assert content.augmentation is not None
         heard = clean.copy()
-        tile_samples = plan.tile_samples or max(1, len(clean))
+        tile_samples = content.tile_samples or max(1, len(clean))
         for first in range(0, len(clean), tile_samples):
             tile = clean[first : first + tile_samples]
-            rng = generator(plan.seed, "copy", number, int(plan.clips.id_N[position]), start + first)
-            made, failures = augmented(plan.augmentation, tile, position, plan.clips, rng)
+            rng = generator(content.seed, "copy", number, int(content.clips.id_N[position]), start + first)
+            made, failures = augmented(content.augmentation, tile, position, content.clips, rng)
             partners += failures
             heard[first : first + len(tile)] = made / max(1.0, float(np.abs(made).max()))
         return heard
 
 
-def _write_all(plan: BuildPlan, writer: Writer, num_workers: int, progress: Progress, stop: Callable[[], bool]) -> None:
-    clips = plan.clips
+def _write_all(
+    content: FileContent, writer: Writer, num_workers: int, progress: Progress, stop: Callable[[], bool]
+) -> None:
+    clips = content.clips
     pieces = tiles(clips.length_N, _PIECE_SECONDS * clips.sample_rate)
     numbers = np.flatnonzero(pieces.clip_N >= writer.done)
     loader = DataLoader(
-        _Pieces(plan, pieces),
-        batch_sampler=_requests(numbers, pieces.length_N * (1 + plan.copies), _PIECE_SECONDS * clips.sample_rate),  # type: ignore[arg-type]
+        _Pieces(content, pieces),
+        batch_sampler=_requests(numbers, pieces.length_N * (1 + content.copies), _PIECE_SECONDS * clips.sample_rate),  # type: ignore[arg-type]
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=quiet_worker,

@@ -29,7 +29,7 @@ from sjepa.core.errors import UserError
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.fingerprint import fingerprint
+from sjepa.dataset.containers import CONTAINERS
 from sjepa.dataset.hdf5 import COLUMNS, FORMAT, KIND, PROBLEM_BYTES, SAMPLE_TYPES
 
 _SECONDS_BETWEEN_MARKS = 5.0
@@ -37,7 +37,7 @@ _WRITTEN = ("length", "crc32", "problem")  # columns that are known once a clip 
 
 
 @dataclass(frozen=True)
-class BuildPlan:
+class FileContent:
     """What a file is to hold: clips, and `copies` of each as `augmentation` makes them, tile by tile of `tile_samples`."""
 
     clips: Clips
@@ -66,7 +66,7 @@ class BuildPlan:
 
     @cached_property
     def identity(self) -> str:
-        """Equal for two plans that make the same file."""
+        """Equal for two contents that make the same file."""
         made = self.augmentation
         settings = None if made is None else made.settings
         noise = None if made is None or made.noise is None else _described(made.noise)
@@ -78,31 +78,31 @@ class BuildPlan:
         return json.dumps(parts)
 
 
-def is_current(plan: BuildPlan, target: Path) -> bool:
-    """Whether `target` is already what the plan would make."""
+def is_current(content: FileContent, target: Path) -> bool:
+    """Whether `target` is already what the content would make."""
     try:
         with h5py.File(target, "r", locking=False) as file:
-            stored = file["name"].shape[0] == plan.clips.listed and int(file["progress"][0]) == len(plan.clips)
-            return bool(stored and file["identity"].asstr()[()] == plan.identity)
+            stored = file["name"].shape[0] == content.clips.listed and int(file["progress"][0]) == len(content.clips)
+            return bool(stored and file["identity"].asstr()[()] == content.identity)
     except (OSError, KeyError, ValueError, RuntimeError):
         return False
 
 
-def progress_of(plan: BuildPlan, target: Path) -> int:
-    """Clips that an earlier, unfinished build of the same plan has stored."""
+def progress_of(content: FileContent, target: Path) -> int:
+    """Clips that an earlier, unfinished build of the same content has stored."""
     partial = partial_path(target)
     try:
         with h5py.File(partial, "r", locking=False) as file:
-            return int(file["progress"][0]) if file["identity"].asstr()[()] == plan.identity else 0
+            return int(file["progress"][0]) if file["identity"].asstr()[()] == content.identity else 0
     except (OSError, KeyError, ValueError, RuntimeError):
         return 0
 
 
-def check_room(plans: dict[Path, BuildPlan]) -> None:
+def check_room(contents: dict[Path, FileContent]) -> None:
     """Makes the folders of the files to be built. Raises UserError if one cannot be made, if a file could not be read from
     there, or if a disk has too little room for all that is to go there."""
     wanted: dict[int, list[tuple[Path, int]]] = {}
-    for target, plan in plans.items():
+    for target, content in contents.items():
         if target.suffix.lower() not in (".h5", ".hdf5") or any(mark in str(target) for mark in "*?["):
             raise UserError(f"{target}: not a plain name that ends in .h5 or .hdf5")
         if target.is_dir():
@@ -111,7 +111,9 @@ def check_room(plans: dict[Path, BuildPlan]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{target}: its folder cannot be made ({error.strerror or error})") from None
-        wanted.setdefault(target.parent.stat().st_dev, []).append((target, plan.bytes - _taken(partial_path(target))))
+        wanted.setdefault(target.parent.stat().st_dev, []).append(
+            (target, content.bytes - _taken(partial_path(target)))
+        )
     for files in wanted.values():
         needed, free = sum(count for _, count in files), shutil.disk_usage(files[0][0].parent).free
         if needed > free:
@@ -140,15 +142,15 @@ def _described(clips: Clips) -> list[dict[str, Any]]:
         {
             "path": str(source.path.resolve()) if source.hub is None else repr(source.hub),
             "kind": source.kind,
-            "fingerprint": fingerprint(source),
+            "fingerprint": CONTAINERS[source.kind].fingerprint(source),
         }
         for source in clips.sources
     ]
 
 
-def lay_out(plan: BuildPlan, path: Path) -> None:
+def lay_out(content: FileContent, path: Path) -> None:
     """The whole file, its samples and the columns `_WRITTEN` still empty."""
-    clips, versions = plan.clips, 1 + plan.copies
+    clips, versions = content.clips, 1 + content.copies
     listed, ids = clips.listed, clips.id_N
     start_N = np.cumsum(clips.length_N) - clips.length_N
     offset, augmented = np.zeros((versions, listed), "<i8"), np.zeros((versions, listed), "|u1")
@@ -162,9 +164,9 @@ def lay_out(plan: BuildPlan, path: Path) -> None:
         file.attrs.update({"kind": KIND, "format": FORMAT, "version": sjepa.__version__})
         file.attrs["sample_rate"] = clips.sample_rate
         for name, text in (
-            ("identity", plan.identity),
-            ("sources", json.dumps(plan.sources)),
-            ("dropped", json.dumps(plan.dropped)),
+            ("identity", content.identity),
+            ("sources", json.dumps(content.sources)),
+            ("dropped", json.dumps(content.dropped)),
         ):
             file.create_dataset(name, data=text, dtype=h5py.string_dtype())
         file.create_dataset("name", data=names, dtype=h5py.string_dtype())
@@ -173,8 +175,8 @@ def lay_out(plan: BuildPlan, path: Path) -> None:
             texts = np.full(listed, "", object)
             texts[ids] = [json.dumps(own) for own in labels]
             file.create_dataset("labels", data=texts, dtype=h5py.string_dtype())
-        for name, kind in {**COLUMNS, "progress": "<i8", "samples": SAMPLE_TYPES[plan.sample_type]}.items():
-            rows = {"progress": 1, "samples": plan.samples}.get(name, versions * listed)
+        for name, kind in {**COLUMNS, "progress": "<i8", "samples": SAMPLE_TYPES[content.sample_type]}.items():
+            rows = {"progress": 1, "samples": content.samples}.get(name, versions * listed)
             _allocate(file, name, kind, rows)
             if name != "samples":
                 file[name][:] = known[name].ravel() if name in known else np.zeros(rows, kind)
@@ -234,17 +236,17 @@ def locked(target: Path) -> Iterator[None]:
 class Writer:
     """The one that writes. A clip counts as stored once its samples, its columns and then the mark are on disk."""
 
-    def __init__(self, plan: BuildPlan, path: Path, raw: io.FileIO) -> None:
-        self._plan, self._raw = plan, raw
+    def __init__(self, content: FileContent, path: Path, raw: io.FileIO) -> None:
+        self._content, self._raw = content, raw
         with h5py.File(path, "r", locking=False) as file:
             self._place = {name: int(file[name].id.get_offset()) for name in (*_WRITTEN, "progress", "samples")}
             self.column: dict[str, NDArray[Any]] = {name: file[name][:] for name in (*_WRITTEN, "offset")}
             self.done = self._marked = int(file["progress"][0])
-        unmarked = plan.clips.id_N[self.done :]
-        for version in range(1 + plan.copies):
+        unmarked = content.clips.id_N[self.done :]
+        for version in range(1 + content.copies):
             for name in _WRITTEN:
-                self.column[name][version * plan.clips.listed + unmarked] = np.zeros((), COLUMNS[name])
-        self._sample = np.dtype(SAMPLE_TYPES[plan.sample_type])
+                self.column[name][version * content.clips.listed + unmarked] = np.zeros((), COLUMNS[name])
+        self._sample = np.dtype(SAMPLE_TYPES[content.sample_type])
         self._marked_at = time.monotonic()
         self.clipped = 0
         self.partners: list[Failure] = []
@@ -254,13 +256,13 @@ class Writer:
         for version, samples in enumerate(versions):
             row = self._row(position, version)
             first = int(self.column["offset"][row] + self.column["length"][row])
-            content = samples.tobytes()
-            self._write(self._place["samples"] + first * self._sample.itemsize, content)
+            raw = samples.tobytes()
+            self._write(self._place["samples"] + first * self._sample.itemsize, raw)
             self.column["length"][row] += len(samples)
-            self.column["crc32"][row] = zlib.crc32(content, int(self.column["crc32"][row]))
+            self.column["crc32"][row] = zlib.crc32(raw, int(self.column["crc32"][row]))
 
     def failed(self, position: int, reason: str) -> None:
-        for version in range(1 + self._plan.copies):
+        for version in range(1 + self._content.copies):
             row = self._row(position, version)
             self.column["length"][row] = self.column["crc32"][row] = 0
         text = reason.encode()[:PROBLEM_BYTES].decode("utf-8", "ignore").encode()
@@ -268,10 +270,10 @@ class Writer:
 
     def problems(self) -> list[Failure]:
         """All clips that could not be stored, those of earlier calls included."""
-        ids, found = self._plan.clips.id_N, self.column["problem"][: self._plan.clips.listed]
+        ids, found = self._content.clips.id_N, self.column["problem"][: self._content.clips.listed]
         failed = np.flatnonzero(found[ids] != b"")
         return [
-            Failure(self._plan.clips.name(int(position)), found[ids[position]].decode("utf-8", "replace"))
+            Failure(self._content.clips.name(int(position)), found[ids[position]].decode("utf-8", "replace"))
             for position in failed
         ]
 
@@ -283,11 +285,11 @@ class Writer:
     def mark(self) -> None:
         """Brings all that is stored to the disk, and then the mark that says so."""
         if self.done > self._marked:
-            listed, ids = self._plan.clips.listed, self._plan.clips.id_N
+            listed, ids = self._content.clips.listed, self._content.clips.id_N
             first, last = int(ids[self._marked]), int(ids[self.done - 1])
             for name in _WRITTEN:
                 column = self.column[name]
-                for version in range(1 + self._plan.copies):
+                for version in range(1 + self._content.copies):
                     rows = slice(version * listed + first, version * listed + last + 1)
                     self._write(self._place[name] + rows.start * column.itemsize, column[rows].tobytes())
             os.fsync(self._raw.fileno())
@@ -297,10 +299,10 @@ class Writer:
         self._marked_at = time.monotonic()
 
     def _row(self, position: int, version: int) -> int:
-        return version * self._plan.clips.listed + int(self._plan.clips.id_N[position])
+        return version * self._content.clips.listed + int(self._content.clips.id_N[position])
 
-    def _write(self, place: int, content: bytes) -> None:
+    def _write(self, place: int, raw: bytes) -> None:
         self._raw.seek(place)
-        left = memoryview(content)
+        left = memoryview(raw)
         while left:
             left = left[self._raw.write(left) :]

@@ -17,7 +17,7 @@ from sjepa.core.random import generator, key
 from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.dataset.augment import Augmentation, augmented
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
-from sjepa.dataset.blend import Mixture, turns
+from sjepa.dataset.blend import Blend, turns
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes, padding_waste
 from sjepa.dataset.windows import Windows, crop_start
@@ -48,12 +48,12 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         seed: int,
         fewest_samples: int,
         augmentation: Augmentation | None = None,
-        mixture: Mixture | None = None,
+        blend: Blend | None = None,
     ) -> None:
-        """A window of fewer than `fewest_samples` cannot be used. `mixture`: how often an epoch takes which windows; None:
+        """A window of fewer than `fewest_samples` cannot be used. `blend`: how often an epoch takes which windows; None:
         each once."""
         self.clips, self.windows, self.seed, self.fewest_samples = clips, windows, seed, fewest_samples
-        self.augmentation, self.mixture = augmentation, mixture
+        self.augmentation, self.blend = augmentation, blend
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -95,7 +95,7 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             return clean, [Failure(self.clips.name(position), str(error), is_own=False)]
 
 
-class BatchPlan(NamedTuple):
+class Batching(NamedTuple):
     """How windows are grouped: `batch_size` clips, or at most `max_batch_samples` of padded audio if that is given; all of a
     batch from one source, and `shards_at_once` sources open at a time, if that is given."""
 
@@ -109,8 +109,8 @@ class BatchPlan(NamedTuple):
         windows = dataset.windows
         if not self.shuffle:
             return _cut(np.arange(len(windows)), self.batch_size)
-        if dataset.mixture is not None:
-            return self._grouped(dataset, dataset.mixture.draw(epoch), epoch, dataset.seed)
+        if dataset.blend is not None:
+            return self._grouped(dataset, dataset.blend.draw(epoch), epoch, dataset.seed)
         everything = np.arange(len(windows))
         if self.shards_at_once is None:
             return self._grouped(dataset, everything, epoch, dataset.seed)
@@ -165,7 +165,7 @@ class Loader:
     def __init__(
         self,
         dataset: WindowDataset,
-        plan: BatchPlan,
+        batching: Batching,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -174,9 +174,9 @@ class Loader:
         start_method: str | None = None,
     ) -> None:
         """`start_method`: how worker processes start; None: as the system prefers."""
-        self.dataset, self.plan = dataset, plan
+        self.dataset, self.batching = dataset, batching
         self._rank, self._size = rank, size
-        first = plan.batches(dataset, 0)
+        first = batching.batches(dataset, 0)
         self.num_batches = len(first)  # of all processes
         self.sample_rate, self.num_clips = dataset.clips.sample_rate, len(dataset)
         self.epoch_clips = sum(map(len, first))
@@ -198,12 +198,12 @@ class Loader:
     def largest_batches(self) -> list[tuple[int, int]]:
         """(clips, samples of the longest) of what takes most memory in any epoch: the most padded audio, and the longest
         clip together with others."""
-        lengths, plan = self.dataset.windows.length_N, self.plan
-        if plan.max_batch_samples is None:
-            return [(min(plan.batch_size, len(lengths)), int(lengths.max()))]
-        shapes = {(len(batch), int(lengths[batch].max())) for batch in plan.batches(self.dataset, 0)}
-        longest = int(lengths.max())  # which a mixture of corpora may draw in another epoch
-        together = (max(1, plan.max_batch_samples // longest), longest)
+        lengths, batching = self.dataset.windows.length_N, self.batching
+        if batching.max_batch_samples is None:
+            return [(min(batching.batch_size, len(lengths)), int(lengths.max()))]
+        shapes = {(len(batch), int(lengths[batch].max())) for batch in batching.batches(self.dataset, 0)}
+        longest = int(lengths.max())  # which a blend of corpora may draw in another epoch
+        together = (max(1, batching.max_batch_samples // longest), longest)
         return sorted({max(shapes, key=lambda shape: shape[0] * shape[1]), together})
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
@@ -212,7 +212,7 @@ class Loader:
         batches = self._batches(epoch)
         own = range(first_batch + self._rank, len(batches), self._size)
         flags = [augment] * len(batches) if isinstance(augment, bool) else augment
-        again = turns(batches) if self.dataset.mixture is not None else [np.zeros(len(batch), int) for batch in batches]
+        again = turns(batches) if self.dataset.blend is not None else [np.zeros(len(batch), int) for batch in batches]
         requests = [
             [
                 Request(epoch, window, flags[number], turn)
@@ -225,11 +225,11 @@ class Loader:
         return from_workers(iter(self._loader))
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        """As many in every epoch. A mixture of corpora draws other lengths each time: a few too many are left out, or a few
+        """As many in every epoch. A blend of corpora draws other lengths each time: a few too many are left out, or a few
         of the next epoch's make up for those that are missing."""
-        batches = self.plan.batches(self.dataset, epoch)
+        batches = self.batching.batches(self.dataset, epoch)
         if len(batches) < self.num_batches:
-            batches += self.plan.batches(self.dataset, epoch + 1)
+            batches += self.batching.batches(self.dataset, epoch + 1)
         return batches[: self.num_batches]
 
 

@@ -29,7 +29,7 @@ _SAMPLE_EPOCH = 1 << 20  # an epoch that no run reaches: the clips that are kept
 _BATCHES_AHEAD = 4
 
 
-class StreamPlan(NamedTuple):
+class StreamBatching(NamedTuple):
     """How clips become batches: so many of them, cut to `max_samples`; shorter ones than `min_samples` are left out. One
     that gives fewer than `fewest_samples` when it is decoded is a failure."""
 
@@ -67,7 +67,7 @@ class StreamLoader:
     def __init__(
         self,
         stream: HubStream,
-        plan: StreamPlan,
+        batching: StreamBatching,
         kept: Clips,
         *,
         augmentation: Augmentation | None = None,
@@ -77,20 +77,20 @@ class StreamLoader:
         size: int = 1,
     ) -> None:
         """`kept`: some clips of the stream, by which the others are judged, and which are mixed into them."""
-        self._stream, self._plan, self._kept, self._augmentation = stream, plan, kept, augmentation
+        self._stream, self._batching, self._kept, self._augmentation = stream, batching, kept, augmentation
         self._threads, self._pin, self._rank, self._size = max(1, num_threads), pin_memory, rank, size
         self.sample_rate = kept.sample_rate
-        self._batch_rows = min(plan.batch_size, stream.num_rows)
+        self._batch_rows = min(batching.batch_size, stream.num_rows)
         self.num_batches = stream.num_rows // self._batch_rows  # of all processes
         self.num_rounds = -(-self.num_batches // size)  # that this one takes
         self.epoch_clips = self.num_clips = self.num_batches * self._batch_rows
-        heard = kept.length_N.clip(max=plan.max_samples)
+        heard = kept.length_N.clip(max=batching.max_samples)
         self.epoch_samples = round(float(heard.mean()) * self.epoch_clips)  # as far as one can know
         self.padding = float(heard.max() / heard.mean() - 1)
 
     def largest_batches(self) -> list[tuple[int, int]]:
         """(clips, samples of the longest) of what may take most memory."""
-        return [(self._batch_rows, self._plan.max_samples)]
+        return [(self._batch_rows, self._batching.max_samples)]
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
         """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out."""
@@ -123,23 +123,23 @@ class StreamLoader:
                 )
 
     def _item(self, epoch: int, augment: bool, row: tuple[int, Any]) -> tuple[Sample | None, list[Failure]]:
-        plan, (number, audio) = self._plan, row
+        batching, (number, audio) = self._batching, row
         name = f"{self._stream.options.spec}/{number}"
         try:
             with audio_file(audio) as file:
                 info = probe(file, measure=False)
                 whole = int(resampled_length(info.samples, info.rate, self.sample_rate))
-                if whole < plan.min_samples:
+                if whole < batching.min_samples:
                     return None, []
-                length = min(whole, plan.max_samples)
-                start = crop_start(plan.seed, epoch, number, clip_samples=whole, window_samples=length)
+                length = min(whole, batching.max_samples)
+                start = crop_start(batching.seed, epoch, number, clip_samples=whole, window_samples=length)
                 clean = decode_window(file, info, start=start, length=length, rate=self.sample_rate)
-            if len(clean) < plan.fewest_samples:
+            if len(clean) < batching.fewest_samples:
                 raise DecodeError(f"only {len(clean)} samples where {length} were expected")
         except (DecodeError, OSError) as error:
             return None, [Failure(name, str(error))]
         if augment and self._augmentation is not None:
-            rng = generator(plan.seed, "augment", epoch, number, 0)
+            rng = generator(batching.seed, "augment", epoch, number, 0)
             heard, failures = augmented(self._augmentation, clean, -1, self._kept, rng)
             clean, heard = self._augmentation.paced(clean, heard, rng)
         else:

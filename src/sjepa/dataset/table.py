@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sjepa.dataset.sources import Source
+from sjepa.dataset.listing import Source
 
 ScanDepth = bool | Literal["full", "header"]
 

@@ -12,7 +12,7 @@ from types import FrameType
 
 from sjepa.core.errors import UserError
 from sjepa.dataset.hdf5_build import Built, Stopped, build
-from sjepa.dataset.hdf5_write import BuildPlan, check_room, is_current, progress_of, size_text
+from sjepa.dataset.hdf5_write import FileContent, check_room, is_current, progress_of, size_text
 from sjepa.reporting.console import Console, duration
 from sjepa.s_jepa.settings import Config
 from sjepa.training.data import ClipSet
@@ -24,17 +24,18 @@ _SHOWN_PROBLEMS = 5
 def build_files(config: Config) -> int:
     """Writes dataset.train_h5 and dataset.test_h5; both are checked before either is begun. Returns the exit code."""
     console = Console()
-    plans = {target: plan for target, plan in _plans(config, console).items() if not _is_there(plan, target, console)}
-    check_room(plans)
+    wanted = _contents(config, console)
+    contents = {target: content for target, content in wanted.items() if not _is_there(content, target, console)}
+    check_room(contents)
     with _told_to_stop() as received:
-        for target, plan in plans.items():
-            done = progress_of(plan, target)
+        for target, content in contents.items():
+            done = progress_of(content, target)
             if done:
-                console.note(f"{target}: going on after {done:,} of {len(plan.clips):,} clips")
+                console.note(f"{target}: going on after {done:,} of {len(content.clips):,} clips")
             started = time.monotonic()
             try:
                 built = build(
-                    plan,
+                    content,
                     target,
                     num_workers=config.dataset.num_workers,
                     progress=console.progress,
@@ -43,21 +44,21 @@ def build_files(config: Config) -> int:
             except Stopped as stop:
                 console.warn(
                     f"{target}: stopped by {signal.Signals(received[0]).name} with {stop.clips:,} of "
-                    f"{len(plan.clips):,} clips stored; the same command goes on"
+                    f"{len(content.clips):,} clips stored; the same command goes on"
                 )
                 return 128 + received[0]
-            _tell(built, plan, time.monotonic() - started, console)
+            _tell(built, content, time.monotonic() - started, console)
     return 0
 
 
-def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
+def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
     """What is to be built, by file, printed with its size."""
     settings = config.dataset
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
     targets = {"train_path": Path(settings.train_h5), "test_path": Path(settings.test_h5)}
     if len({target.resolve() for target in targets.values()}) < 2:
         raise UserError(f"dataset.train_h5 and dataset.test_h5: both are {settings.train_h5}")
-    plans = {}
+    contents = {}
     for name, target in targets.items():
         most = settings.max_train_samples if name == "train_path" else settings.max_test_samples
         clip_set = load_set(config, name, cache_folder=cache_folder, progress=console.progress, most=most)
@@ -66,7 +67,7 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
             console.warn(
                 "a file stores no weights; train from a list of {path: FILE.h5, weight: …} instead of use_hdf5"
             )
-        plan = BuildPlan(clip_set.clips, clip_set.dropped, config.hdf5.sample_type, seed=config.seed)
+        content = FileContent(clip_set.clips, clip_set.dropped, config.hdf5.sample_type, seed=config.seed)
         augment = settings.augment
         if name == "train_path" and augment.enabled and augmentation(config, None).probability > 0:
             noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
@@ -74,14 +75,13 @@ def _plans(config: Config, console: Console) -> dict[Path, BuildPlan]:
                 _refuse_targets(noise, targets.values(), "dataset.augment.noise_path")
             made = augmentation(config, noise).always()  # how often training takes a copy is decided there
             tile = round(settings.max_seconds * settings.sample_rate)
-            plan = replace(plan, copies=config.hdf5.copies, augmentation=made, tile_samples=tile)
-        copies = (
-            "" if not plan.copies else f" and {plan.copies} augmented cop{'y' if plan.copies == 1 else 'ies'} of each"
-        )
-        console.plain(f"{target}  {clip_set.describe()}{copies}: {size_text(plan.bytes)} ({plan.sample_type})")
+            content = replace(content, copies=config.hdf5.copies, augmentation=made, tile_samples=tile)
+        number = content.copies
+        copies = f" and {number} augmented cop{'y' if number == 1 else 'ies'} of each" if number else ""
+        console.plain(f"{target}  {clip_set.describe()}{copies}: {size_text(content.bytes)} ({content.sample_type})")
         console.left_out(clip_set.remarks, clip_set.dropped)
-        plans[target] = plan
-    return plans
+        contents[target] = content
+    return contents
 
 
 def _refuse_targets(clip_set: ClipSet, targets: Iterable[Path], name: str) -> None:
@@ -92,14 +92,14 @@ def _refuse_targets(clip_set: ClipSet, targets: Iterable[Path], name: str) -> No
             raise UserError(f"{name}: {source.path} would be overwritten by what is built from it")
 
 
-def _is_there(plan: BuildPlan, target: Path, console: Console) -> bool:
-    if not is_current(plan, target):
+def _is_there(content: FileContent, target: Path, console: Console) -> bool:
+    if not is_current(content, target):
         return False
     console.note(f"{target}: up to date")
     return True
 
 
-def _tell(built: Built, plan: BuildPlan, seconds: float, console: Console) -> None:
+def _tell(built: Built, content: FileContent, seconds: float, console: Console) -> None:
     for failure in built.problems[:_SHOWN_PROBLEMS]:
         console.warn(f"left out {failure.name}: {failure.reason}")
     if len(built.problems) > _SHOWN_PROBLEMS:
@@ -109,7 +109,7 @@ def _tell(built: Built, plan: BuildPlan, seconds: float, console: Console) -> No
     if built.partners:
         name, reason, _ = built.partners[0]
         console.warn(f"{len(built.partners)} copies are not augmented: their partner cannot be read ({name}: {reason})")
-    size = f"{size_text(built.bytes)} ({built.bytes / max(1, plan.samples):.3f} bytes a sample)"
+    size = f"{size_text(built.bytes)} ({built.bytes / max(1, content.samples):.3f} bytes a sample)"
     console.note(f"{built.target}: {built.clips:,} clips, {size} in {duration(seconds)}")
 
 

@@ -39,7 +39,7 @@ from sjepa.s_jepa.units.survey import Survey, TimedPhones, survey
 from sjepa.s_jepa.weights import Weights, load_weights
 from sjepa.training.feeding import evaluation_loader, load_set, load_sources
 
-_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
+_EFFECTIVE_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
 _SHOWN_SECONDS = (2.0, 5.0)  # of the clip that is drawn, if none is named
 
 
@@ -156,18 +156,18 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
     if config.evaluation.figures:
         _draw(evaluation, weights, found)
     try:
-        _write_ranks(Path(str(config.init_weights)).resolve().parent.parent / "history.csv", folder, config)
+        _write_effective_ranks(Path(str(config.init_weights)).resolve().parent.parent / "history.csv", folder, config)
     except UserError as error:
         console.warn(f"no erank.csv: {error}")
 
 
-def _write_ranks(history: Path, folder: Path, config: Config) -> None:
+def _write_effective_ranks(history: Path, folder: Path, config: Config) -> None:
     """erank.csv and erank.jpg, from the history of the run that the weights lie in. Raises UserError if there is none."""
     if not history.exists():
         raise UserError(f"effective ranks over training are in a run's history, and there is no {history}")
     rows = read_history(history)
-    names = [name for name in rows[-1] if name in _RANK_COLUMNS or name.startswith("erank_")] if rows else []
-    if len(names) <= len(_RANK_COLUMNS):
+    names = [name for name in rows[-1] if name in _EFFECTIVE_RANK_COLUMNS or name.startswith("erank_")] if rows else []
+    if len(names) <= len(_EFFECTIVE_RANK_COLUMNS):
         raise UserError(f"{history}: not the history of a run")
     write_csv(folder / "erank.csv", names, [[str(row[name]) for name in names] for row in rows])
     if config.evaluation.figures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sjepa.s_jepa.system import S_JEPA
+from sjepa.s_jepa.method import S_JEPA
 from sjepa.training.system import System
 
 SYSTEMS: dict[str, System] = {system.name: system for system in (S_JEPA,)}

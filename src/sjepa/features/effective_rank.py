@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-RANK_FRAMES = 2000  # that ranks are taken over, so that they compare
+EFFECTIVE_RANK_FRAMES = 2000  # that ranks are taken over, so that they compare
 
 
 def effective_rank(features_ND: Tensor) -> float:

@@ -12,8 +12,9 @@ from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import SpaceSettings
+from sjepa.s_jepa.activation_memory import Load, training_bytes
 from sjepa.s_jepa.fitting import LayerEffectiveRanks, MixtureFitter, TrainingFrames, measure_bands
-from sjepa.s_jepa.memory import Load, training_bytes
+from sjepa.s_jepa.masked_prediction import SJEPATask, TaskParts
 from sjepa.s_jepa.model import SJEPA
 from sjepa.s_jepa.modules.ema import switched_decay
 from sjepa.s_jepa.optimizer import build_optimizer
@@ -24,7 +25,6 @@ from sjepa.s_jepa.sizes import hyperparameters
 from sjepa.s_jepa.step import StepSettings
 from sjepa.s_jepa.target_maker import TargetMaker, target_source
 from sjepa.s_jepa.targets.online import OnlineSettings
-from sjepa.s_jepa.task import SJEPATask, TaskParts
 from sjepa.s_jepa.validation import JUDGED_BATCHES, Judge
 from sjepa.s_jepa.weights_folder import WeightsFolder
 from sjepa.training.compilation import compile_layers

@@ -18,9 +18,9 @@ from sjepa.core.random import hash_array, key
 from sjepa.core.ranks import Ranks
 from sjepa.dataset.batch import Batch, collate
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
 from sjepa.dataset.windows import Windows
-from sjepa.features.effective_rank import RANK_FRAMES, effective_rank
+from sjepa.features.effective_rank import EFFECTIVE_RANK_FRAMES, effective_rank
 from sjepa.features.mel_frontend import MelFrontend
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.fit import Fit, fit_gmm
@@ -29,7 +29,7 @@ from sjepa.gmm.space import MixtureSpace
 from sjepa.training.report import Report
 
 _BATCH_CLIPS = 16
-_RANK_GROUPS = 40
+_EFFECTIVE_RANK_GROUPS = 40
 _BAND_FRAMES = 20_000
 _SPEAKER_FRAMES = 1000  # of each, on average
 _UNREADABLE = "dataset.train_path: not one of the clips to draw frames from could be read"
@@ -59,7 +59,7 @@ class TrainingFrames:
         dataset = WindowDataset(
             self.clips, windows.subset(sample.window_M), seed=self.seed, fewest_samples=self.geometry.samples(2)
         )
-        batches, ranks = BatchPlan(_BATCH_CLIPS, shuffle=False), self.ranks
+        batches, ranks = Batching(_BATCH_CLIPS, shuffle=False), self.ranks
         return sample, Loader(dataset, batches, num_workers=self.num_workers, rank=ranks.rank, size=ranks.size)
 
     @torch.no_grad()
@@ -208,7 +208,8 @@ class LayerEffectiveRanks:
     def __call__(self, layers: Extractor) -> tuple[float, ...]:
         """`layers` gives the outputs of all layers, [B, T, L, D]."""
         if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
-            self._sample, loader = self.frames.draw(RANK_FRAMES, "layer check", fewest_groups=_RANK_GROUPS)
+            wanted, groups = EFFECTIVE_RANK_FRAMES, _EFFECTIVE_RANK_GROUPS
+            self._sample, loader = self.frames.draw(wanted, "layer check", fewest_groups=groups)
             self._batches = list(loader.epoch(0))
         own_NLD, _ = self.frames.gather(self._batches, self._sample, layers)
         features_NLD = self.frames.ranks.rows(own_NLD)

@@ -20,8 +20,8 @@ from sjepa.s_jepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.plan import SJEPAStage
 from sjepa.s_jepa.targets.base import Targets
+from sjepa.s_jepa.targets.frozen import MFCC_FEATURES, MFCCTargets
 from sjepa.s_jepa.targets.layer_choice import LayerChoice
-from sjepa.s_jepa.targets.mfcc import MFCC_FEATURES, MFCCTargets
 from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
 
 

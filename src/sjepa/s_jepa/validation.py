@@ -14,7 +14,7 @@ from sjepa.core.random import key
 from sjepa.core.ranks import Ranks
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
-from sjepa.features.effective_rank import RANK_FRAMES, effective_rank, spread
+from sjepa.features.effective_rank import EFFECTIVE_RANK_FRAMES, effective_rank, spread
 from sjepa.s_jepa.metrics import Metrics, MetricSums
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.step import Forward, Scope, choose_frames, frame_losses, plain_posteriors
@@ -84,7 +84,7 @@ class Validator:
         mask_key = key(settings.seed, "validation mask")
         layers: list[Tensor] = []
         failures: list[Failure] = []
-        missing = RANK_FRAMES
+        missing = EFFECTIVE_RANK_FRAMES
         for number, batch in enumerate(batches):
             pause()
             failures += batch.failures
@@ -105,7 +105,7 @@ class Validator:
         ranks.add_up(*sums.tensors)
         for failure in [failure for found in ranks.each(failures) for failure in found]:
             warn(f"skipped {failure.name}: {failure.reason}")
-        if missing == RANK_FRAMES:
+        if missing == EFFECTIVE_RANK_FRAMES:
             raise SharedError("dataset.test_path: not one of the clips to measure on could be read")
         features = torch.cat(layers).unbind(1)
         figures = tuple(map(effective_rank, features)), tuple(map(spread, features))

@@ -16,11 +16,12 @@ from sjepa.config.dataset import Dataset
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Progress
 from sjepa.core.random import hash_array, key
-from sjepa.dataset.blend import Mixture
+from sjepa.dataset.blend import Blend
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubOptions
-from sjepa.dataset.manifest import scan
-from sjepa.dataset.sources import Source, resolve_sources
+from sjepa.dataset.listing import Source
+from sjepa.dataset.scan import scan
+from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import Windows, crops, tiles
 
 _SHOWN_REASONS = 3
@@ -146,16 +147,16 @@ def hub_options(settings: Dataset) -> HubOptions:
     return HubOptions("", hf.split, hf.config, hf.audio_field, hf.speaker_field, hf.duration_field)
 
 
-def mixture(clip_set: ClipSet, windows: Windows, seed: int) -> Mixture | None:
+def blend(clip_set: ClipSet, windows: Windows, seed: int) -> Blend | None:
     """How often an epoch takes which windows, if corpora have weights."""
     shares = clip_set.shares
     if shares is None:
         return None
-    mixed = Mixture(shares.corpus_S[clip_set.clips.source_N[windows.clip_N]], shares.weights, seed)
-    for name, draws in zip(shares.names, mixed.draws().tolist(), strict=True):
+    blended = Blend(shares.corpus_S[clip_set.clips.source_N[windows.clip_N]], shares.weights, seed)
+    for name, draws in zip(shares.names, blended.draws().tolist(), strict=True):
         if not draws:
             raise UserError(f"dataset.train_path: the weight of {name} is too small for even one clip of an epoch")
-    return mixed
+    return blended
 
 
 def validation_part(test: Clips, fraction: float, seed: int) -> Clips:

@@ -15,15 +15,15 @@ from sjepa.core.random import key
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubStream
-from sjepa.dataset.loader import BatchPlan, EpochLoader, Loader, WindowDataset
-from sjepa.dataset.stream import StreamLoader, StreamPlan, keep_some
+from sjepa.dataset.loader import Batching, EpochLoader, Loader, WindowDataset
+from sjepa.dataset.stream import StreamBatching, StreamLoader, keep_some
 from sjepa.dataset.windows import Windows
 from sjepa.training.data import (
     ClipSet,
     Fingerprint,
+    blend,
     hub_options,
     load_clips,
-    mixture,
     tiling,
     training_windows,
     validation_part,
@@ -127,7 +127,7 @@ def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
         most, fewest = (round(value * settings.sample_rate) for value in (settings.max_seconds, settings.min_seconds))
         return StreamLoader(
             data.stream,
-            StreamPlan(config.train.batch_size, most, fewest, config.seed, config.fewest_samples),
+            StreamBatching(config.train.batch_size, most, fewest, config.seed, config.fewest_samples),
             data.train.clips,
             augmentation=made,
             num_threads=settings.num_workers,
@@ -135,22 +135,22 @@ def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
             rank=engine.ranks.rank,
             size=engine.ranks.size,
         )
-    mixed = mixture(data.train, data.windows, config.seed)
+    blended = blend(data.train, data.windows, config.seed)
     dataset = WindowDataset(
         data.train.clips,
         data.windows,
         seed=config.seed,
         fewest_samples=config.fewest_samples,
         augmentation=made,
-        mixture=mixed,
+        blend=blended,
     )
     budget, rate = config.train.max_batch_seconds, config.dataset.sample_rate
-    batch_plan = BatchPlan(
+    batching = Batching(
         config.train.batch_size,
         None if budget is None else round(budget * rate),
         shards_at_once=config.dataset.shards_at_once,
     )
-    return _loader(config, dataset, batch_plan, engine)
+    return _loader(config, dataset, batching, engine)
 
 
 def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
@@ -174,12 +174,12 @@ def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
 
 def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engine) -> Loader:
     """Windows in their own order, never augmented."""
-    plan = BatchPlan(config.train.batch_size, shuffle=False)
+    batching = Batching(config.train.batch_size, shuffle=False)
     dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.fewest_samples)
-    return _loader(config, dataset, plan, engine)
+    return _loader(config, dataset, batching, engine)
 
 
-def _loader(config: RunConfig, dataset: WindowDataset, batches: BatchPlan, engine: Engine) -> Loader:
+def _loader(config: RunConfig, dataset: WindowDataset, batches: Batching, engine: Engine) -> Loader:
     return Loader(
         dataset,
         batches,

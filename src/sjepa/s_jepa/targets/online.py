@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
-from sjepa.gmm.online import Candidates, blend, reseed
+from sjepa.gmm.online_update import Candidates, blend, reseed
 from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace
 from sjepa.gmm.statistics import SufficientStatistics
 from sjepa.s_jepa.targets.base import FrameChoice, TargetFigures

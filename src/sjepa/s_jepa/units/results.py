@@ -9,8 +9,8 @@ from sjepa.dataset.batch import Batch
 from sjepa.s_jepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.step import Forward, StepSettings
 from sjepa.s_jepa.targets.base import Targets
+from sjepa.s_jepa.targets.frozen import MFCCTargets
 from sjepa.s_jepa.targets.layer_choice import LayerChoice
-from sjepa.s_jepa.targets.mfcc import MFCCTargets
 from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
 from sjepa.s_jepa.validation import Validator
 from sjepa.s_jepa.weights import Weights

@@ -11,13 +11,13 @@ from torchinfo import summary as torchinfo_summary
 from sjepa.core.progress import Messages
 from sjepa.s_jepa.assembly import Start, assemble, check_fits, estimated_bytes, given_gmm, step_settings
 from sjepa.s_jepa.labelled import aligned, labelled_set
+from sjepa.s_jepa.masked_prediction import SJEPATask
 from sjepa.s_jepa.metrics import FIGURES
 from sjepa.s_jepa.network import build_model, new_model
 from sjepa.s_jepa.pitch_match import worse_phases
 from sjepa.s_jepa.plan import SJEPAStage, plan
 from sjepa.s_jepa.schema import SCHEMA
 from sjepa.s_jepa.settings import Config
-from sjepa.s_jepa.task import SJEPATask
 from sjepa.s_jepa.units.monitor import PhoneMonitor
 from sjepa.s_jepa.units.results import evaluate
 from sjepa.s_jepa.units.survey import TimedPhones

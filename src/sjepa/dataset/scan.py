@@ -21,11 +21,11 @@ from sjepa.core.files import atomic_path, is_writable_folder
 from sjepa.core.progress import Progress, silent
 from sjepa.core.threads import usable_cores
 from sjepa.dataset.audio import AudioInfo, DecodeError, probe
-from sjepa.dataset.containers import Containers
+from sjepa.dataset.containers import CONTAINERS, Containers, Place, list_source
 from sjepa.dataset.examine import Examined, Remarks, examine
-from sjepa.dataset.fingerprint import fingerprint
 from sjepa.dataset.hdf5 import read_table
-from sjepa.dataset.sources import AudioRef, Listing, Source, list_source
+from sjepa.dataset.listing import AudioRef, Listing, Source
+from sjepa.dataset.sources import stem_of
 from sjepa.dataset.table import ClipTable, ScanDepth
 
 _FORMAT = 2
@@ -52,8 +52,8 @@ def scan(
         if table is not None:
             return table
     new_place = _place_for_cache(source, fallback_folder)
-    source_print = fingerprint(source)
-    index = _gzip_index(source, new_place)
+    source_print = CONTAINERS[source.kind].fingerprint(source)
+    index = None if new_place is None else CONTAINERS[source.kind].index_path(new_place.path)
     listing = list_source(source, index)
     table = _examine(source, listing, check, index, progress)
     if new_place is not None:
@@ -114,7 +114,7 @@ def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list
     last: tuple[AudioRef, AudioInfo | DecodeError] | None = None  # a manifest may cut one file into many segments
     for ref in refs:
         try:
-            with containers.open(source, ref.name, ref.offset, ref.size, index=index) as file:
+            with containers.open(source, Place(ref.name, ref.offset, ref.size, index)) as file:
                 if last is None or (last[0].name, last[0].offset) != (ref.name, ref.offset):
                     last = ref, _probed(file, measure=check != "header")
                 if isinstance(last[1], DecodeError):
@@ -163,7 +163,7 @@ def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePat
         name = f"{source.path.name}.{digest}.cache.json"
         return [] if fallback_folder is None else [_CachePath(fallback_folder / name, repr(source.hub))]
     real = source.path.resolve()
-    names = [f"{source.stem or real.name}.cache.json", f"{real.name}.cache.json"]
+    names = [f"{stem_of(source) or real.name}.cache.json", f"{real.name}.cache.json"]
     places = [_CachePath(real.parent / name, real.name) for name in names]
     if fallback_folder is not None:
         places += [_CachePath(fallback_folder / name, str(real)) for name in names]
@@ -209,9 +209,12 @@ def _read_cache(place: _CachePath, source: Source, check: str, trust: bool) -> C
     header = place.header()
     if header["format"] != _FORMAT or header["source"] != place.owner:
         return None
-    if not trust and (_CHECKS[header["check"]] < _CHECKS[check] or header["fingerprint"] != fingerprint(source)):
+    if not trust and (
+        _CHECKS[header["check"]] < _CHECKS[check]
+        or header["fingerprint"] != CONTAINERS[source.kind].fingerprint(source)
+    ):
         return None
-    gzip_index = _gzip_index(source, place)
+    gzip_index = None if place is None else CONTAINERS[source.kind].index_path(place.path)
     if gzip_index is not None and gzip_index.stat().st_size != header["gzip_index_bytes"]:
         return None
     _, columns = json.loads(place.path.read_text(encoding="ascii"))
@@ -233,10 +236,3 @@ def _read_cache(place: _CachePath, source: Source, check: str, trust: bool) -> C
         gzip_index=gzip_index,
         remarks=columns["remarks"],
     )
-
-
-def _gzip_index(source: Source, place: _CachePath | None) -> Path | None:
-    """The restart points of a .tar.gz lie beside its cache."""
-    if place is None or source.kind != "targz":
-        return None
-    return place.path.with_name(place.path.name.removesuffix(".cache.json") + ".gzindex")

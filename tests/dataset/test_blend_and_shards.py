@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from sjepa.core.errors import UserError
-from sjepa.dataset.blend import Mixture, turns
+from sjepa.dataset.blend import Blend, turns
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import BatchPlan, Loader, WindowDataset
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
 from sjepa.dataset.order import in_lanes
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
 from sjepa.s_jepa.schema import load_config
@@ -43,18 +43,18 @@ def shards(corpus, tmp_path_factory):
 def test_an_epoch_has_the_proportions_and_uses_all_alike():
     """Three corpora of 60, 30 and 10 windows at 1 : 1 : 2."""
     corpus_M = np.repeat([0, 1, 2], [60, 30, 10])
-    mixture = Mixture(corpus_M, (0.5, 0.5, 1.0), seed=1)
-    assert mixture.draws().tolist() == [25, 25, 50]
+    blend = Blend(corpus_M, (0.5, 0.5, 1.0), seed=1)
+    assert blend.draws().tolist() == [25, 25, 50]
     heard = Counter()
     for epoch in range(12):
-        drawn = mixture.draw(epoch)
+        drawn = blend.draw(epoch)
         assert np.bincount(corpus_M[drawn]).tolist() == [25, 25, 50]
-        assert np.array_equal(drawn, mixture.draw(epoch))
+        assert np.array_equal(drawn, blend.draw(epoch))
         heard.update(drawn.tolist())
         for number in range(3):  # none comes twice before all came
             own = [heard[window] for window in np.flatnonzero(corpus_M == number)]
             assert max(own) - min(own) <= 1
-    assert not np.array_equal(mixture.draw(0), Mixture(corpus_M, (0.5, 0.5, 1.0), seed=2).draw(0))
+    assert not np.array_equal(blend.draw(0), Blend(corpus_M, (0.5, 0.5, 1.0), seed=2).draw(0))
 
 
 def test_a_share_below_one_clip_is_refused(shards, corpus, tmp_path):
@@ -64,7 +64,7 @@ def test_a_share_below_one_clip_is_refused(shards, corpus, tmp_path):
 
 
 def test_equal_shares_of_equal_corpora_are_every_window_once():
-    assert sorted(Mixture(np.arange(40) % 2, (3.0, 3.0), seed=0).draw(5).tolist()) == list(range(40))
+    assert sorted(Blend(np.arange(40) % 2, (3.0, 3.0), seed=0).draw(5).tolist()) == list(range(40))
 
 
 def test_the_turn_of_a_window_counts_its_earlier_ones():
@@ -76,9 +76,9 @@ def test_the_turn_of_a_window_counts_its_earlier_ones():
 @pytest.mark.parametrize("max_batch_samples", [None, 60_000])
 def test_a_mixed_epoch_is_as_long_as_any_and_goes_on_anywhere(shards, max_batch_samples):
     clips = clips_of([shards / "all"])
-    mixture = Mixture((np.arange(18) >= 15).astype(int), (1.0, 1.0), seed=0)
-    dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0, fewest_samples=720, mixture=mixture)
-    loader = Loader(dataset, BatchPlan(4, max_batch_samples))
+    blend = Blend((np.arange(18) >= 15).astype(int), (1.0, 1.0), seed=0)
+    dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0, fewest_samples=720, blend=blend)
+    loader = Loader(dataset, Batching(4, max_batch_samples))
     for epoch in range(6):
         batches = list(loader.epoch(epoch))
         assert len(batches) == loader.num_batches
@@ -99,11 +99,11 @@ def test_a_mixed_epoch_is_as_long_as_any_and_goes_on_anywhere(shards, max_batch_
 def test_few_sources_are_open_and_every_clip_comes_once(shards, max_batch_samples, lanes, readers):
     clips = clips_of(sorted(shards.glob("*.tar")))
     dataset = WindowDataset(clips, crops(clips.length_N, 10_000), seed=0, fewest_samples=720)
-    plan = BatchPlan(2, max_batch_samples, shards_at_once=lanes)
+    batching = Batching(2, max_batch_samples, shards_at_once=lanes)
     orders = set()
     for epoch in range(4):
-        batches = plan.batches(dataset, epoch)
-        assert len(batches) == len(plan.batches(dataset, 0))
+        batches = batching.batches(dataset, epoch)
+        assert len(batches) == len(batching.batches(dataset, 0))
         assert sorted(np.concatenate(batches).tolist()) == list(range(18))
         source = [set(clips.source_N[batch].tolist()) for batch in batches]
         assert all(len(own) == 1 for own in source)

@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 
-from sjepa.dataset import manifest
+from sjepa.dataset import scan as scan_module
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.manifest import scan
+from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from tests.support.archives import make_folder, make_tar, make_zip
 from tests.support.audio import encode, tone
@@ -19,8 +19,8 @@ def table_of(path, **options):
 def examined(monkeypatch):
     """Counts the files that scans look into from now on."""
     count = []
-    original = manifest.probe
-    monkeypatch.setattr(manifest, "probe", lambda file, **options: count.append(1) or original(file, **options))
+    original = scan_module.probe
+    monkeypatch.setattr(scan_module, "probe", lambda file, **options: count.append(1) or original(file, **options))
     return count
 
 
@@ -169,8 +169,8 @@ def test_processes_give_the_same_table(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "train.zip")
     alone = table_of(path, fallback_folder=tmp_path)
     (tmp_path / "train.cache.json").unlink()
-    monkeypatch.setattr(manifest, "_PARALLEL_FROM_CLIPS", 0)
-    monkeypatch.setattr(manifest, "_CHUNK_CLIPS", 2)
+    monkeypatch.setattr(scan_module, "_PARALLEL_FROM_CLIPS", 0)
+    monkeypatch.setattr(scan_module, "_CHUNK_CLIPS", 2)
     together = table_of(path)
     assert together.names == alone.names
     assert np.array_equal(together.offset, alone.offset)

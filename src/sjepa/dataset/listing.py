@@ -1,0 +1,73 @@
+"""What a source of clips is, and what it holds before any clip was looked into."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sjepa.core.files import printable
+from sjepa.dataset.endings import AUDIO, KNOWN_OTHERS, is_hidden
+from sjepa.dataset.hub import HubOptions
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder, archive, HDF5 file or manifest on disk, or one split of a data set of the Hugging Face library; `kind`
+    names its container."""
+
+    path: Path
+    kind: str
+    hub: HubOptions | None = None
+
+    @property
+    def identity(self) -> tuple[Path, HubOptions | None]:
+        """Equal for two names of the same."""
+        return self.path.resolve(), self.hub
+
+
+@dataclass(frozen=True, slots=True)
+class AudioRef:
+    """One clip before it was looked into: its path inside its source (beside it, or absolute, for a manifest) and where
+    its bytes are.
+
+    `offset`/`size` are byte positions for containers that are read directly (tar, stored zip entries), else −1.
+    `start_seconds`/`duration_seconds` cut a segment out of the file (JSONL manifests).
+    """
+
+    name: str
+    offset: int = -1
+    size: int = -1
+    start_seconds: float = 0.0
+    duration_seconds: float | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Listing:
+    """What a source holds: clips in a fixed order, and entries that cannot be clips with the reason."""
+
+    refs: list[AudioRef] = field(default_factory=list)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)  # files of other endings
+
+    def takes(self, name: str) -> bool:
+        """Whether a file of this name is a clip; others are counted by their endings."""
+        if is_hidden(name):
+            return False
+        ending = os.path.splitext(name)[1].lower()
+        if ending not in AUDIO and ending not in KNOWN_OTHERS:
+            self.passed[ending] += 1
+        return ending in AUDIO
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was passed over, in a line."""
+        if not self.passed:
+            return []
+        kinds = ", ".join(
+            f"{count:,} {printable(ending) or 'without ending'}" for ending, count in self.passed.most_common(8)
+        )
+        return [f"passed over by their endings: {kinds}"]
