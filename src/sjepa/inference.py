@@ -36,6 +36,7 @@ _ENDINGS = frozenset(
     f".{name}"
     for name in "wav flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 sph nist voc".split()  # noqa: SIM905
 )
+_EDGE = 3  # rows and columns at each end that are printed
 _CHUNK_SECONDS, _CONTEXT_SECONDS = 30.0, 2.0
 _ZERO_CROSSINGS, _KAISER_BETA, _ROLLOFF = 48, 12.0, 0.96
 _BLOCK = 1 << 14
@@ -819,6 +820,7 @@ def _one(model: Model, path: Path, target: Path | None, options: argparse.Namesp
     """Features of one recording: figures to the terminal, all of them to `target`."""
     started, frames = time.perf_counter(), 0
     total, squares, low, high = 0.0, 0.0, np.inf, -np.inf
+    first = last = np.zeros((0, model.width), np.float32)
     with Recording(path, model.sample_rate) as recording:
         seconds = recording.samples / model.sample_rate
         with _Output(target, (model.frames(recording.samples), model.width)) as output:
@@ -826,6 +828,8 @@ def _one(model: Model, path: Path, target: Path | None, options: argparse.Namesp
                 values = part.astype(np.float64)
                 frames, total, squares = frames + len(part), total + values.sum(), squares + np.square(values).sum()
                 low, high = min(low, float(part.min())), max(high, float(part.max()))
+                first = np.concatenate([first, part])[:_EDGE]
+                last = np.concatenate([last, part])[-2 * _EDGE :]
                 output.add(part)
     took, count = time.perf_counter() - started, frames * model.width
     mean = total / count
@@ -836,8 +840,18 @@ def _one(model: Model, path: Path, target: Path | None, options: argparse.Namesp
         f"{_printable(path)}: features [{frames}, {model.width}] at {rate:g} frames per second "
         f"from {seconds:.2f} s of audio{written}"
     )
+    print(_abbreviated(first, last, frames))
     print(f"    mean {mean:.4f}, deviation {deviation:.4f}, {low:.3f} to {high:.3f}")
     print(f"    {took:.2f} s, real-time factor {took / seconds:.3f}")
+
+
+def _abbreviated(first: Array, last: Array, frames: int) -> str:
+    """The features as numpy prints a large array, from their first three and last six rows."""
+    rows = last
+    if frames > len(last):
+        left_out = np.zeros((1, last.shape[1]), last.dtype)  # numpy puts … for it
+        rows = np.concatenate([first, left_out, last[-_EDGE:]])
+    return np.array2string(rows, threshold=0, edgeitems=_EDGE, precision=4, suppress_small=True)
 
 
 class _Output:

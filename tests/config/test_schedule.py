@@ -95,7 +95,9 @@ def test_switches_in_steps_epochs_and_fractions(overrides, expected):
 
 
 def test_a_run_that_starts_in_phase_2_takes_k_from_num_clusters():
-    (stage,) = schedule("train.phase=2", "gmm.num_clusters=64", "optimizer.lr=1e-3").stages
+    (stage,) = schedule(
+        "train.phase=2", "gmm.num_clusters=64", "optimizer.lr=1e-3", "scheduler.phase2_lr_ratio=0.25"
+    ).stages
     assert (stage.num_clusters, stage.targets, stage.rate.peak) == (64, "online", pytest.approx(2.5e-4))
 
 
@@ -113,7 +115,7 @@ def test_a_run_that_starts_in_phase_2_takes_k_from_num_clusters():
         (["train.phase2_start_epoch=2", "train.phase2_start_step=5"], "give one of the two"),
         (["train.phase2_start_epoch=2", "gmm.ema_layer=6"], "outside the encoder's 6 layers"),
         (["train.phase=2", "gmm.ema_layer=-7"], "outside the encoder's 6 layers"),
-        (["train.phase=2", "model.size=tiny"], "outside the encoder's 2 layers"),
+        (["train.phase=2", "model.size=tiny", "gmm.ema_layer=2"], "outside the encoder's 2 layers"),
         (["train.freeze=6", "init_weights=x.pt"], "train.freeze: 6 of 6 encoder layers would leave none to train"),
         (["train.freeze=2"], "without init_weights the layers that it keeps would never learn anything"),
         (["train.freeze=2", "train.spectral_warmup=0.1", "init_weights=x.pt"], "train.freeze keeps the frontend as it is"),
@@ -149,7 +151,7 @@ def test_a_layer_outside_the_model_does_not_matter_without_an_online_stage():
 
 
 def test_phase_2_warms_up_again_to_its_own_peak_and_masked_only_goes_on_with_its_curve():
-    overrides = [*TWO_PHASES, "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3"]
+    overrides = [*TWO_PHASES, "scheduler.warmup_steps=0.1", "optimizer.lr=1e-3", "scheduler.phase2_lr_ratio=0.25"]
     rates = [schedule(*overrides).rate(step) for step in range(100)]
     assert max(rates[:40]) == pytest.approx(1e-3)
     assert rates[39] == pytest.approx(1e-4)

@@ -27,11 +27,13 @@ class ConfigError(UserError):
 @dataclass(frozen=True)
 class Schema(Generic[C]):
     """What a system's configuration may say. `problems`: why a configuration whose keys are all right cannot mean what it
-    says; `more_problems`: of plain values, beyond what `root` checks; `appendix`: further lines of `--help-config`."""
+    says; `more_problems`: of plain values, beyond what `root` checks; `resolved`: with the defaults that depend on other keys;
+    `appendix`: further lines of `--help-config`."""
 
     root: type[C]
     problems: Callable[[C], list[str]] = lambda config: []
     more_problems: Callable[[dict[str, Any]], list[str]] = lambda values: []
+    resolved: Callable[[C], C] = lambda config: config
     appendix: Callable[[], list[str]] = list
 
 
@@ -69,6 +71,7 @@ def parse_config(schema: Schema[C], values: dict[str, Any], *, where: str = "con
         problems += describe(error, schema.root)
     problems += schema.more_problems(values)
     if config is not None and not problems:
+        config = schema.resolved(config)
         problems += schema.problems(config)
     if problems or config is None:
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))

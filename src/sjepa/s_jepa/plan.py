@@ -128,6 +128,11 @@ def _contradictions(config: Config) -> list[str]:
     return problems
 
 
+def reaches_phase2(config: Config) -> bool:
+    """Whether some stage of a run has online targets."""
+    return _starts_in_phase2(config) or _is_set(config, "phase2_start")
+
+
 def _starts_in_phase2(config: Config) -> bool:
     return config.train.phase == 2 or config.gmm.online
 

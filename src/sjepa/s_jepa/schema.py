@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sjepa.config import load
 from sjepa.config.load import Schema, describe
 from sjepa.config.reference import key_lines
-from sjepa.s_jepa.plan import plan_problems
+from sjepa.s_jepa.plan import plan_problems, reaches_phase2
 from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.sizes import SIZES, Hyperparameters, hyperparameters
 
@@ -40,6 +40,14 @@ def _override_problems(values: dict[str, Any]) -> list[str]:
     return []
 
 
+def _resolved(config: Config) -> Config:
+    """`gmm.ema_layer`, where an online mixture needs it and nobody has chosen it, is a layer that the model has."""
+    top = hyperparameters(config.model.size, config.model.overrides).num_layers - 1
+    if "ema_layer" in config.gmm.model_fields_set or config.gmm.ema_layer <= top or not reaches_phase2(config):
+        return config
+    return config.model_copy(update={"gmm": config.gmm.model_copy(update={"ema_layer": top})})
+
+
 def _appendix() -> list[str]:
     lines = ["", "model.overrides takes (defaults of size base):", *key_lines(Hyperparameters, "model.overrides.")]
     sizes = [
@@ -48,4 +56,6 @@ def _appendix() -> list[str]:
     return [*lines, "", "Sizes:", *sizes]
 
 
-SCHEMA = Schema(Config, problems=plan_problems, more_problems=_override_problems, appendix=_appendix)
+SCHEMA = Schema(
+    Config, problems=plan_problems, more_problems=_override_problems, resolved=_resolved, appendix=_appendix
+)

@@ -94,7 +94,7 @@ class Scheduler(Curve):
         True, description="Phase 2 has a warm-up and a decay of its own; false: one curve over the whole run."
     )
     phase2_lr_ratio: float = Field(
-        0.25, gt=0, description="Peak rate of phase 2 over optimizer.lr; not used where one curve spans both phases."
+        1.0, gt=0, description="Peak rate of phase 2 over optimizer.lr; not used where one curve spans both phases."
     )
 
 
@@ -145,7 +145,11 @@ class GMM(Section):
     )
     online: bool = Field(False, description="Start in phase 2, as train.phase: 2.")
     param_decay: float = Field(0.999, ge=0, lt=1, description="Online GMM: share of the old parameters at each step.")
-    ema_layer: int = Field(2, description="Encoder layer the online GMM reads first; negative counts from the top.")
+    ema_layer: int = Field(
+        2,
+        description="Encoder layer the online GMM reads first; negative counts from the top. Not given: the third layer, or "
+        "the top one of fewer.",
+    )
     auto_layer: bool = Field(True, description="Let effective rank choose that layer as training goes on.")
     layer_check_every: int = Field(10000, ge=1, description="Optimiser steps between two choices.")
     refit_on_switch: bool = Field(False, description="Fit the GMM anew when another layer is chosen.")
