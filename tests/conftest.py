@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sjepa.dataset.demo import write_corpus
+from tests.support.commands import no_process_left  # noqa: F401
 from tests.support.runs import TWO_PHASES, run
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,28 +16,38 @@ import torch
 from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import UserError
 from sjepa.s_jepa.weights import load_weights
+from tests.support import commands
+from tests.support.commands import BIN
 from tests.support.runs import LOG_MEL, RUN, TWO_PHASES
 
-BIN = Path(sys.executable).parent
 # 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for one process alone
 SHARED = ["train.batch_size=2", "train.epochs=8", "train.phase2_start_epoch=4", "train.masked_only_step=32", "model.overrides.layer_drop=0.2"]  # fmt: skip
 
 
 def arguments(corpus, *overrides):
     paths = [f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}"]
-    return [str(BIN / "trainsjepa"), *RUN, *TWO_PHASES, *SHARED, *paths, "device=cpu", *overrides]
+    return [*RUN, *TWO_PHASES, *SHARED, *paths, "device=cpu", *overrides]
 
 
-def start(command, cwd, **environment):
-    return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+def start(arguments, cwd, **environment):
+    return commands.start("trainsjepa", *arguments, cwd=cwd, **environment)
+
+
+def start_both(arguments, cwd):
+    """Two processes of one run, as a launcher starts them, without the time that it takes."""
+    return [start(arguments, cwd, **variables) for variables in torchrun_processes()]
+
+
+def torchrun_processes():
+    """What torchrun tells each of two processes on one machine."""
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1",
+           "MASTER_PORT": str(free_port())}  # fmt: skip
+    return [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
 def finished(process, code=0):
     """Standard output of a process that must end with that exit code."""
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code, output + errors
     return output
 
@@ -52,7 +63,7 @@ def alone(corpus, tmp_path_factory):
 def together(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("together")
     process = start(arguments(corpus, "train.grad_accum=1", "train.devices=2"), root)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")  # libraries keep their remarks to themselves
     return root / "runs/r/train", output
 
@@ -105,9 +116,9 @@ SMALL_DATA = {
 def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kind):
     """Statistics of the corpus, projections, a temperature, targets in rounds, a head that is used for a while alone: what
     each process measures of its share is put together. Sums in another order turn a projection by some 1e-5."""
-    for devices in (1, 2):
-        options = [f"train.devices={devices}", f"train.grad_accum={2 // devices}", f"runs_root=runs{devices}"]
-        finished(start(arguments(corpus, *SMALL_DATA[kind], *options), tmp_path))
+    finished(start(arguments(corpus, *SMALL_DATA[kind], "train.grad_accum=2", "runs_root=runs1"), tmp_path))
+    both = start_both(arguments(corpus, *SMALL_DATA[kind], "train.grad_accum=1", "runs_root=runs2"), tmp_path)
+    assert [bool(finished(process)) for process in both] == [True, False]
     assert_same_training(tmp_path / "runs2/r/train", tmp_path / "runs1/r/train", tolerance=1e-4)
 
 
@@ -115,14 +126,16 @@ def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kin
 def test_state_in_pieces_trains_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path, strategies):
     """Stopped in the first phase, on in other pieces to the second, and on to the end in one process."""
     for strategy, until in zip((*strategies, "auto"), ("epoch 1 step", "epoch 5 step", None), strict=True):
-        options = [f"train.strategy={strategy}", f"train.devices={2 if until else 1}", "checkpoint.resume=true"]
-        process = start(arguments(corpus, "train.grad_accum=1", "train.log_every=1", *options), tmp_path)
-        for line in process.stdout if until else ():
+        options = ["train.grad_accum=1", "train.log_every=1", f"train.strategy={strategy}", "checkpoint.resume=true"]
+        given = arguments(corpus, *options)
+        both = start_both(given, tmp_path) if until else [start(given, tmp_path)]
+        for line in both[0].stdout if until else ():
             if until in line:
-                process.send_signal(signal.SIGTERM)
+                both[0].send_signal(signal.SIGTERM)
                 break
-        _, errors = process.communicate(timeout=300)
-        assert (process.returncode, errors) == (143 if until else 0, "")
+        for number, process in enumerate(both):
+            _, errors = process.communicate(timeout=60)
+            assert (process.returncode, errors) == (143 if until and number == 0 else 0, "")
     assert_same_training(tmp_path / "runs/r/train", alone)
 
 
@@ -137,16 +150,17 @@ def test_one_of_them_speaks_and_writes(together):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_two_began_goes_on_in_any_number(corpus, alone, tmp_path, devices):
-    process = start(arguments(corpus, "train.grad_accum=1", "train.devices=2", "train.log_every=1"), tmp_path)
-    for line in process.stdout:
+    both = start_both(arguments(corpus, "train.grad_accum=1", "train.log_every=1"), tmp_path)
+    for line in both[0].stdout:
         if "epoch 4 step" in line:  # in phase 2
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(process.pid if devices == 1 else int(children[0]), signal.SIGTERM)
+            both[devices - 1].send_signal(signal.SIGTERM)
             break
-    assert "checkpoint.resume=true goes on" in finished(process, 143)
-    again = arguments(corpus, "train.grad_accum=1", f"train.devices={devices}", "checkpoint.resume=true")
-    output = finished(start(again, tmp_path))
-    assert "resumed from epoch_004" in output
+    assert "checkpoint.resume=true goes on" in finished(both[0], 143)
+    finished(both[1])
+    again = arguments(corpus, "train.grad_accum=1", "checkpoint.resume=true")
+    both = start_both(again, tmp_path) if devices == 2 else [start(again, tmp_path)]
+    output, *_ = [finished(process) for process in both]
+    assert re.search(r"resumed from epoch_00[4-7]", output)
     assert f"2 clips × {2 // devices} accumulated" in output
     assert_same_training(tmp_path / "runs/r/train", alone)
 
@@ -171,11 +185,18 @@ def test_a_mistake_is_told_once(corpus, tmp_path):
 def test_torchrun_starts_the_processes(corpus, tmp_path):
     short = arguments(corpus, "train.epochs=1", "train.phase2_start_epoch=-1", "train.masked_only_step=null")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    output = finished(start([*launch, *short], tmp_path))
-    assert output.count("epoch 0 done") == 1
-    assert "× 2 devices" in output
-    refused = start([*launch, *short, "train.devices=3"], tmp_path)
-    _, errors = refused.communicate(timeout=120)
+
+    def launched(*more):
+        return subprocess.run(
+            [*launch, str(BIN / "trainsjepa"), *short, *more], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    done = launched()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 0 done") == 1
+    assert "× 2 devices" in done.stdout
+    errors = start_both([*short, "train.devices=3"], tmp_path)[0].communicate(timeout=120)[1]
     assert "train.devices: 3 on train.num_nodes: 1, but torchrun started 2 on each of 1" in errors
 
 

@@ -27,7 +27,7 @@ class ConfigError(UserError):
 @dataclass(frozen=True)
 class Schema(Generic[C]):
     """What a system's configuration may say. `problems`: why a configuration whose keys are all right cannot mean what it
-    says; `more_problems`: of plain values, beyond what `root` checks; `resolved`: with the defaults that depend on other keys;
+    says; `more_problems`: of plain values, beyond what `root` checks; `resolved`: with defaults that depend on other keys;
     `appendix`: further lines of `--help-config`."""
 
     root: type[C]
