@@ -90,9 +90,10 @@ bench: $(STAMPS)/dev
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.scaling
 
-# Versions for developers (uv sync --extra dev); users are not held to them
+# Versions of everything but PyTorch's own build, for developers: scripts/pip $(PY) install -r requirements-dev.lock
 lock:
-	uv lock
+	echo "$(TORCH)" | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header \
+		--extra dev --extra deepspeed --constraint - pyproject.toml | grep -Ev '^(torch|triton)==|^(nvidia|cuda)-' > requirements-dev.lock
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -154,3 +154,11 @@ def test_no_private_name_crosses_a_module():
                 assert not any(alias.name.startswith("_") and alias.name != "__version__" for alias in node.names), (
                     f"{path} imports a private name"
                 )
+
+
+def test_the_page_on_architecture_names_every_file():
+    text = (SOURCE.parents[1] / "docs" / "architecture.md").read_text()
+    missing = [
+        str(path.relative_to(SOURCE)) for path in FILES if f"`{path.name}`" not in text and f"/{path.name}`" not in text
+    ]
+    assert not missing

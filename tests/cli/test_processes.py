@@ -4,7 +4,6 @@ import csv
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from sjepa.core.errors import UserError
 from sjepa.s_jepa.weights import load_weights
 from tests.support import commands
 from tests.support.commands import BIN
+from tests.support.processes import free_port, torchrun_variables
 from tests.support.runs import LOG_MEL, RUN, TWO_PHASES
 
 # 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for one process alone
@@ -35,14 +35,7 @@ def start(arguments, cwd, **environment):
 
 def start_both(arguments, cwd):
     """Two processes of one run, as a launcher starts them, without the time that it takes."""
-    return [start(arguments, cwd, **variables) for variables in torchrun_processes()]
-
-
-def torchrun_processes():
-    """What torchrun tells each of two processes on one machine."""
-    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1",
-           "MASTER_PORT": str(free_port())}  # fmt: skip
-    return [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [start(arguments, cwd, **variables) for variables in torchrun_variables(2)]
 
 
 def finished(process, code=0):
@@ -198,12 +191,6 @@ def test_torchrun_starts_the_processes(corpus, tmp_path):
     assert "× 2 devices" in done.stdout
     errors = start_both([*short, "train.devices=3"], tmp_path)[0].communicate(timeout=120)[1]
     assert "train.devices: 3 on train.num_nodes: 1, but torchrun started 2 on each of 1" in errors
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def slurm_tasks():
