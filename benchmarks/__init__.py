@@ -1,1 +1,1 @@
-"""Measurements: one script per question, `python -m benchmarks.NAME [--json]`."""
+"""Benchmarks, one per script: `python -m benchmarks.NAME [--json]`."""

@@ -1,6 +1,7 @@
-"""An epoch on a machine that others use too: against itself alone, and alone against OpenMP's own way of waiting.
+"""Epoch time under CPU contention against an idle machine, and on an idle machine against OpenMP's
+default wait policy.
 
-Shipped configuration `cpu/configs/train_twophase.yaml` in its first phase, 120 generated clips, median of three.
+Phase 1 of `cpu/configs/train_twophase.yaml`, 120 generated clips, median of three.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ from benchmarks.table import Row, report
 from sjepa.dataset.demo import write_corpus
 
 _MOST_BESIDE_TWO, _MOST_ALONE = 2.5, 1.03
-_AS_IT_WAS = {
-    "KMP_LIBRARY": "throughput"
-}  # a setting of the user's, after which ours stay away; GNU's OpenMP ignores it
+_AS_IT_WAS = {"KMP_LIBRARY": "throughput"}  # a user setting, which disables ours; ignored by GNU OpenMP
 _CONFIG = Path(__file__).parents[1] / "cpu/configs/train_twophase.yaml"
 
 
 @contextlib.contextmanager
 def _busy(programs: int) -> Iterator[None]:
-    """Beside so many programs that never wait."""
+    """Runs `programs` busy-looping processes in the background."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
     try:
         yield
@@ -38,7 +37,7 @@ def _busy(programs: int) -> Iterator[None]:
 
 
 def _epoch(folder: Path, **environment: str) -> float:
-    """Seconds of one epoch, as its history says."""
+    """Seconds of one epoch, from history.csv."""
     command = [
         str(Path(sys.executable).parent / "trainsjepa"), "-c", str(_CONFIG), f"dataset.train_path={folder / 'train.zip'}",
         f"dataset.test_path={folder / 'test.zip'}", "dataset.max_train_samples=120", "dataset.max_test_samples=20",

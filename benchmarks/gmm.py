@@ -1,4 +1,4 @@
-"""Fitting and posteriors of the mixture against scikit-learn, on MFCC of generated speech (two threads)."""
+"""GMM fitting and posteriors against scikit-learn, on MFCC of generated speech (two threads)."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""Do the phases learn? Trains on a labelled corpus without its labels, then asks what came out.
+"""Quality of learned features: trains without labels on a labelled corpus, then probes the encoder.
 
 `python -m benchmarks.learning --data FOLDER [--quick] [--seeds 3] [--out FOLDER] [section.key=value …]`: --data has
-train.zip, test.zip and labels.tsv (the generated corpus, or any with the columns split, path, seconds, speaker, phones and
-perhaps times; where there are none they come from an alignment). Of every seed, at equal hours of audio: the recipe of
-`cpu/configs/train_twophase.yaml`, its phase 1 alone, and with --hard and --ablate more; beside features without a network,
-the untrained encoder, and the same network taught the phones. --quick: one seed, two epochs, and nothing that is taught.
+train.zip, test.zip and labels.tsv (the generated corpus, or any with the columns split, path,
+seconds, speaker, phones and optionally times, else computed by forced alignment). For every seed,
+at equal hours of audio: the recipe of `cpu/configs/train_twophase.yaml`, its phase 1 only, and
+variants with --hard and --ablate. Baselines: acoustic features, the untrained encoder, and the same
+network trained with phone labels. --quick: one seed, two epochs, no supervised network.
 
-Asked are phones of single frames (a linear probe, silence left out), speakers (of the mean over time: four fifths of the
-training clips against the rest), and ABX of triphones within and across speakers, all of the same layer: the one that is
-best at phones on ten speakers of the training set who are left out for that. Runs that lie in --out are not made again.
+Metrics: frame phone accuracy (linear probe, without silence), speaker accuracy (time-averaged
+features, 80/20 split of the training clips), and triphone ABX error within and across speakers. All
+use one layer: that of best phone accuracy on ten held-out training speakers. Finished runs in --out
+are reused.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from sjepa.s_jepa.weights import load_weights
 ROOT = Path(__file__).parents[1]
 Row = dict[str, str]
 Features = list[Tensor]  # [T, D] of every clip
-_FRAME_PROBE_STEPS = 60  # of L-BFGS; more change the third digit
+_FRAME_PROBE_STEPS = 60  # L-BFGS iterations; more change the third digit only
 _LEFT_OUT_SPEAKERS = 10
 _TAUGHT_EPOCHS, _TAUGHT_RATE, _TAUGHT_CLIPS = 12, 1.5e-3, 4
 _QUICK = ("train.epochs=2",)
@@ -66,7 +68,7 @@ _PLAIN = {
 
 
 class Scores(NamedTuple):
-    """Shares of frames and clips that are named right; ABX errors; the layer they are of."""
+    """Frame phone and speaker accuracy, ABX error rates, and the evaluated layer."""
 
     frame_phones: float
     speaker: float
@@ -102,8 +104,8 @@ class Corpus:
         return align(normal, said, SPEECH, training=[row["split"] == "train" for row in self.rows])
 
     def split(self, name: str) -> list[int]:
-        """Positions of the clips of `train` or `test`; `tune` and `fit`: of the training speakers that are left out to
-        choose a layer on, and of the others."""
+        """Indices of the clips of `train` or `test`. `tune`: training clips of the speakers held
+        out for layer selection; `fit`: the other training clips."""
         if name in ("train", "test"):
             return [index for index, row in enumerate(self.rows) if row["split"] == name]
         drawn = generator(0, "left out").permutation(len(self.speakers))[:_LEFT_OUT_SPEAKERS]
@@ -118,7 +120,7 @@ def prepared(features: Features, settings: SpaceSettings) -> Features:
 
 
 def frame_accuracy(corpus: Corpus, features: Features, *, train: str = "train", test: str = "test") -> float:
-    """Share of the frames, silence left out, whose phone a logistic regression finds."""
+    """Frame phone accuracy of a logistic regression, without silence."""
 
     def spoken(split: str) -> tuple[Tensor, Tensor]:
         rows, labels = [], []
@@ -134,7 +136,8 @@ def frame_accuracy(corpus: Corpus, features: Features, *, train: str = "train", 
 
 
 def speaker_accuracy(corpus: Corpus, features: Features, seed: int) -> float:
-    """Accuracy on a fifth of the training clips, of speakers that the other four fifths hold; the mean of three splits."""
+    """Speaker accuracy of a logistic regression, mean of three 80/20 splits of the training
+    clips."""
     clips = np.array(corpus.split("train"))
     mean_ND = torch.stack([features[index].mean(0) for index in clips])
     speaker_N = torch.tensor([corpus.speakers.index(corpus.rows[index]["speaker"]) for index in clips])
@@ -149,7 +152,7 @@ def speaker_accuracy(corpus: Corpus, features: Features, seed: int) -> float:
 
 
 def abx_errors(corpus: Corpus, features: Features) -> tuple[float, float]:
-    """Of the test set, within and across speakers."""
+    """ABX error rates on the test set, within and across speakers."""
     clips = corpus.split("test")
     tokens = [token for i in clips for token in triphones(i, corpus.rows[i]["speaker"], corpus.spans[i])]
     frames = {i: features[i].numpy() for i in clips}
@@ -160,7 +163,7 @@ def abx_errors(corpus: Corpus, features: Features) -> tuple[float, float]:
 
 
 def scores(corpus: Corpus, layers: Sequence[Features], seed: int) -> Scores:
-    """Of the layer that is best on the speakers left out for that."""
+    """Scores of the layer with the best phone accuracy on the held-out training speakers."""
     chosen = 0
     if len(layers) > 1:
         tuned = [frame_accuracy(corpus, features, train="fit", test="tune") for features in layers]
@@ -173,7 +176,7 @@ def scores(corpus: Corpus, layers: Sequence[Features], seed: int) -> Scores:
 
 @torch.no_grad()
 def encoded(corpus: Corpus, encoder: PretrainedEncoder) -> Features:
-    """Its chosen layer."""
+    """Features of the chosen layer."""
     return [encoder(audio[None])[0] for audio in corpus.audio]
 
 
@@ -185,7 +188,7 @@ def all_layers(corpus: Corpus, encoder: PretrainedEncoder) -> list[Features]:
 
 @torch.no_grad()
 def posteriors(corpus: Corpus, targets: Targets) -> Features:
-    """What training aims at, as features."""
+    """Target posteriors as features."""
     return [
         targets.posteriors(audio[None], torch.tensor([len(audio)]), torch.arange(len(x)))
         for audio, x in zip(corpus.audio, corpus.mfcc, strict=True)
@@ -193,7 +196,7 @@ def posteriors(corpus: Corpus, targets: Targets) -> Features:
 
 
 def taught(corpus: Corpus, like: Encoder, seed: int) -> Encoder:
-    """The same network taught the phones of frames: what these labels and this probe allow at its size."""
+    """The same network trained on frame phone labels: a supervised topline of the same size."""
     encoder = untrained(like, seed).train()
     width = like.shape.width
     head = init_linear(nn.Linear(width, len(corpus.phones)), width)
@@ -223,7 +226,7 @@ def taught(corpus: Corpus, like: Encoder, seed: int) -> Encoder:
 
 @contextmanager
 def hard_targets() -> Iterator[None]:
-    """The argmax of each posterior in place of the posterior. The mixtures are the same."""
+    """Replaces target posteriors by their one-hot argmax; the mixtures are unchanged."""
     soft = MixtureTargets.posteriors
 
     def hard(self: MixtureTargets, *chosen: Any) -> Tensor:
@@ -245,7 +248,8 @@ def run(
     data: Path | None = None,
     config: Path | None = None,
 ) -> Path:
-    """Trains on `data` as `config` says (else as the options do), with overrides, unless that is done; the run's folder."""
+    """Trains with `config` on `data` (defaults from the options) and overrides, unless already
+    finished; returns the run folder."""
     data = data or options.data
     root = options.out / f"{name}_{seed}"
     finished = sorted((root / name).glob("train*/results.csv"))
@@ -261,13 +265,13 @@ def run(
 
 
 def training_minutes(folder: Path) -> float:
-    """What the epochs of a run took."""
+    """Total duration of a run's epochs."""
     with (folder / "history.csv").open(newline="") as file:
         return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
 
 
 def variants(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
-    """Runs of every seed and what they have otherwise: the recipe, its phase 1 alone, and single changes of that."""
+    """Runs per seed and their overrides: the recipe, its phase 1 only, and ablations of phase 1."""
     found = {"both": (), "phase1": ALONE}
     if options.hard:
         found["phase1-hard"] = ALONE
@@ -283,10 +287,14 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "cpu/configs/train_twophase.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs, no network that is taught")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs, no supervised network")
     parser.add_argument("--hard", action="store_true", help="also phase 1 with hard targets")
     parser.add_argument(
-        "--ablate", nargs="*", default=[], metavar="KEY=VALUE[,KEY=VALUE]", help="also phase 1 with each"
+        "--ablate",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE[,KEY=VALUE]",
+        help="also phase 1 with each set of overrides",
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -321,13 +329,13 @@ def main() -> None:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Over seeds; of a single one the value."""
+    """Mean ± standard deviation over seeds; for one seed the value."""
     mean = f"{statistics.fmean(values):.4f}"
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def report(table: dict[str, list[Scores]], *, as_json: bool) -> None:
-    """Mean ± deviation over seeds."""
+    """Prints mean ± standard deviation over seeds."""
     print(f"{'features':<28}" + "".join(f"{name.replace('_', ' '):>20}" for name in Scores._fields))
     rows = []
     for name, values in table.items():

@@ -1,5 +1,6 @@
-"""How fast audio comes: every container with 0, 1 and 2 workers; an epoch from HDF5 against the same decoded from a zip; a
-.tar.gz against its .tar (500 MB); what bucketing leaves of padding. All data are generated on the spot."""
+"""Loader throughput: every container with 0, 1 and 2 workers; an epoch from HDF5 against one
+decoded from zip; .tar.gz against .tar (500 MB); padding waste of length bucketing. All data are
+generated."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ WORKERS = (0, 1, 2)
 
 
 def write_tar(target: Path, clips: list[tuple[str, bytes]], *, at_least: int = 0) -> None:
-    """The clips, repeated under other names until there are so many bytes, as .tar or (by its name) .tar.gz."""
+    """Writes the clips, repeated under new names up to `at_least` bytes, as .tar or .tar.gz (by
+    extension)."""
     plain = target.with_name("plain.tmp")
     with tarfile.open(plain, "w") as archive:
         written, copy = 0, 0
@@ -62,7 +64,7 @@ def loader(path: Path, workers: int) -> Loader:
 
 
 def epoch_seconds(ours: Loader) -> float:
-    """Median time of a shuffled epoch whose batches are used and forgotten; a first one warms up."""
+    """Median time of a shuffled epoch whose batches are discarded, after one warm-up epoch."""
     consume(ours.epoch(0))
     return median_seconds(lambda: consume(ours.epoch(1)))
 
@@ -86,7 +88,7 @@ def containers(folder: Path) -> dict[str, Path]:
 
 
 def throughput(paths: dict[str, Path]) -> dict[tuple[str, int], float]:
-    """Prints seconds of audio per second; returns the seconds of an epoch."""
+    """Prints seconds of audio loaded per second; returns seconds per epoch."""
     files = sorted(paths["folder"].rglob("*.flac"))
     audio = loader(paths["zip"], 0).epoch_samples / RATE
     plain = median_seconds(lambda: consume(soundfile.read(path, dtype="float32") for path in files))

@@ -1,6 +1,7 @@
-"""Peak memory of a base phase-2 update (8 clips of 5 s, K = 500, layer 2) against `transformers.HubertModel` with an AdamW
-update on the same batch plus a copy of its weights; each in a process of its own, two threads. GiB, where smaller is better:
-`ratio` is ours ÷ baseline. The last line is an update whose activations are computed again."""
+"""Peak memory of a phase-2 update (base, 8 clips of 5 s, K = 500, layer 2) against an AdamW update
+of `transformers.HubertModel` on the same batch plus a copy of its weights; separate processes, two
+threads. In GiB, lower is better: `ratio` is ours ÷ baseline. Last row: with gradient
+checkpointing."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def _peak(kind: str, sender: Connection) -> None:
         work = bench.hubert(batch, "sdpa", torch.bfloat16, updates=True)
     for _ in range(_UPDATES):
         work()
-    unit = 1 << 30 if sys.platform == "darwin" else 1 << 20  # bytes there, KiB elsewhere
+    unit = 1 << 30 if sys.platform == "darwin" else 1 << 20  # ru_maxrss: bytes on macOS, else KiB
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
 
 
@@ -39,7 +40,7 @@ def peak_gib(kind: str) -> float:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_peak, args=(kind, sender))
     process.start()
-    sender.close()  # so that the end of a process that dies is seen
+    sender.close()  # so that recv raises EOFError if the process dies
     found: float = receiver.recv()
     process.join()
     return found

@@ -1,6 +1,6 @@
-"""Two processes of one thread on two cores against one of one thread on one core: base, phase 1, 4 clips of a
-generated corpus in each micro-batch. `ours` and `baseline` are seconds per second of audio; `ratio` is the efficiency, the
-speed of two over twice that of one."""
+"""Data-parallel scaling: two single-thread processes against one (base, phase 1, micro-batches of 4
+generated clips). `ours` and `baseline` are seconds per second of audio; `ratio` is the scaling
+efficiency: speedup ÷ 2."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from benchmarks.table import Row, report
 from sjepa.dataset.demo import write_corpus
 
-_EPOCHS = 2  # of which the first is left out
+_EPOCHS = 2  # the first is warm-up
 
 
 def seconds_per_audio_second(folder: Path, processes: int) -> float:
-    """Of training alone, validation left out."""
+    """Training time per second of audio, without validation."""
     name = f"p{processes}"
     subprocess.run(
         [

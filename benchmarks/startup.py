@@ -1,4 +1,4 @@
-"""How long `trainsjepa --help` takes against `import torch`."""
+"""Start-up time of `trainsjepa --help` against `import torch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a measurement, printed as a table and, with --json, as one record on the last line."""
+"""Benchmark results, printed as a table and, with --json, as one JSON record on the last line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """`ratio` is baseline ÷ ours, so larger is better, unless `value_is_ratio`: then it is the value itself, and smaller is
-    better. Seconds where the row is about time."""
+    """One benchmark result. `ratio`: baseline ÷ ours (`speedup`, higher is better) or the given
+    value (`value`, lower is better). Times are in seconds."""
 
     name: str
     ours: float
@@ -54,7 +54,7 @@ def report(measure: Callable[[], list[Row]], description: str) -> None:
 
 
 def print_rows(rows: list[Row]) -> None:
-    """A line for each."""
+    """Prints one line per row."""
     print(f"{'name':<20}{'ours':>12}{'baseline':>12}{'ratio':>9}{'target':>9}  met")
     for row in rows:
         met = "yes" if row.met else "no"

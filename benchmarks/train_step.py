@@ -1,9 +1,11 @@
-"""A training step against `transformers.HubertModel` of the same size and against the machine's own matrix products.
+"""Training step time against `transformers.HubertModel` of the same size and the peak
+matrix-product throughput of the machine.
 
-`python -m benchmarks.train_step` gives the three rows of the speed table (base, 8 clips of 5 s). `--sizes tiny small base
---seconds 5 15` prints for each the time of every part, seconds of audio per second, the floating-point operations counted
-and the share of the machine's rate that they reach; and what padding costs, in random and in length-bucketed batches.
-`--device cuda` does the same on a GPU, with its memory. All in one process, on the same clips of noise; medians.
+`python -m benchmarks.train_step` prints the rows of the speed table (base, 8 clips of 5 s).
+`--sizes tiny small base --seconds 5 15` prints for each the time of every part, seconds of audio
+per second, FLOPs and FLOP utilisation; and the cost of padding in random and length-bucketed
+batches. `--device cuda` runs on a GPU and also prints peak memory. All in one process, on the same
+noise clips; medians.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _MATRIX = 2048
 
 
 class Rates(NamedTuple):
-    """Floating-point operations per second of square matrix products."""
+    """FLOP/s of square matrix products."""
 
     fp32: float
     bf16: float
@@ -60,8 +62,8 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """One part on one batch: median seconds, audio seconds per second, operations counted, share of the machine's rate (NaN
-    where they were not counted)."""
+    """One part on one batch: median seconds, audio seconds per second, GFLOP, utilisation of the
+    peak rate (NaN if FLOPs were not counted)."""
 
     part: str
     seconds: float
@@ -71,7 +73,7 @@ class Timing:
 
 
 class Bench:
-    """What is measured for one size on one device."""
+    """Benchmarks of one model size on one device."""
 
     def __init__(self, size: str, device: str, *, runs: int, precision: str = "auto") -> None:
         self.size, self.runs = size, runs
@@ -83,7 +85,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Median of `runs`, after one to warm up."""
+        """Median of `runs`, after one warm-up run."""
         work()
         self.sync()
         found = []
@@ -95,7 +97,7 @@ class Bench:
         return statistics.median(found)
 
     def alternating(self, works: Sequence[Callable[[], object]]) -> list[float]:
-        """The median of each, taken in turn, so that all meet the same machine."""
+        """Median time of each, with runs interleaved so that machine load affects all equally."""
         for work in works:
             work()
         self.sync()
@@ -111,8 +113,8 @@ class Bench:
     def hubert(
         self, batch: Batch, attention: str, dtype: torch.dtype | None, *, updates: bool = False
     ) -> Callable[[], object]:
-        """Forward and backward of HuBERT in training mode, no SpecAugment and no LayerDrop; with `updates` also AdamW, and a
-        copy of the weights beside it."""
+        """Forward and backward of HuBERT in training mode, without SpecAugment and LayerDrop; with
+        `updates` also AdamW and a copy of the weights."""
         values = self.values
         config = HubertConfig(
             hidden_size=values.width, num_hidden_layers=values.num_layers, num_attention_heads=values.num_heads,
@@ -136,7 +138,7 @@ class Bench:
         return work
 
     def encoder(self, batch: Batch) -> Callable[[], object]:
-        """Forward and backward of our encoder alone, in training mode."""
+        """Forward and backward of the S-JEPA encoder only, in training mode."""
         config = load_config(None, [f"model.size={self.size}"])
         model = self.engine.to_device(build_model(config, plan(config, 10).at(0), note=lambda _: None)).encoder
         model.train()
@@ -152,7 +154,8 @@ class Bench:
         return work
 
     def step(self, batch: Batch, phase: int, *, recomputes: bool = False) -> Callable[[], object]:
-        """A whole update: targets, encoder, predictor, head, KL, clipping, AdamW; in phase 2 also mixture and average."""
+        """A full update: targets, encoder, predictor, head, KL, clipping, AdamW; in phase 2 also
+        mixture and EMA updates."""
         clusters = 500 if phase == 2 else 100
         config = load_config(None, [f"model.size={self.size}", f"train.phase={phase}", f"gmm.num_clusters={clusters}",
                                     "gmm.ema_layer=-1",
@@ -180,7 +183,7 @@ class Bench:
 
 
 def _targets(encoder: Encoder, phase: int, clusters: int, width: int) -> Any:
-    """Random mixtures whose components all get some mass."""
+    """Targets from a random mixture whose components are all in use."""
     if phase == 1:
         gmm = DiagonalGMM(clusters, 39, features="mfcc39")
         gmm.set_parameters(torch.ones(clusters), 20 * torch.randn(clusters, 39), 400 * torch.ones(clusters, 39))
@@ -193,14 +196,14 @@ def _targets(encoder: Encoder, phase: int, clusters: int, width: int) -> Any:
 
 
 def noise_batch(lengths: Sequence[int]) -> Batch:
-    """Clips of noise, a little louder and quieter."""
+    """Noise clips of slightly varying level."""
     rng = np.random.default_rng(0)
     waveforms = [(rng.uniform(0.05, 0.2) * rng.standard_normal(length)).astype(np.float32) for length in lengths]
     return collate([(Sample(wave, wave, index, index, ""), []) for index, wave in enumerate(waveforms)])
 
 
 def machine_rates(device: str) -> Rates:
-    """The fastest of seven square products of 2,048 (8,192 on a GPU)."""
+    """Best of eight square matrix products of size 2,048 (8,192 on a GPU)."""
     size = _MATRIX if device == "cpu" else 4 * _MATRIX
 
     def rate(dtype: torch.dtype) -> float:
@@ -216,14 +219,14 @@ def machine_rates(device: str) -> Rates:
 
 
 def operations(work: Callable[[], object]) -> float:
-    """Floating-point operations of matrix products and convolutions in one call."""
+    """FLOPs of matrix products and convolutions in one call."""
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
 
 def detailed(size: str, seconds: float, device: str, runs: int, rates: Rates) -> list[Timing]:
-    """Every part for one size and one length of clips."""
+    """Timings of all parts for one size and clip length."""
     bench, batch = Bench(size, device, runs=runs), noise_batch([round(seconds * SPEECH.sample_rate)] * CLIPS)
     parts: list[tuple[str, Callable[[], Callable[[], object]]]] = [
         (f"HuBERT {name} {attention}", partial(bench.hubert, batch, attention, dtype))
@@ -245,7 +248,8 @@ def detailed(size: str, seconds: float, device: str, runs: int, rates: Rates) ->
 
 
 def padding(size: str, seconds: float, device: str, runs: int) -> list[Timing]:
-    """Phase-1 steps on clips of half to the whole length: batches at random, and bucketed by length at the same memory."""
+    """Phase-1 steps on clips of 50 to 100% of the length: random batches, and length-bucketed ones
+    of the same padded size."""
     rng, bench = np.random.default_rng(1), Bench(size, device, runs=runs)
     lengths = rng.integers(round(8000 * seconds), round(16000 * seconds), 8 * CLIPS)
     plans = {
@@ -264,7 +268,7 @@ def padding(size: str, seconds: float, device: str, runs: int) -> list[Timing]:
 
 
 def target_rows(size: str, device: str, runs: int) -> list[Row]:
-    """The rows of the speed table, all parts in turn."""
+    """The rows of the speed table, with interleaved runs."""
     bench, batch = Bench(size, device, runs=runs), noise_batch([5 * SPEECH.sample_rate] * CLIPS)
     plain = Bench(size, device, runs=runs, precision="fp32")
     names = ("eager", "sdpa", "encoder", "phase 1", "phase 2", "fp32 encoder", "fp32 HuBERT")

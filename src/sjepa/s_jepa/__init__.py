@@ -1,1 +1,1 @@
-"""S-JEPA: encoder, targets and training towards soft clusters."""
+"""S-JEPA: encoder, soft-cluster targets and training."""

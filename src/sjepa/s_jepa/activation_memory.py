@@ -1,4 +1,4 @@
-"""The memory that training S-JEPA takes, counted without data."""
+"""Estimate of the memory needed to train S-JEPA, computed with fake tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from sjepa.training.memory import saved_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What decides the memory of a micro-batch of `clips` clips of `samples` samples. `visible`: the loss covers visible
-    frames too; `averaged`: there is an EMA copy of the encoder; `copies`: how many times the weights are held, as weights,
-    gradients and moments; `recomputes`: gradient checkpointing of transformer layers; `fused_attention` (GPUs): its
-    weights are not kept."""
+    """Inputs of the memory estimate, for a micro-batch of `clips` clips of `samples` samples.
+    `visible`: the loss covers visible frames too; `averaged`: there is an EMA encoder; `copies`:
+    copies of the weights in memory (weights, gradients, moments); `recomputes`: gradient
+    checkpointing of transformer layers; `fused_attention` (GPUs): attention weights are not
+    stored."""
 
     clips: int
     samples: int
@@ -30,12 +31,12 @@ class Load:
 
 
 def training_bytes(shape: ModelShape, load: Load) -> int:
-    """Bytes that weights, optimiser and the tensors kept for the backward pass take. Counted on a model without data;
-    workspaces and the allocator's rounding come on top."""
+    """Bytes of weights, gradients, optimiser state and tensors saved for the backward pass.
+    Excludes workspaces and allocator overhead."""
     frames = shape.encoder.geometry.frames(load.samples)
     masked = load.clips * num_masked(frames, load.mask_ratio)
     visible = load.clips * frames - masked if load.visible else 0
-    if load.fused_attention:  # which a model on the CPU has without dropout alone
+    if load.fused_attention:  # on the CPU, attention is fused only without dropout
         transformer, predictor = (
             replace(own, attention_dropout=0.0) for own in (shape.encoder.transformer, shape.predictor)
         )

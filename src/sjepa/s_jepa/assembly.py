@@ -1,4 +1,4 @@
-"""From a configuration of S-JEPA to the parts of its task."""
+"""Builds the parts of an S-JEPA training task from its configuration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from sjepa.training.system import Prepared
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with: the network, and a mixture for the first stage that need not be fitted."""
+    """The initial network and, if `gmm.path` is set, the fitted mixture of the first stage."""
 
     network: SJEPA
     given: DiagonalGMM | None
@@ -59,7 +59,7 @@ def step_settings(config: Config) -> StepSettings:
 
 
 def estimated_bytes(run: Prepared, network: SJEPA) -> int:
-    """Memory of training on the largest micro-batch of an epoch, with the largest head of the schedule."""
+    """Estimated training memory: largest micro-batch of an epoch, largest head of the schedule."""
     stages, config = run.schedule.stages, run.config
     clips, samples = max(run.loader.largest_batches(), key=lambda shape: shape[0] * shape[1])
     load = Load(
@@ -77,7 +77,7 @@ def estimated_bytes(run: Prepared, network: SJEPA) -> int:
 
 
 def given_gmm(config: Config, stage: SJEPAStage) -> DiagonalGMM | None:
-    """The mixture that `gmm.path` names, if it does. Raises UserError if it does not fit the stage it is for."""
+    """The mixture of `gmm.path`, or None. Raises UserError if it does not match the stage."""
     if config.gmm.path is None:
         return None
     settings = space_settings(config, stage)
@@ -98,7 +98,8 @@ def given_gmm(config: Config, stage: SJEPAStage) -> DiagonalGMM | None:
 
 
 def space_settings(config: Config, stage: SJEPAStage) -> SpaceSettings:
-    """What is done to the frames of a stage's source before they are clustered."""
+    """Preprocessing of a stage's features before clustering: normalisation, splicing, projection,
+    temperature."""
     gmm = config.gmm
     if stage.targets == "mfcc":
         return SpaceSettings(gmm.normalise, gmm.context, gmm.dimensions, gmm.entropy_bits)
@@ -108,9 +109,7 @@ def space_settings(config: Config, stage: SJEPAStage) -> SpaceSettings:
 def check_fits(config: Config, data: Data, schedule: Schedule[SJEPAStage]) -> None:
     """Raises UserError if a mixture of the plan has more components than frames to fit them on."""
     if config.gmm.normalise == "speaker" and data.stream is not None:
-        raise UserError(
-            "gmm.normalise: speaker does not go with dataset.hf.streaming, whose rows do not say who speaks"
-        )
+        raise UserError("gmm.normalise: speaker does not go with dataset.hf.streaming, whose rows have no speaker")
     if config.gmm.normalise == "speaker" and not known_speakers(data):
         raise UserError(
             "gmm.normalise: speaker needs a manifest with a field speaker as dataset.train_path; no clip of the training "
@@ -137,13 +136,13 @@ def check_fits(config: Config, data: Data, schedule: Schedule[SJEPAStage]) -> No
 
 
 def known_speakers(data: Data) -> list[int]:
-    """Keys of the speakers that the manifest of the training set names."""
+    """Sorted keys of the speakers in the training manifest."""
     clips = data.train.clips
     return sorted({clips.speaker(position) for position in range(len(clips))} - {0})
 
 
 def hold_steps(config: Config, schedule: Schedule[SJEPAStage]) -> int | None:
-    """Updates in a round of phase 2, if it goes in rounds."""
+    """Updates per round of phase 2 (`gmm.hold_steps`); None without rounds."""
     wanted = config.gmm.hold_steps
     if wanted is None or wanted > 1:
         return None if wanted is None else int(wanted)
@@ -158,7 +157,7 @@ def training_frames(config: Config, data: Data, engine: Engine) -> TrainingFrame
 
 
 def target_maker(run: Prepared, folder: Path, report: Report) -> TargetMaker:
-    """What makes the targets of each stage. Every fitted mixture is saved in `folder`."""
+    """The TargetMaker of a run. Every fitted mixture is saved in `folder`."""
     config, engine = run.config, run.engine
     settings, frames = config.gmm, training_frames(config, run.data, engine)
 
@@ -193,7 +192,8 @@ def target_maker(run: Prepared, folder: Path, report: Report) -> TargetMaker:
 
 
 def assemble(run: Prepared, start: Start, folder: Path, report: Report, *, judges: Sequence[Judge]) -> SJEPATask:
-    """The task at the start of the run's stage: with targets fitted, or blank ones whose state is still to be loaded."""
+    """The task at the start of the run's stage. Targets are fitted in a fresh run; on resume they
+    are blank until their state is loaded."""
     config, engine, network = run.config, run.engine, run.engine.to_device(start.network)
     if config.train.compile:
         compile_layers([*network.encoder.encoder.layers, network.predictor.layer])

@@ -1,4 +1,4 @@
-"""Signs that a representation has collapsed: the loss is then low and worth nothing."""
+"""Detection of representation collapse, in which the loss is low but meaningless."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from sjepa.s_jepa.metrics import Metrics
 
-FEWEST_FRAMES = 2000  # within an epoch; some 40 s: fewer may be one quiet clip
-_FEWEST_TO_TELL = 100  # of a whole epoch
+FEWEST_FRAMES = 2000  # within an epoch: about 40 s, so that one silent clip raises no alarm
+_FEWEST_TO_TELL = 100  # frames, for any check
 _LEAST_INFORMATION = 0.02  # of log2 K
 _LEAST_ENTROPY = 0.01  # of log2 K
 _LEAST_SPREAD = 0.01
@@ -18,11 +18,11 @@ _LEAST_RANK = 1.5
 def collapse_signs(
     metrics: Metrics, num_clusters: int, *, spreads: Sequence[float] = (), effective_ranks: Sequence[float] = ()
 ) -> list[str]:
-    """What is wrong, one text a sign; nothing if all is well, or if there are too few frames to tell.
+    """One message per sign of collapse; empty if there is none or there are too few frames.
 
-    Targets that say nothing of the frame (one component takes all, or all frames are the same), predictions that are the
-    same certainty everywhere, and layers whose features no longer differ between frames (`spreads`), or differ in one
-    direction only (`effective_ranks`).
+    Checked are targets without information about the frame (one component takes all, or all frames
+    have the same posterior), predictions of near-zero entropy, and layers whose features are
+    constant across frames (`spreads`) or vary in one direction only (`effective_ranks`).
     """
     if metrics.frames < _FEWEST_TO_TELL:
         return []

@@ -1,4 +1,5 @@
-"""Features of encoders and posteriors of mixtures, as probes take them. B batch, T frames, L layers, D features."""
+"""Feature extractors for probes: encoder layers and mixture posteriors. B batch, T frames,
+L layers, D features."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> 
 
 
 def untrained(trained: Encoder, seed: int) -> Encoder:
-    """An encoder of that shape with freshly drawn weights; what the trained one has measured of its corpus stays."""
+    """A randomly initialised encoder of the same shape, with the buffers (corpus statistics) of the
+    trained one."""
     torch.manual_seed(key(seed, "untrained"))
     encoder = Encoder(trained.shape)
     for own, measured in zip(encoder.buffers(), trained.buffers(), strict=True):
@@ -37,7 +39,7 @@ def untrained_extractor(trained: Encoder, seed: int, engine: Engine) -> Extracto
 
 
 def posterior_extractor(targets: Targets, engine: Engine) -> Extractor:
-    """The soft targets themselves: what training aimed at."""
+    """The soft targets of training as features."""
 
     def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
         frames = targets.geometry.frames(waveform_BS.shape[1])

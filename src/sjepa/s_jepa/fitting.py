@@ -1,4 +1,4 @@
-"""Fitting a mixture to features of the training set, and ranking layers on it: both from a keyed sample of its frames.
+"""Mixture fitting and effective ranks of layers, on seeded samples of training frames.
 
 B batch, T frames, N sampled frames, L layers, D features.
 """
@@ -31,7 +31,7 @@ from sjepa.training.report import Report
 _BATCH_CLIPS = 16
 _EFFECTIVE_RANK_GROUPS = 40
 _BAND_FRAMES = 20_000
-_SPEAKER_FRAMES = 1000  # of each, on average
+_SPEAKER_FRAMES = 1000  # per speaker, on average
 _UNREADABLE = "dataset.train_path: not one of the clips to draw frames from could be read"
 
 Extractor = Callable[[Batch], Tensor]  # a batch on its device → [B, T, …] features
@@ -39,7 +39,8 @@ Extractor = Callable[[Batch], Tensor]  # a batch on its device → [B, T, …] f
 
 @dataclass(frozen=True)
 class TrainingFrames:
-    """The training set, tiled by windows, to draw frames from. Each of several processes reads its share of the windows."""
+    """Samples frames from the training set, tiled into windows. Each rank reads its share of the
+    windows."""
 
     clips: Clips
     windows: Windows
@@ -50,7 +51,8 @@ class TrainingFrames:
     ranks: Ranks
 
     def draw(self, wanted: int, purpose: str, *, fewest_groups: int | None = None) -> tuple[FrameSample, Loader]:
-        """About `wanted` frames, uniform over all of them, and a loader of the windows that they are in."""
+        """About `wanted` frames, sampled uniformly, and a loader of the windows that contain
+        them."""
         windows = self.windows
         ids = self.clips.id_N[windows.clip_N] * (1 << 20) + windows.start_N // max(1, int(windows.length_N.max()))
         draw_seed = key(self.seed, purpose)
@@ -64,10 +66,11 @@ class TrainingFrames:
 
     @torch.no_grad()
     def gather(self, batches: Iterable[Batch], sample: FrameSample, extract: Extractor) -> tuple[Tensor, Tensor]:
-        """What `extract` gives for the sampled frames, float32 [N, …], and a draw from U(0, 1) for each, keyed by window
-        and frame, float64 [N].
+        """Features of the sampled frames by `extract`, float32 [N, …], and a sample from U(0, 1)
+        for each, keyed by window and frame, float64 [N].
 
-        `batches` cover windows of `sample` (`Batch.window` is the position in it); what could not be read is left out.
+        `batches` cover windows of `sample` (`Batch.window` is the position in it); unreadable
+        windows are skipped.
         """
         rows: list[Tensor] = []
         draws: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
@@ -81,7 +84,7 @@ class TrainingFrames:
                 frames = frames[frames < self.geometry.frames(samples)]
                 rows.append(features_BT[row, torch.from_numpy(frames).to(self.device)].float())
                 draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
-        if not rows:  # nothing to read here: the shape alone
+        if not rows:  # no frames on this rank: an empty tensor of the right shape
             quiet = collate([]).or_silence(self.geometry.samples(2)).to(self.device)
             nothing = extract(quiet)[0, :0]
             return nothing.float(), torch.zeros(0, dtype=torch.float64)
@@ -90,7 +93,7 @@ class TrainingFrames:
 
 @dataclass(frozen=True)
 class MixtureFitter:
-    """Fits mixtures as configured and says so."""
+    """Fits mixtures as configured and reports the result."""
 
     frames: TrainingFrames
     fit_frames: int
@@ -107,9 +110,9 @@ class MixtureFitter:
         classes: Extractor | None = None,
         pause: Callable[[], None],
     ) -> None:
-        """Fits `space` and `gmm` to what `extract` gives for the sampled frames, which `space` projects so that `classes`
-        (how much of a frame belongs to each), or else clusters of the frames, are told apart. `pause` is called between
-        batches.
+        """Fits `space` and `gmm` on features of sampled frames by `extract`. The LDA projection of
+        `space` discriminates `classes` (soft class memberships of a frame), or else clusters of the
+        frames. `pause` is called between batches.
 
         Raises SharedError if there are fewer frames than components.
         """
@@ -146,8 +149,9 @@ class MixtureFitter:
         )
 
     def _mixture(self, rows_ND: Tensor, draw_N: Tensor, gmm: DiagonalGMM) -> Fit:
-        """Of these frames, with as many components as `gmm`. Raises SharedError if it is not finite."""
-        on = "cpu" if rows_ND.device.type == "mps" else rows_ND.device  # sums in float64, which mps does not have
+        """Fits a mixture of the size of `gmm` to these frames. Raises SharedError if it is not
+        finite."""
+        on = "cpu" if rows_ND.device.type == "mps" else rows_ND.device  # no float64 on mps
         fit = fit_gmm(
             rows_ND.to(on),
             gmm.num_components,
@@ -168,23 +172,24 @@ class MixtureFitter:
         return fit
 
     def measure_speakers(self, source: Extractor, space: MixtureSpace, *, pause: Callable[[], None]) -> None:
-        """Gives a space by speaker what the speakers of the training set are like, from a sample of its frames."""
+        """Sets the per-speaker statistics of `space` from sampled training frames."""
         wanted = max(self.fit_frames, _SPEAKER_FRAMES * len(space.speaker_S))
         sample, loader = self.frames.draw(wanted, "speaker frames")
         batches = self.report.progress(loader.epoch(0), total=loader.num_rounds, label="speakers: reading frames")
 
-        def spoken(batch: Batch) -> Tensor:  # [B, T, D + 1]: the features, and last the number of who speaks
+        def spoken(batch: Batch) -> Tensor:  # [B, T, D + 1]: features, then the speaker index
             x_BTD = source(batch)
             number_B11 = space.speaker_number(batch.speaker_B, len(x_BTD))[:, None, None]
             return torch.cat([x_BTD.float(), number_B11.expand(-1, x_BTD.shape[1], 1)], dim=-1)
 
         rows_NE, _ = self.frames.gather(_pausing(batches, pause), sample, spoken)
         known = space.measure_speakers(rows_NE[:, :-1], rows_NE[:, -1].long(), self.frames.ranks)
-        self.report.note(f"{known:,} of {len(space.speaker_S):,} speakers have frames enough to be normalised by")
+        self.report.note(f"{known:,} of {len(space.speaker_S):,} speakers have enough frames for normalisation")
 
 
 def measure_bands(frames: TrainingFrames, frontend: MelFrontend) -> None:
-    """Gives a log-mel frontend the mean and deviation of its bands over a sample of the training set."""
+    """Sets the corpus mean and standard deviation of a log-mel frontend from sampled training
+    frames."""
     sample, loader = frames.draw(_BAND_FRAMES, "mel statistics")
 
     def levels(batch: Batch) -> Tensor:
@@ -199,15 +204,15 @@ def measure_bands(frames: TrainingFrames, frontend: MelFrontend) -> None:
 
 @dataclass
 class LayerEffectiveRanks:
-    """The effective rank of every layer of an encoder over the same 2,000 real frames each time."""
+    """Effective rank of every encoder layer, on a fixed sample of 2,000 real frames."""
 
     frames: TrainingFrames
     _sample: FrameSample | None = None
     _batches: list[Batch] = field(default_factory=list)
 
     def __call__(self, layers: Extractor) -> tuple[float, ...]:
-        """`layers` gives the outputs of all layers, [B, T, L, D]."""
-        if self._sample is None:  # a few dozen windows, kept: checks come often in short runs
+        """`layers` returns the outputs of all layers, [B, T, L, D]."""
+        if self._sample is None:  # a few dozen windows, cached: checks are frequent in short runs
             wanted, groups = EFFECTIVE_RANK_FRAMES, _EFFECTIVE_RANK_GROUPS
             self._sample, loader = self.frames.draw(wanted, "layer check", fewest_groups=groups)
             self._batches = list(loader.epoch(0))
@@ -216,7 +221,7 @@ class LayerEffectiveRanks:
         if not len(features_NLD):
             raise SharedError(_UNREADABLE)
         found = tuple(effective_rank(features_ND) for features_ND in features_NLD.unbind(1))
-        return self.frames.ranks.from_main(found)  # the last bits may differ between machines
+        return self.frames.ranks.from_main(found)  # avoids rounding differences between ranks
 
 
 def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:

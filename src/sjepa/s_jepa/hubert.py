@@ -1,4 +1,5 @@
-"""Hugging Face folders of HuBERT: their encoder is ours, to the names of its tensors. [Architecture Details]"""
+"""Reads and writes Hugging Face HuBERT folders: same architecture and tensor names as our encoder.
+[Architecture Details]"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from sjepa.modules.transformer import TransformerShape
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 
 
-# Where a folder's configuration must say what our encoder is built like; left out, it means HuBERT Base.
+# Required values in a folder's config.json; a missing key means the default of HuBERT Base.
 def _layout(geometry: FrameGeometry) -> dict[str, Any]:
     return {
         "model_type": "hubert",
@@ -80,9 +81,9 @@ def _mel_layout(geometry: FrameGeometry) -> dict[str, Any]:
 
 
 def load_hubert(folder: Path, encoder: Encoder) -> None:
-    """Gives `encoder` the weights of a HuBERT folder (config.json and model.safetensors).
+    """Loads the weights of a HuBERT folder (config.json and model.safetensors) into `encoder`.
 
-    Raises UserError if a file is missing or damaged, or the model has another layout or size than `encoder`.
+    Raises UserError if a file is missing or damaged, or architecture or size differ from `encoder`.
     """
     config = _read_config(folder / "config.json")
     if _frontend(config) != encoder.shape.frontend:
@@ -102,10 +103,11 @@ def load_hubert(folder: Path, encoder: Encoder) -> None:
 
 
 def read_hubert(folder: Path) -> tuple[Encoder, bool]:
-    """The encoder of a HuBERT folder of any size, and whether it wants recordings of zero mean and unit deviation
-    (preprocessor_config.json; if there is none, not).
+    """The encoder of a HuBERT folder of any size, and whether its input must be normalised to zero
+    mean and unit variance (`do_normalize` of preprocessor_config.json; default: no).
 
-    Raises UserError if a file is missing or damaged, or the model has another layout than HuBERT Base.
+    Raises UserError if a file is missing or damaged, or the architecture is not that of HuBERT
+    Base.
     """
     config = _read_config(folder / "config.json")
     sizes = {name: config.get(name, value) for name, value in _BASE_SIZES.items()}
@@ -135,9 +137,10 @@ def read_hubert(folder: Path) -> tuple[Encoder, bool]:
 
 
 def save_hubert(folder: Path, encoder: Encoder) -> None:
-    """Writes `encoder` as a folder that `transformers.HubertModel` and `AutoFeatureExtractor` load as it is: config.json,
-    model.safetensors, preprocessor_config.json. Recordings are not normalised, as in training. With a log-mel frontend
-    `modeling_sjepa.py` lies beside them, and `AutoModel` loads the folder with `trust_remote_code=True`."""
+    """Writes `encoder` as a folder for `transformers.HubertModel` and `AutoFeatureExtractor`:
+    config.json, model.safetensors, preprocessor_config.json. Input is not normalised, as in
+    training. With a log-mel frontend `modeling_sjepa.py` is included, and `AutoModel` loads the
+    folder with `trust_remote_code=True`."""
     shape, layer = encoder.shape, encoder.shape.transformer
     config = {
         **_layout(shape.geometry),
@@ -149,7 +152,7 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
         "activation_dropout": layer.activation_dropout,
         "feat_proj_dropout": layer.dropout,
         "layerdrop": 0.0,
-        "mask_time_prob": 0.0,  # fine-tuning may raise it; the embedding that masks is not part of these weights
+        "mask_time_prob": 0.0,  # may be raised for fine-tuning; no mask embedding is saved
         "mask_feature_prob": 0.0,
         "torch_dtype": "float32",
     }
@@ -174,7 +177,7 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
 
 
 def _mel_config(encoder: Encoder) -> dict[str, Any]:
-    """What the configuration of a log-mel encoder says otherwise than HuBERT's: `modeling_sjepa.py` reads it."""
+    """Config keys of a log-mel encoder that differ from HuBERT's; read by `modeling_sjepa.py`."""
     frontend, module = encoder.feature_extractor, _MODELLING.stem
     return {
         **_mel_layout(encoder.geometry),
@@ -185,7 +188,7 @@ def _mel_config(encoder: Encoder) -> dict[str, Any]:
             "AutoModelForCTC": f"{module}.SJEPAForCTC",
         },
         "custom_pipelines": {"feature-extraction": {"impl": f"{module}.SJEPAFeatures", "pt": ["AutoModel"]}},
-        "conv_dim": [frontend.num_channels] * len(encoder.geometry.kernels),  # the last one is what frames have
+        "conv_dim": [frontend.num_channels] * len(encoder.geometry.kernels),  # the last is used
         "mel_statistics": encoder.shape.mel_statistics,
     }
 
@@ -198,7 +201,7 @@ def _mel_tensors(frontend: MelFrontend) -> dict[str, Tensor]:
 
 
 def _frontend(config: dict[str, Any]) -> str:
-    """What a folder's frames are made of."""
+    """The frontend type of a folder: waveform or logmel."""
     return "logmel" if config.get("model_type") == _MEL_TYPE else "waveform"
 
 
@@ -257,7 +260,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Of model.safetensors, or of the parts that its index names."""
+    """Tensors of model.safetensors, or of the shards listed in its index."""
     path, index = folder / _TENSORS, folder / f"{_TENSORS}.index.json"
     if path.exists() or not index.exists():
         return _read_part(path)
@@ -265,7 +268,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if not isinstance(parts, dict) or not all(
         isinstance(name, str) and name == Path(name).name for name in parts.values()
     ):
-        raise UserError(f"{index}: its weight_map does not name the files that tensors are in")
+        raise UserError(f"{index}: weight_map does not map tensors to file names")
     return {name: value for part in sorted(set(parts.values())) for name, value in _read_part(folder / part).items()}
 
 

@@ -1,4 +1,4 @@
-"""The labelled clips of an evaluation: the test set and, if there is one, the training set of probes."""
+"""Labelled clips for evaluation: the test set and the optional training set of probes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sjepa.training.feeding import evaluation_loader, load_sources
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Clips and a row of labels for each."""
+    """Clips with one row of labels each."""
 
     clips: Clips
     labels: Labels
@@ -40,8 +40,8 @@ def labelled_sets(
 
 
 def labelled_set(config: Config, messages: Messages, clips: Clips, *, split: str) -> LabelledSet:
-    """Clips with what `evaluation.labels` knows of them; says how many it does not know. Raises UserError if it cannot be
-    read."""
+    """Clips with their labels from `evaluation.labels`; warns about clips without labels. Raises
+    UserError if the table cannot be read."""
     labels = read_labels(config.evaluation.labels, clips, split=split)
     without = labels.without
     if without and len(without) < len(clips):
@@ -52,7 +52,8 @@ def labelled_set(config: Config, messages: Messages, clips: Clips, *, split: str
 
 
 def aligned(config: Config, engine: Engine, messages: Messages, sets: list[LabelledSet]) -> list[LabelledSet]:
-    """With times for the clips that have phones and none; the models come from all sets together."""
+    """Adds phone times by forced alignment to clips that have phones without times. The acoustic
+    models are trained on all sets together."""
     features: list[NDArray[np.float64]] = []
     seconds: list[NDArray[np.float64]] = []
     owner: list[tuple[int, int]] = []

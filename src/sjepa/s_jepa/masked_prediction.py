@@ -1,4 +1,4 @@
-"""S-JEPA in training: masked prediction of soft targets, in stages."""
+"""The S-JEPA training task: masked prediction of soft targets, in stages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from sjepa.training.task import Reading, Update, Validation
 
 @dataclass(frozen=True)
 class TaskParts:
-    """What the task is given: `build_optimizer` makes one for a network; `judges` look at features of validation clips."""
+    """Dependencies of the task: `build_optimizer` creates the optimiser of a network; `judges`
+    compute extra validation figures from features."""
 
     engine: Engine
     build_optimizer: Callable[[nn.Module], torch.optim.AdamW]
@@ -52,12 +53,13 @@ class TaskParts:
 
 
 class SJEPATask:
-    """The network with its targets. A new phase brings new targets and, for their components, a new head."""
+    """Network and targets. A new phase has new targets and, as the components change, a new
+    head."""
 
     figures = FIGURES
 
     def __init__(self, parts: TaskParts, network: SJEPA, targets: Targets, stage: SJEPAStage, report: Report) -> None:
-        """`targets` are those of `stage`, fitted, or blank ones whose state is still to be loaded."""
+        """`targets` of `stage`: fitted, or blank with state still to be loaded."""
         self.parts, self.targets, self._stage, self._report = parts, targets, stage, report
         self.learner = Learner(parts.engine, network, parts.build_optimizer)
         self._epoch_sums, self._recent_sums = self._new_sums(), self._new_sums()
@@ -101,7 +103,8 @@ class SJEPATask:
         return self._choose_layer_if_due(step, since) or renewed
 
     def _renew_targets_if_due(self, step: int, since: int) -> bool:
-        """Targets that were held still: a new copy of the encoder, before an update that will use it."""
+        """With `gmm.hold_steps`: copies the encoder and refits the targets at the start of a
+        round."""
         if not self.targets.renewal_due(since):
             return False
         self._report.note(f"step {step}: the next round of {self._stage.name}")
@@ -110,7 +113,7 @@ class SJEPATask:
         return True
 
     def _choose_layer_if_due(self, step: int, since: int) -> bool:
-        """The layer that targets come from, before an update that will use it."""
+        """Selects the target layer if a check is due; returns whether it changed."""
         targets, maker = self.targets, self.parts.maker
         if not targets.layer_check_due(since) or not maker.choose_layer(targets):
             return False
@@ -126,7 +129,7 @@ class SJEPATask:
         self._renew_head(self._stage.num_clusters)
 
     def _renew_head(self, num_clusters: int) -> None:
-        """The components are others now: a new head, and figures that start anew."""
+        """Re-initialises the head for new components and resets the metrics."""
 
         def change(network: SJEPA) -> None:
             torch.manual_seed(key(self.parts.settings.seed, "head", num_clusters))
@@ -206,7 +209,8 @@ class SJEPATask:
         )
 
     def rehearse(self, batch: Batch, stages: Sequence[Stage]) -> None:
-        """Passes as each of `stages` makes them; a stage of another phase with blank targets of its own kind."""
+        """Dry run: forward and backward as in each of `stages`; another phase uses blank
+        targets."""
         batch = batch.or_silence(self.parts.settings.geometry.samples(2)).to(self.parts.engine.device)
         frames = choose_frames(batch, mask_key=key(self.parts.settings.seed, "probe"), settings=self.parts.settings)
         for stage in stages:
@@ -223,7 +227,8 @@ class SJEPATask:
                 self._rehearse_phase(stage, batch, frames)
 
     def _rehearse_phase(self, stage: SJEPAStage, batch: Batch, frames: Any) -> None:
-        """The head of another phase has other components: as many numbers, whatever they are."""
+        """Dry run for another phase: the current logits are averaged and expanded to its number of
+        components."""
         targets = self.parts.maker.blank(stage, self.network.encoder)
         visible_N = frames.visible_N if stage.visible_loss else frames.visible_N[:0]
         with self.parts.engine.autocast():

@@ -1,4 +1,4 @@
-"""S-JEPA as the command that trains sees it."""
+"""S-JEPA as a system for the train command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sjepa.training.system import Prepared
 
 
 class SJEPASystem:
-    """Soft clusters in two phases."""
+    """Masked prediction of soft cluster posteriors in two phases."""
 
     name, schema, figures = "s-jepa", SCHEMA, FIGURES
 
@@ -51,7 +51,7 @@ class SJEPASystem:
         return Start(build_model(run.config, stage, note=note), given_gmm(run.config, stage))
 
     def describe(self, start: Start) -> str:
-        """Layers and parameters, and the share of the encoder, which is what is kept."""
+        """Table of modules with parameter counts; totals of the encoder and the whole network."""
         network = start.network
         table = str(torchinfo_summary(network, depth=2, col_names=("num_params", "params_percent"), verbose=0))
         encoder, whole = (
@@ -80,7 +80,7 @@ class SJEPASystem:
 
 
 def _judge(run: Prepared, report: Report) -> PhoneMonitor | None:
-    """Follows the run by the labels of its validation clips, if `evaluation.labels` has phones of them."""
+    """The phone monitor of the validation clips; None without phones in `evaluation.labels`."""
     config = run.config
     if config.evaluation.labels is None:
         return None
@@ -89,7 +89,9 @@ def _judge(run: Prepared, report: Report) -> PhoneMonitor | None:
     if config.evaluation.align:
         (own,) = aligned(config, run.engine, report, [own])
     if not any(own.labels.spans):
-        report.note("evaluation.labels: no phones with times (evaluation.align finds them), so none are followed")
+        report.note(
+            "evaluation.labels: no phones with times (evaluation.align finds them), so phone metrics are not computed"
+        )
         return None
     return PhoneMonitor(TimedPhones(own.labels.spans, training_windows(clips, config.dataset), config.geometry))
 

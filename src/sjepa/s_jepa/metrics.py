@@ -1,4 +1,4 @@
-"""Metrics over many frames, kept as sums on the device and read only where they are reported."""
+"""Metrics accumulated as sums on the device; transferred to the host only when reported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from sjepa.training.figures import Figure
 
 @dataclass(frozen=True)
 class Metrics:
-    """`loss` is the KL over the stage's frames; `kl` (nats), `top1` (fraction) and `entropy_bits` are over masked frames
-    alone; `target_entropy_bits` is that of the targets, `clusters_used` the perplexity of the mean target posterior."""
+    """`loss`: KL over the frames in the stage's loss; `kl` (nats), `top1` (fraction) and
+    `entropy_bits`: over masked frames only; `target_entropy_bits`: mean entropy of the targets;
+    `clusters_used`: perplexity of the mean target posterior."""
 
     loss: float
     kl: float
@@ -26,7 +27,7 @@ class Metrics:
     frames: int
 
     def named(self) -> dict[str, float]:
-        """Those that are reported of training and validation alike."""
+        """Metrics reported for both training and validation."""
         return {
             "loss": self.loss,
             "kl": self.kl,
@@ -73,13 +74,13 @@ FIGURES = (
     ),
     Figure(
         name="pnmi",
-        title="What units tell of phones",
+        title="Phone-normalised mutual information of units",
         axis="mutual information over entropy of phones",
         where="validation",
     ),
     Figure(
         name="frame_phones",
-        title="Phones of frames, linear probe",
+        title="Frame phone accuracy, linear probe",
         axis="share of validation frames",
         where="validation",
     ),
@@ -101,7 +102,7 @@ FIGURES = (
 
 
 class MetricSums:
-    """Sums and counts, so that any split into batches gives the same means."""
+    """Sums and counts: the means do not depend on the split into batches."""
 
     def __init__(self, num_clusters: int, device: torch.device) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
@@ -118,8 +119,8 @@ class MetricSums:
         *,
         visible_weight: float = 1.0,
     ) -> None:
-        """Counts masked frames with their targets and logits [N, K], and the KL of the visible frames in the loss, each of
-        which counts as `visible_weight` frames."""
+        """Adds masked frames with their targets and logits [N, K], and the KL of the visible frames
+        in the loss, each with weight `visible_weight`."""
         log_predicted = torch.log_softmax(logits_NK.float(), dim=-1)
         entropy_N = -(log_predicted.exp() * log_predicted).sum(-1) / math.log(2)
         target_entropy = torch.special.entr(targets_NK).sum() / math.log(2)
@@ -134,13 +135,13 @@ class MetricSums:
         self._posterior_K += targets_NK.sum(0)
 
     def merge(self, other: MetricSums) -> None:
-        """Counts what `other` counted as well."""
+        """Adds the sums of `other`."""
         self._sums += other._sums
         self._posterior_K += other._posterior_K
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """The sums themselves: several processes add these up."""
+        """The raw sums, to be all-reduced."""
         return self._sums, self._posterior_K
 
     def reset(self) -> None:
@@ -148,7 +149,7 @@ class MetricSums:
         self._posterior_K.zero_()
 
     def read(self) -> Metrics:
-        """The means so far (NaN without frames). Waits for the device."""
+        """The means so far (NaN without frames). Synchronises with the device."""
         loss, kl, agree, entropy, target_entropy, frames, masked = self._sums.tolist()
         share_K = self._posterior_K / self._posterior_K.sum()
         used = float(torch.special.entr(share_K).sum().exp())

@@ -20,7 +20,7 @@ from sjepa.s_jepa.modules.spectrum import SpectrumHead
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Everything that a model is built from; plain values, so that it can be saved with the weights."""
+    """The model's architecture parameters, as plain values that are saved with the weights."""
 
     encoder: EncoderShape
     predictor: TransformerShape
@@ -50,8 +50,8 @@ class ModelShape:
 
 
 class Logits(NamedTuple):
-    """Logits at the frames asked for: masked ones from the predictor, visible ones from the encoder. `spectrum_error`: of
-    all real frames together, where that was asked for."""
+    """Logits at the requested frames: masked ones from the predictor, visible ones from the
+    encoder. `spectrum_error`: summed over all real frames, if requested."""
 
     masked_NK: Tensor
     visible_NK: Tensor
@@ -59,7 +59,7 @@ class Logits(NamedTuple):
 
 
 class SJEPA(nn.Module):
-    """The trained whole, of which only the encoder is kept."""
+    """The full network in training; only the encoder is used afterwards."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -76,11 +76,12 @@ class SJEPA(nn.Module):
         self.spectrum = SpectrumHead(shape.encoder.width, shape.encoder.geometry) if shape.spectrum else None
 
     def shards(self) -> list[nn.Module]:
-        """What is gathered one at a time where the weights lie in pieces."""
+        """Modules that are gathered one at a time when the weights are sharded."""
         return [*self.encoder.encoder.layers, self.encoder, self.predictor, self.head]
 
     def in_one_piece(self) -> SJEPA:
-        """This network, or a copy of it if its weights lie in pieces: all processes must call it."""
+        """This network, or an unsharded copy if its weights are sharded. Collective: all ranks must
+        call it."""
 
         def rebuild() -> SJEPA:
             empty = SJEPA(self.shape)
@@ -90,7 +91,7 @@ class SJEPA(nn.Module):
         return in_one_piece(self, rebuild)
 
     def renew_head(self, num_clusters: int) -> None:
-        """A cluster head with fresh weights for another number of components, on the same device."""
+        """Re-initialises the cluster head for `num_clusters` components, on the same device."""
         device = next(self.head.parameters()).device
         self.shape = replace(self.shape, num_clusters=num_clusters)
         self.head = ClusterHead(self.shape.encoder.width, num_clusters).to(device)
@@ -105,8 +106,8 @@ class SJEPA(nn.Module):
         dropped: Collection[int] = (),
         spectral: bool = False,
     ) -> Logits:
-        """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, through one pass of the head; with
-        `spectral` also what the frames do not know of their spectrum."""
+        """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, in one pass of the
+        head; with `spectral` also the error of the spectrum head."""
         encoded = self.encoder(waveform_BS, num_samples_B, mask_BT=mask_BT, dropped=dropped)
         predicted_BTD = self.predictor(encoded.features_BTD, mask_BT, encoded.real_BT)
         masked_ND = predicted_BTD.flatten(0, 1)[masked_N]

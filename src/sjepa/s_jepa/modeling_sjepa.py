@@ -1,7 +1,8 @@
 """The encoder of sjepa with a log-mel frontend, as a model of the transformers library.
 
-It needs torch and transformers alone, and lies beside the weights that it is for: AutoModel.from_pretrained(folder,
-trust_remote_code=True), or pipeline("feature-extraction", model=folder, trust_remote_code=True).
+Requires only torch and transformers, and is stored with the weights. To load:
+AutoModel.from_pretrained(folder, trust_remote_code=True), or
+pipeline("feature-extraction", model=folder, trust_remote_code=True).
 """
 
 from typing import Any
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertForCTC, HubertModel, Pipeline
 
-_STEPS = 2  # windows in a frame
+_STEPS = 2  # mel windows per frame
 
 
 class SJEPAConfig(HubertConfig):
-    """HuBERT's, and what the log-mel bands are made like."""
+    """HuBERT's configuration with the parameters of the log-mel bands."""
 
     model_type = "sjepa"
 
@@ -41,7 +42,7 @@ class LogMel(nn.Module):
     def __init__(self, config: SJEPAConfig) -> None:
         super().__init__()
         self.config = config
-        self.samples: Tensor | None = None  # of each clip that are real; None: all
+        self.samples: Tensor | None = None  # length of each clip without padding; None: no padding
         channels = _STEPS * config.mel_bands
         self.register_buffer("mean_C", torch.zeros(channels))
         self.register_buffer("deviation_C", torch.ones(channels))
@@ -76,7 +77,7 @@ class LogMel(nn.Module):
 
 
 class SJEPAModel(HubertModel):
-    """HuBERT with log-mel bands in place of its convolutions."""
+    """HuBERT with log-mel bands instead of the convolutional frontend."""
 
     config_class = SJEPAConfig
 
@@ -86,7 +87,7 @@ class SJEPAModel(HubertModel):
         self.post_init()
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:
-        """`attention_mask`: 1 at a clip's own samples, 0 at padding, which then changes nothing."""
+        """`attention_mask`: 1 at a clip's samples, 0 at padding, which is then ignored."""
         self.feature_extractor.samples = None if attention_mask is None else attention_mask.sum(-1)
         if attention_mask is not None:
             input_values = input_values.masked_fill(attention_mask == 0, 0.0)
@@ -94,7 +95,7 @@ class SJEPAModel(HubertModel):
 
 
 class SJEPAForCTC(HubertForCTC):
-    """The same with a layer of characters on it, for recognition."""
+    """SJEPAModel with a CTC head, for speech recognition."""
 
     config_class = SJEPAConfig
 

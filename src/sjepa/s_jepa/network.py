@@ -1,4 +1,4 @@
-"""The network that a configuration describes, and the weights it starts from."""
+"""Builds the network from the configuration and initialises its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sjepa.s_jepa.weights import load_weights, tensor_shapes, transfer
 
 
 def model_shape(config: Config, num_clusters: int) -> ModelShape:
-    """The network that `model` describes, with predictor positions for `dataset.max_seconds`."""
+    """The model shape of section `model`, with predictor positions for `dataset.max_seconds`."""
     values: Hyperparameters = hyperparameters(config.model.size, config.model.overrides)
     transformer = TransformerShape(
         values.width,
@@ -56,7 +56,7 @@ def model_shape(config: Config, num_clusters: int) -> ModelShape:
 
 
 def new_model(config: Config, stage: SJEPAStage) -> SJEPA:
-    """The network of a stage, drawn by seed."""
+    """The network of a stage, initialised from the seed."""
     torch.manual_seed(key(config.seed, "model"))
     model = SJEPA(model_shape(config, stage.num_clusters))
     model.encoder.recompute_activations(config.train.activation_checkpointing)
@@ -66,9 +66,10 @@ def new_model(config: Config, stage: SJEPAStage) -> SJEPA:
 
 
 def build_model(config: Config, stage: SJEPAStage, *, note: Callable[[str], None]) -> SJEPA:
-    """The network that a run starts its first stage with: drawn by seed, or from `init_weights` where shapes agree. A
-    directory there is a Hugging Face HuBERT folder, of which only the encoder is taken. A head that was trained towards
-    other components is not taken."""
+    """The network of the first stage: initialised from the seed, or from the tensors of
+    `init_weights` that match in shape. If `init_weights` is a directory, it is a Hugging Face
+    HuBERT folder and only the encoder is loaded. A head trained on other components is not
+    loaded."""
     model = new_model(config, stage)
     if config.init_weights is None:
         return model
@@ -97,14 +98,14 @@ def build_model(config: Config, stage: SJEPAStage, *, note: Callable[[str], None
 
 
 def _differences(given: EncoderShape, wanted: EncoderShape) -> str:
-    """What another shape has otherwise, in words; rates of dropout do not matter."""
+    """Describes how two encoder shapes differ, apart from dropout rates."""
     own, other = ({**asdict(shape), **asdict(shape.transformer)} for shape in (given, wanted))
     names = [name for name in own if name != "transformer" and "dropout" not in name and own[name] != other[name]]
     return ", ".join(f"{name} {own[name]} (not {other[name]})" for name in names)
 
 
 def _rebuilt(names: list[str], source: SJEPA, model: SJEPA) -> list[str]:
-    """What could not be taken from `source`, in words."""
+    """Describes the parts of `model` that could not be loaded from `source`."""
     texts = {
         "head": f"head (other targets, K {source.shape.num_clusters} → {model.shape.num_clusters})",
         "predictor.layer_norm": "norm of the predictor's positions",

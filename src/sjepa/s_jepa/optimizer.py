@@ -1,4 +1,5 @@
-"""AdamW with weight decay on matrices only, lower layers at lower rates, and those that are frozen left out."""
+"""AdamW with weight decay on matrices only and layer-wise learning-rate decay; frozen parameters
+are excluded."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ def build_optimizer(
     layer_decay: float = 1.0,
     scales_loss: bool = False,
 ) -> torch.optim.AdamW:
-    """Decay pulls on weights of linear and convolution layers, not on biases, norms, gains, tokens and positions. Each
-    encoder layer trains at `layer_decay` of the rate of the one above it, the top one like predictor and head."""
+    """Weight decay applies to weights of linear and convolution layers, not to biases, norms,
+    gains, tokens and positions. The learning rate of each encoder layer is `layer_decay` times that
+    of the layer above; the top layer has the rate of predictor and head."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     deepest = max(_layer(name) for name, _ in model.named_parameters())
     members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
@@ -30,12 +32,13 @@ def build_optimizer(
         {"params": members[key], "weight_decay": 0.0 if key[1] else weight_decay, "scale": layer_decay ** key[0]}
         for key in sorted(members)
     ]
-    # the fused update undoes a scaled loss by itself, which gradient clipping must do before
+    # the fused update unscales gradients itself, but clipping needs them unscaled before it
     fused = not scales_loss and next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
 def _layer(name: str) -> int:
-    """The encoder layer that a parameter belongs to, counted from 1; 0 for what lies below them all, and for others."""
+    """The encoder layer of a parameter, counted from 1; 0 below the first layer and outside the
+    encoder."""
     _, is_layer, rest = name.partition("encoder.encoder.layers.")
     return int(rest.split(".")[0]) + 1 if is_layer else 0

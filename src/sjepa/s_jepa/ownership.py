@@ -1,4 +1,4 @@
-"""What a weights file decides when it is evaluated or exported, whatever the configuration says."""
+"""Settings for which a weights file overrides the configuration, in evaluation and export."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sjepa.s_jepa.weights import Weights
 def file_wins(
     config: Config, trained: Config, facts: dict[str, Any], *, overridden: Collection[str], path: str
 ) -> tuple[Config, list[str]]:
-    """`config` with the model, masking and clip length of the run that a file was written by, and which of its values gave
-    way, as "key theirs (not ours)".
+    """`config` with model, masking and clip length from the configuration `trained` in the weights
+    file, and the list of replaced values, as "key theirs (not ours)".
 
-    `facts`: keys whose values the weights themselves tell. `overridden`: keys set on the command line. Raises UserError if
-    one of these contradicts the file.
+    `facts`: keys whose values follow from the weights. `overridden`: keys set on the command line.
+    Raises UserError if one of the latter contradicts the file.
     """
     own = _own(trained) | facts
     gave_way = {name: value for name, value in stated(config).items() if name in own and value != own[name]}
@@ -68,14 +68,14 @@ def _shown(value: Any) -> str:
 
 
 def origin(weights: Weights) -> str:
-    """Where in training weights were written."""
+    """Epoch, step and stage at which the weights were saved."""
     progress = weights.progress
     return f"epoch {progress['epoch']}, step {progress['step']}, {weights.stage['name']}"
 
 
 def settled(config: Config, weights: Weights, overridden: Collection[str]) -> tuple[Config, str]:
-    """The configuration with what the file of `init_weights` decides, and one line that says so. Raises UserError if a key
-    set on the command line contradicts the file."""
+    """The configuration with the settings of the `init_weights` file, and a line for the log.
+    Raises UserError if a key set on the command line contradicts the file."""
     path = str(config.init_weights)
     facts = {
         "train.phase": weights.stage["phase"],

@@ -1,4 +1,5 @@
-"""Phases as data: which targets, how many components, which loss and which rate, from which step to which.
+"""The training schedule: targets, number of components, loss, learning rate and steps of each
+stage.
 
 [Two-Phase Training]
 """
@@ -15,13 +16,13 @@ from sjepa.s_jepa.sizes import hyperparameters
 from sjepa.training.schedule import RateCurve, RunProgress, Schedule, Stage
 
 SPECTRUM, PHASE1, PHASE2, MASKED_ONLY = "phase 1 with spectrum", "phase 1", "phase 2", "phase 2, masked only"
-_NEAR = 0.05  # of the run
-_NOMINAL_STEPS = 1000  # of an epoch, while the training set is not known yet
+_NEAR = 0.05  # fraction of the run
+_NOMINAL_STEPS = 1000  # assumed steps per epoch until the training set is known
 
 
 @dataclass(frozen=True, kw_only=True)
 class SJEPAStage(Stage):
-    """A stage of S-JEPA: which targets, with how many components, which frames the loss covers."""
+    """A stage of S-JEPA: kind of targets, number of components, frames in the loss."""
 
     targets: Literal["mfcc", "online"]
     num_clusters: int
@@ -34,9 +35,9 @@ class SJEPAStage(Stage):
 
 
 def plan(config: Config, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[SJEPAStage]:
-    """What the keys of a configuration mean for a training set of `steps_per_epoch` optimiser steps.
+    """The schedule of a configuration, with `steps_per_epoch` optimiser steps per epoch.
 
-    Raises UserError, with every reason, if they cannot mean what they say.
+    Raises UserError, listing all problems, if the settings are inconsistent.
     """
     problems = plan_problems(config, steps_per_epoch) if progress is None else _contradictions(config)
     if problems:
@@ -55,20 +56,21 @@ def plan(config: Config, steps_per_epoch: int, *, progress: RunProgress | None =
 
 
 def _kept(starts: dict[str, int], progress: RunProgress) -> dict[str, int]:
-    """Starts as planned, but what was entered stays, and what was not comes no earlier than now."""
+    """First steps of stages for a resumed run: entered stages keep theirs, later ones start no
+    earlier than the current step."""
     first = next(iter(starts))
     kept = {name: progress.entered.get(name, max(step, progress.step)) for name, step in starts.items()}
     kept[first] = 0
-    if SPECTRUM in kept and PHASE2 in kept:  # the warm-up of a longer run is longer
+    if SPECTRUM in kept and PHASE2 in kept:  # an extended run has a longer warm-up
         kept[PHASE1] = min(kept[PHASE1], kept[PHASE2])
-    if MASKED_ONLY in progress.entered:  # phase 2 may have had no updates before
+    if MASKED_ONLY in progress.entered:  # phase 2 may have been empty before
         kept[PHASE2] = min(kept[PHASE2], progress.entered[MASKED_ONLY])
     return kept
 
 
 def plan_problems(config: Config, steps_per_epoch: int | None = None) -> list[str]:
-    """Why the plan cannot mean what it says, one line a reason. Without `steps_per_epoch`, which is known only once the
-    data are, what cannot be compared yet is left for later."""
+    """Inconsistencies of the schedule, one line each. Without `steps_per_epoch`, known only once
+    the data are loaded, checks that mix steps and epochs are skipped."""
     problems = _contradictions(config)
     if problems or (steps_per_epoch is None and _mixes_units(config)):
         return problems
@@ -90,7 +92,7 @@ def plan_problems(config: Config, steps_per_epoch: int | None = None) -> list[st
 
 
 def _contradictions(config: Config) -> list[str]:
-    """Problems that do not depend on the length of an epoch."""
+    """Inconsistencies that do not depend on the number of steps per epoch."""
     train = config.train
     problems = [
         f"train.{name}_epoch and train.{name}_step: give one of the two"
@@ -129,7 +131,7 @@ def _contradictions(config: Config) -> list[str]:
 
 
 def reaches_phase2(config: Config) -> bool:
-    """Whether some stage of a run has online targets."""
+    """Whether any stage of the run has online targets."""
     return _starts_in_phase2(config) or _is_set(config, "phase2_start")
 
 
@@ -142,7 +144,7 @@ def _is_set(config: Config, name: str) -> bool:
 
 
 def _named(config: Config, name: str) -> str:
-    """A switch as the user wrote it: `train.masked_only_epoch: 5`."""
+    """A switch as written in the configuration: `train.masked_only_epoch: 5`."""
     step = getattr(config.train, f"{name}_step")
     kind, value = ("step", step) if step is not None else ("epoch", getattr(config.train, f"{name}_epoch"))
     return f"train.{name}_{kind}: {value}"
@@ -154,7 +156,8 @@ def _length(config: Config) -> str:
 
 
 def _mixes_units(config: Config) -> bool:
-    """Whether some times are given in steps and others in epochs, as fractions too, which end with an epoch."""
+    """Whether some times are given in steps and others in epochs (or fractions, which are rounded
+    to epochs)."""
     train = config.train
     in_steps = [train.max_steps, train.phase2_start_step, train.masked_only_step]
     in_epochs = [value for value in (train.phase2_start_epoch, train.masked_only_epoch) if value != -1]
@@ -166,7 +169,7 @@ def _total_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def _starts(config: Config, steps_per_epoch: int) -> dict[str, int]:
-    """The first step of every stage, in the order of the method."""
+    """The first step of every stage, in order."""
     total = _total_steps(config, steps_per_epoch)
     starts = {PHASE2: 0} if _starts_in_phase2(config) else {PHASE1: 0}
     if config.train.spectral_warmup > 0:
@@ -179,7 +182,8 @@ def _starts(config: Config, steps_per_epoch: int) -> dict[str, int]:
 
 
 def _step_of(epoch: float, steps_per_epoch: int, total: int) -> int:
-    """A whole number counts epochs; a fraction is one of the run, at the end of an epoch if one is near."""
+    """First step at `epoch`: an integer counts epochs; a fraction is of the run, rounded to the end
+    of an epoch if within 5% of the run."""
     if epoch == int(epoch):
         return int(epoch) * steps_per_epoch
     nearest = round(epoch * total / steps_per_epoch) * steps_per_epoch
@@ -188,7 +192,8 @@ def _step_of(epoch: float, steps_per_epoch: int, total: int) -> int:
 
 
 def _curves(config: Config, starts: Mapping[str, int], total: int) -> dict[int, RateCurve]:
-    """The rate of each phase: curves of their own, or one over the whole run without `rewarm_on_phase2`."""
+    """The learning-rate curve of each phase; without `rewarm_on_phase2` a single curve over the
+    run."""
     peak, ratio = config.optimizer.lr, config.scheduler.phase2_lr_ratio
     switch = starts.get(PHASE2, total)
     if PHASE1 not in starts:

@@ -1,4 +1,4 @@
-"""A trained encoder as others use it. B batch, S samples, T frames, D width, L layers."""
+"""A trained encoder for downstream use. B batch, S samples, T frames, D width, L layers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from sjepa.s_jepa.weights import load_weights
 
 Layer = int | Literal["all"]
 
-_LEAST_VARIANCE = 1e-7  # as transformers' feature extractor adds
+_LEAST_VARIANCE = 1e-7  # the epsilon of transformers' feature extractor
 
 
 class PretrainedEncoder(nn.Module):
-    """Recordings to features of the layer chosen. It starts in evaluation mode; gradients flow, so that it can be tuned."""
+    """Waveforms to features of the chosen layer. In evaluation mode after construction; gradients
+    are enabled for fine-tuning."""
 
     def __init__(self, encoder: Encoder, *, layer: Layer = -1, normalises: bool = False) -> None:
-        """`layer`: 0 is the first transformer layer, negative ones count from the top, "all" gives every one.
-        `normalises`: each clip is brought to zero mean and unit deviation first.
+        """`layer`: 0 is the first transformer layer, negative counts from the top, "all" returns
+        all. `normalises`: each clip is first normalised to zero mean and unit variance.
 
-        Raises ValueError if there is no such layer.
+        Raises ValueError if the layer does not exist.
         """
         super().__init__()
         self.encoder, self.normalises = encoder, normalises
@@ -42,7 +43,7 @@ class PretrainedEncoder(nn.Module):
 
     @property
     def geometry(self) -> FrameGeometry:
-        """How samples become frames."""
+        """Sample rate, hop and receptive field of the frames."""
         return self.encoder.geometry
 
     @property
@@ -52,12 +53,13 @@ class PretrainedEncoder(nn.Module):
     def forward(
         self, waveform_BS: Tensor, num_samples_B: Tensor | None = None, *, layer: Layer | None = None
     ) -> Tensor:
-        """Features [B, T, D], or [L, B, T, D] with layer "all"; `layer` None: the one chosen at first.
+        """Features [B, T, D], or [L, B, T, D] with layer "all"; `layer` None: the one set at
+        construction.
 
-        `waveform_BS`: float32 at `sample_rate` in −1…1, each clip's real samples followed by padding, whatever its values.
-        `num_samples_B`: how many are real (default: all). A clip's features are the first `feature_lengths` of its row, and
-        the same in any batch; the others mean nothing. Raises ValueError if a clip is too short for a frame, or there is no
-        such layer.
+        `waveform_BS`: float32 at `sample_rate` in −1…1, each clip followed by arbitrary padding.
+        `num_samples_B`: length of each clip without padding (default: all). The first
+        `feature_lengths` frames of a row are valid and do not depend on the batch; ignore the
+        others. Raises ValueError if a clip is shorter than one frame or the layer does not exist.
         """
         if num_samples_B is None:
             num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
@@ -72,7 +74,7 @@ class PretrainedEncoder(nn.Module):
         return self.encoder(waveform_BS, num_samples_B, up_to=self._index(chosen)).features_BTD  # type: ignore[no-any-return]
 
     def feature_lengths(self, num_samples_B: Tensor) -> Tensor:
-        """How many frames clips of so many samples have."""
+        """Number of valid frames for clips of `num_samples_B` samples."""
         return self.geometry.frames(num_samples_B)
 
     def _index(self, layer: int) -> int:
@@ -86,7 +88,7 @@ class PretrainedEncoder(nn.Module):
 def load_encoder(path: str | Path, *, layer: Layer = -1) -> PretrainedEncoder:
     """The encoder of a weights file (best.pt) or of a Hugging Face HuBERT folder, on the CPU.
 
-    Raises UserError if there is none or it is damaged, ValueError if it has no such layer.
+    Raises UserError if it is missing or damaged, ValueError if the layer does not exist.
     """
     path = Path(path)
     if path.is_dir():
@@ -96,7 +98,7 @@ def load_encoder(path: str | Path, *, layer: Layer = -1) -> PretrainedEncoder:
 
 
 def normalised(waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-    """Each clip's own samples with zero mean and unit deviation, zeros after them."""
+    """Each clip normalised to zero mean and unit variance, with zero padding."""
     real_BS = torch.arange(waveform_BS.shape[1], device=waveform_BS.device) < num_samples_B[:, None]
     count_B1 = num_samples_B[:, None].clamp(min=1)
     waveform_BS = waveform_BS.masked_fill(~real_BS, 0)

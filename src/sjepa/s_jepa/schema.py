@@ -1,4 +1,4 @@
-"""How a configuration of S-JEPA is read."""
+"""Loading and validation of an S-JEPA configuration."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sjepa.s_jepa.sizes import SIZES, Hyperparameters, hyperparameters
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """As `config.load.load_config`."""
+    """See `config.load.load_config`."""
     return load.load_config(SCHEMA, path, overrides)
 
 
 def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Config:
-    """As `config.load.parse_config`."""
+    """See `config.load.parse_config`."""
     return load.parse_config(SCHEMA, values, where=where)
 
 
 def _override_problems(values: dict[str, Any]) -> list[str]:
-    """Of `model.overrides`, which depend on the size."""
+    """Problems in `model.overrides`, which depend on `model.size`."""
     section = values.get("model")
     model = section if isinstance(section, dict) else {}
     overrides, size = model.get("overrides", {}), model.get("size", "base")
@@ -41,7 +41,8 @@ def _override_problems(values: dict[str, Any]) -> list[str]:
 
 
 def _resolved(config: Config) -> Config:
-    """`gmm.ema_layer`, where an online mixture needs it and nobody has chosen it, is a layer that the model has."""
+    """If not set, limits `gmm.ema_layer` to the top layer of the model, for runs with an online
+    mixture."""
     top = hyperparameters(config.model.size, config.model.overrides).num_layers - 1
     if "ema_layer" in config.gmm.model_fields_set or config.gmm.ema_layer <= top or not reaches_phase2(config):
         return config

@@ -1,5 +1,5 @@
-"""The configuration of S-JEPA: every key beside those of every system, with its bounds, default and meaning.
-`trainsjepa --help-config` prints these texts."""
+"""The configuration of S-JEPA: keys in addition to those common to all systems, with bounds,
+default and description. `trainsjepa --help-config` prints these texts."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ class Model(Section):
     )
     frontend: Literal["waveform", "logmel"] = Field(
         "waveform",
-        description="What frames are made of: HuBERT's convolutions over the waveform, or log-mel bands, which need not be "
-        "learnt (for hours of audio rather than thousands).",
+        description="Frontend: waveform, HuBERT's convolutions; logmel, log-mel bands, which need "
+        "no training (for a few hours of audio rather than thousands).",
     )
     mel_statistics: Literal["corpus", "clip", "both"] = Field(
         "both",
-        description="logmel: whose mean and deviation the bands are freed of: corpus, the training set's, kept in the "
-        "weights; clip, each clip's own; both: a frame has either form, since the first tells who speaks and the second "
-        "what is said.",
+        description="logmel: mean and variance normalisation of the bands: corpus, statistics of "
+        "the training set, stored in the weights; clip, statistics of each clip; both, the two "
+        "concatenated: the first keeps speaker information, the second removes most of it.",
     )
     predictor_positions: Literal["learned", "convolution"] = Field(
         "learned",
-        description="How the predictor knows where a frame is: learned, a vector for each frame number, which takes a large "
-        "corpus (the paper's); convolution, over its neighbours as in the encoder, which an hour can learn.",
+        description="Position embedding of the predictor: learned, absolute (as in the paper; "
+        "needs a large corpus); convolution, as in the encoder, which an hour of audio suffices to "
+        "train.",
     )
-    overrides: dict[str, Any] = Field({}, description="Single hyperparameters instead of the size's own (see below).")
+    overrides: dict[str, Any] = Field(
+        {},
+        description="Hyperparameters that replace those of the size (see below).",
+    )
 
 
 class Masking(Section):
@@ -48,8 +52,8 @@ class Train(TrainLoop):
     freeze: int | None = Field(
         None,
         ge=0,
-        description="So many lower encoder layers keep the weights they start with, and all that lies below them (0: that "
-        "alone); null: everything trains.",
+        description="Number of lowest encoder layers to freeze, together with frontend, projection "
+        "and positions (0: only these); null: nothing is frozen.",
     )
     phase: Literal[1, 2] = Field(
         1, description="Phase the run starts in: 1 frozen GMM on MFCC, 2 online GMM on the EMA encoder."
@@ -58,12 +62,12 @@ class Train(TrainLoop):
         0.0,
         ge=0,
         lt=1,
-        description="For this fraction of the run a waveform frontend is also taught the log-mel bands of each frame, since "
-        "a spectrum is what little audio takes longest to find.",
+        description="Fraction of the run with an auxiliary log-mel regression loss on a waveform "
+        "frontend, which is slow to learn spectra from little audio.",
     )
     use_visible_loss: bool = Field(True, description="The loss also covers frames that were not masked.")
     visible_weight: float = Field(
-        1.0, gt=0, le=1, description="Weight of a visible frame in the loss, where a masked one has 1."
+        1.0, gt=0, le=1, description="Loss weight of a visible frame, relative to a masked one."
     )
     phase2_start_epoch: EpochOrFraction = Field(
         -1,
@@ -84,14 +88,15 @@ class Optimizer(AdamW):
         1.0,
         gt=0,
         le=1,
-        description="Each encoder layer trains at this share of the rate of the one above it: below 1 to adapt weights that "
-        "are good already.",
+        description="Layer-wise learning-rate decay: rate of each encoder layer relative to the "
+        "one above; below 1 to adapt pretrained weights.",
     )
 
 
 class Scheduler(Curve):
     rewarm_on_phase2: bool = Field(
-        True, description="Phase 2 has a warm-up and a decay of its own; false: one curve over the whole run."
+        True,
+        description="Separate warm-up and decay for phase 2; false: one curve over the whole run.",
     )
     phase2_lr_ratio: float = Field(
         1.0, gt=0, description="Peak rate of phase 2 over optimizer.lr; not used where one curve spans both phases."
@@ -107,9 +112,10 @@ class GMM(Section):
     )
     normalise: Literal["none", "clip", "speaker"] = Field(
         "none",
-        description="Before frames are clustered: clip takes each clip's mean and deviation out of every feature, and with "
-        "them much of speaker and channel; speaker, those of all that a speaker says (a manifest's field speaker; clips of "
-        "others are normalised by themselves), as measured when the mixture is fitted.",
+        description="Mean and variance normalisation of features before clustering: clip, per "
+        "clip, which removes much of speaker and channel; speaker, per speaker (manifest field "
+        "speaker; clips without known speaker: per clip), with statistics measured when the "
+        "mixture is fitted.",
     )
     context: int = Field(
         0, ge=0, le=20, description="Phase 1: frames on each side that are spliced to a frame (with gmm.dimensions)."
@@ -117,52 +123,80 @@ class GMM(Section):
     dimensions: int | None = Field(
         None,
         ge=1,
-        description="Phase 1: directions that the mixture is over, by a linear discriminant analysis on a first clustering; "
-        "null: the features as they are.",
+        description="Phase 1: dimensions after a linear discriminant analysis on a first "
+        "clustering; null: no projection.",
     )
-    dimensions_phase2: int | None = Field(None, ge=1, description="Phase 2: the same of the encoder's layer.")
+    dimensions_phase2: int | None = Field(
+        None,
+        ge=1,
+        description="Phase 2: the same for the encoder layer.",
+    )
     projection_phase2: Literal["clusters", "predictions"] = Field(
         "clusters",
-        description="What those directions tell apart: clusters of the layer itself; or the components that the network, "
-        "trained so far, predicts of each frame (a run that starts in phase 2 begins with clusters).",
+        description="Classes of that discriminant analysis in phase 2: clusters, a clustering of "
+        "the layer; predictions, the components predicted by the network (a run that starts in "
+        "phase 2 begins with clusters).",
     )
     entropy_bits: float | None = Field(
         None,
         gt=0,
-        description="Phase 1: mean entropy of the targets, reached by a temperature when the mixture is fitted; null: the "
-        "mixture's own posteriors.",
+        description="Phase 1: mean entropy of the targets, set by a temperature when the mixture "
+        "is fitted; null: no temperature.",
     )
     entropy_bits_phase2: float | None = Field(
         None,
         gt=0,
-        description="Phase 2: the same. A mixture in hundreds of dimensions else says one component and nothing more.",
+        description="Phase 2: the same. Without it, posteriors in hundreds of dimensions are nearly one-hot.",
     )
     kmeans_iters: int = Field(5, ge=1, description="k-means passes before EM.")
     em_iters: int = Field(20, ge=0, description="EM iterations.")
-    fit_frames: int = Field(200000, ge=10, description="Frames, uniform over the training set, to fit on.")
+    fit_frames: int = Field(
+        200000,
+        ge=10,
+        description="Frames to fit on, sampled uniformly from the training set.",
+    )
     path: str | None = Field(
         None, description="A fitted GMM (gmm.pt) to load for the phase the run starts in, instead of fitting."
     )
     online: bool = Field(False, description="Start in phase 2, as train.phase: 2.")
-    param_decay: float = Field(0.999, ge=0, lt=1, description="Online GMM: share of the old parameters at each step.")
+    param_decay: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="Online GMM: EMA decay of its parameters.",
+    )
     ema_layer: int = Field(
         2,
-        description="Encoder layer the online GMM reads first; negative counts from the top. Not given: the third layer, or "
-        "the top one of fewer.",
+        description="Initial encoder layer of the online GMM; negative counts from the top. Not "
+        "given: the third layer, or the top one if there are fewer.",
     )
-    auto_layer: bool = Field(True, description="Let effective rank choose that layer as training goes on.")
-    layer_check_every: int = Field(10000, ge=1, description="Optimiser steps between two choices.")
-    refit_on_switch: bool = Field(False, description="Fit the GMM anew when another layer is chosen.")
+    auto_layer: bool = Field(
+        True,
+        description="Select that layer by effective rank during training.",
+    )
+    layer_check_every: int = Field(10000, ge=1, description="Optimiser steps between layer checks.")
+    refit_on_switch: bool = Field(False, description="Refit the GMM when the layer changes.")
     erank_decay: float = Field(0.9, ge=0, lt=1, description="Smoothing of the effective rank across checks.")
     hold_steps: float | None = Field(
         None,
         gt=0,
-        description="Phase 2 in rounds: the EMA encoder and the mixture stay as they are for so many optimiser steps (up to "
-        "1: a fraction of phase 2), then a new copy is taken, a new mixture fitted and the head renewed; null: both follow "
-        "at every step, as in the paper.",
+        description="Phase 2 in rounds: target encoder and mixture are frozen for this many "
+        "optimiser steps (up to 1: a fraction of phase 2), then the encoder is copied, the mixture "
+        "refitted and the head re-initialised; null: both are updated at every step, as in the "
+        "paper.",
     )
-    ema_decay_fast: float = Field(0.999, ge=0, le=1, description="First decay of the EMA encoder.")
-    ema_decay_slow: float = Field(0.9999, ge=0, le=1, description="The decay it alternates with.")
+    ema_decay_fast: float = Field(
+        0.999,
+        ge=0,
+        le=1,
+        description="Initial decay of the EMA encoder.",
+    )
+    ema_decay_slow: float = Field(
+        0.9999,
+        ge=0,
+        le=1,
+        description="Second decay, alternating with the fast one.",
+    )
     ema_switch_every: int = Field(20000, ge=1, description="Optimiser steps between the two.")
 
     @model_validator(mode="after")
@@ -175,13 +209,17 @@ class GMM(Section):
 class Best(Section):
     metric: Literal["kl", "top1", "entropy_bits", "pitch_match"] = Field(
         "kl",
-        description="Validation metric that chooses best.pt: the best of the last phase; with pitch_match, the share of "
-        "frames whose features are found again at another pitch, which compares across phases, the best of the run.",
+        description="Validation metric that selects best.pt, within the last phase; pitch_match "
+        "(share of frames retrieved from a pitch-shifted copy) is comparable across phases and "
+        "selects over the run.",
     )
 
 
 class SpeechData(Dataset):
-    sample_rate: int = Field(SPEECH.sample_rate, description="Samples per second; every file is brought to it.")
+    sample_rate: int = Field(
+        SPEECH.sample_rate,
+        description="Sample rate, Hz; audio is resampled to it.",
+    )
 
     @field_validator("sample_rate")
     @classmethod
@@ -199,7 +237,7 @@ class SpeechData(Dataset):
 
 
 class Config(RunConfig):
-    """What the five commands read."""
+    """The configuration of all five commands."""
 
     init_weights: str | None = Field(
         None,

@@ -8,7 +8,7 @@ from sjepa.config.values import Fraction, Rate, Section
 
 
 class Hyperparameters(Section):
-    """What `model.overrides` may set. The defaults are `base`: HuBERT Base with 6 layers."""
+    """Keys of `model.overrides`. The defaults are `base`: HuBERT Base with 6 layers."""
 
     conv_channels: int = Field(512, ge=1, description="Channels of the convolutional frontend.")
     width: int = Field(768, ge=1, description="Width of the encoder and of the predictor.")
@@ -21,10 +21,10 @@ class Hyperparameters(Section):
     layer_drop: Rate = Field(0.05, description="Probability that an encoder layer is skipped in a training step.")
     position_kernel: int = Field(128, ge=2, description="Kernel of the convolutional positions, frames.")
     position_groups: int = Field(16, ge=1, description="Groups of the convolutional positions; divides width.")
-    frontend_gradient_scale: Fraction = Field(0.1, description="Factor on the gradient that enters the frontend.")
+    frontend_gradient_scale: Fraction = Field(0.1, description="Scale of the frontend's gradient.")
     predictor_heads: int = Field(8, ge=1, description="Attention heads of the predictor; divides width.")
     predictor_ffn_width: int = Field(1536, ge=1, description="Hidden width of the predictor's feed-forward block.")
-    predictor_dropout: Rate = Field(0.1, description="Every dropout of the predictor.")
+    predictor_dropout: Rate = Field(0.1, description="All dropout rates of the predictor.")
 
     @field_validator("num_heads", "position_groups", "predictor_heads")
     @classmethod
@@ -54,5 +54,5 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def hyperparameters(size: str, overrides: dict[str, object]) -> Hyperparameters:
-    """The hyperparameters of a named size, single ones replaced. Raises pydantic's ValidationError."""
+    """The hyperparameters of a named size, with overrides. Raises pydantic's ValidationError."""
     return Hyperparameters.model_validate({**SIZES[size], **overrides})

@@ -1,5 +1,5 @@
-"""One optimiser update from a window of micro-batches, and the one loss: KL from the soft targets to the predictions.
-[KL Loss]
+"""One optimiser update from a window of micro-batches, and the loss: KL divergence of predictions
+from soft targets. [KL Loss]
 
 B batch, T frames, N chosen frames, K components.
 """
@@ -29,7 +29,7 @@ from sjepa.training.task import Update
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What an update depends on besides model, data and stage."""
+    """Settings of an update that do not depend on the stage."""
 
     seed: int
     mask_ratio: float
@@ -43,7 +43,8 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class Forward:
-    """What a micro-batch passes through: `model` (the network as the engine has it), under these settings."""
+    """Forward pass of a micro-batch: `model` (the network wrapped by the engine) and its
+    settings."""
 
     engine: Engine
     model: Any
@@ -51,7 +52,8 @@ class Forward:
 
 
 class Scope(NamedTuple):
-    """What a pass covers: the loss over visible frames too, encoder layers that are dropped, the error of the spectrum."""
+    """Options of a forward pass: loss on visible frames too, encoder layers dropped by LayerDrop,
+    spectral loss."""
 
     visible: bool
     dropped: Sequence[int] = ()
@@ -59,8 +61,8 @@ class Scope(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The number of an update, the stage it belongs to, and its settings; `news`: this process has something to tell the
-    others."""
+    """Number, stage and settings of an update. `news`: this rank has an event that the others must
+    learn of (all-reduced with the metrics)."""
 
     number: int
     stage: SJEPAStage
@@ -69,8 +71,8 @@ class Step(NamedTuple):
 
 
 class FrameLosses(NamedTuple):
-    """KL per masked and per visible frame of a micro-batch, and what the metrics need of the masked ones; the error of the
-    spectrum, where it is learnt."""
+    """KL per masked and per visible frame of a micro-batch, targets and logits of the masked
+    frames, and the spectral loss if enabled."""
 
     masked_kl_N: Tensor
     visible_kl_N: Tensor
@@ -80,12 +82,12 @@ class FrameLosses(NamedTuple):
     spectrum_error: Tensor | None = None
 
     def total(self) -> Tensor:
-        """The sum of the loss over the frames, visible ones with their weight; on top of it that of the spectrum."""
+        """Loss summed over frames, visible ones weighted, plus the spectral loss."""
         total = self.masked_kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
         return total if self.spectrum_error is None else total + self.spectrum_error
 
     def count_in(self, sums: MetricSums) -> None:
-        """Adds what the metrics need of these frames."""
+        """Adds these frames to the metrics."""
         logits_NK, masked_kl_N, visible_kl_N = (
             tensor.detach() for tensor in (self.logits_NK, self.masked_kl_N, self.visible_kl_N)
         )
@@ -93,7 +95,8 @@ class FrameLosses(NamedTuple):
 
 
 def loss_frames(batch: Batch, settings: StepSettings, *, visible: bool) -> float:
-    """Frames of a micro-batch that the loss covers, visible ones with their weight; known without asking the device."""
+    """Number of frames in the loss of a micro-batch, visible ones weighted; computed on the
+    host."""
     frames = [settings.geometry.frames(samples) for samples in batch.num_samples]
     masked = sum(num_masked(count, settings.mask_ratio) for count in frames)
     return masked + visible * settings.visible_weight * (sum(frames) - masked)
@@ -134,8 +137,8 @@ def kl_divergence(targets_NK: Tensor, logits_NK: Tensor) -> Tensor:
 def frame_losses(
     forward: Forward, batch: Batch, frames: MaskedFrames, posteriors: Callable[[Tensor], Tensor], scope: Scope
 ) -> FrameLosses:
-    """Predicts the masked frames of a micro-batch (and, if `scope` says so, the others) and compares them with their
-    targets: `posteriors` gives those of flat frame indices, from the clean audio."""
+    """Losses at the masked frames of a micro-batch (and the visible ones, as set in `scope`).
+    `posteriors` returns the targets, from clean audio, at flat frame indices."""
     settings, visible_N = forward.settings, frames.visible_N if scope.visible else frames.visible_N[:0]
     with forward.engine.autocast():
         targets_NK = posteriors(torch.cat([frames.masked_N, visible_N]))
@@ -145,7 +148,7 @@ def frame_losses(
         )
     masked_targets_NK, visible_targets_NK = targets_NK.split([len(frames.masked_N), len(visible_N)])
     error = logits.spectrum_error
-    if error is not None:  # as a mean over real frames, whichever of them the loss is over
+    if error is not None:  # averaged over all real frames, whichever are in the loss
         real = sum(map(settings.geometry.frames, batch.num_samples))
         error = error * (loss_frames(batch, settings, visible=scope.visible) / real)
     return FrameLosses(
@@ -161,12 +164,13 @@ def frame_losses(
 def optimiser_update(
     learner: Learner[Any], targets: Targets, window: Sequence[Batch], step: Step, sums: MetricSums
 ) -> Update:
-    """Forward and backward over all micro-batches, then one update of the weights unless something is not finite; the
-    metrics are added to `sums`.
+    """Forward and backward over all micro-batches, then one optimiser step unless loss or gradient
+    norm is not finite. Metrics are added to `sums`.
 
-    `window` holds this process's micro-batches; all processes have as many, some of them without clips. The loss is one
-    mean over all frames of all of them, in all processes. Dropout, LayerDrop and masks are keyed by the step (dropout also
-    by the micro-batch's number among all), so that a step gives the same result whenever it is made. [KL Loss]
+    `window` holds this rank's micro-batches; all ranks have the same number, some without clips.
+    The loss is the mean over all frames of all ranks. Dropout, LayerDrop and masks are seeded by
+    the step (dropout also by the global index of the micro-batch), so that a step is reproducible
+    after a resume. [KL Loss]
     """
     engine, ranks = learner.engine, learner.engine.ranks
     frames = sum(loss_frames(batch, step.settings, visible=step.stage.visible_loss) for batch in window)
@@ -176,7 +180,7 @@ def optimiser_update(
     if ranks.size > 1:
         count = torch.tensor(frames).to(engine.device, non_blocking=True)
         ranks.add_up(count)
-        if engine.scales_loss and not float(count):  # the scaler takes no gradients without an update
+        if engine.scales_loss and not float(count):  # the loss scaler needs an update
             return Update(True, 0.0, 0, (), ranks.any(step.news))
         count = count.clamp(min=1)
     learner.zero_grad()
@@ -186,7 +190,7 @@ def optimiser_update(
     figures = torch.cat([samples.to(update_sums.tensors[0]), total.to(update_sums.tensors[0])[None]])
     ranks.add_up(figures, *update_sums.tensors)
     figures = torch.cat([figures, norm.to(figures)[None]])
-    all_samples, all_news, total_value, norm_value = figures.tolist()  # the one wait for the device
+    all_samples, all_news, total_value, norm_value = figures.tolist()  # the only device sync
     finite = norm_value - norm_value == 0 and total_value - total_value == 0
     if all_samples and (finite or engine.scales_loss):
         learner.step()
@@ -201,7 +205,8 @@ def optimiser_update(
 def _gradients(
     learner: Learner[Any], targets: Targets, window: Sequence[Batch], step: Step, count: float | Tensor
 ) -> tuple[Tensor, MetricSums]:
-    """Adds up the gradients of all micro-batches' KL over `count`. That loss, and the sums of the metrics."""
+    """Accumulates the gradients of all micro-batches' loss, divided by `count`. Returns that loss
+    and the metric sums."""
     engine, ranks, settings, stage = learner.engine, learner.engine.ranks, step.settings, step.stage
     draws = generator(settings.seed, "layer_drop", step.number).random(settings.num_layers)
     dropped = [layer for layer, draw in enumerate(draws) if draw < settings.layer_drop]
@@ -226,13 +231,14 @@ def _gradients(
 
 
 def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """Targets of a micro-batch that leave no trace, for `frame_losses`."""
+    """Targets of a micro-batch for `frame_losses`, without collecting statistics."""
     num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
     return lambda frame_N: targets.posteriors(batch.clean_BS, num_samples_B, frame_N, batch.speaker_B)
 
 
 def observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: int) -> Callable[[Tensor], Tensor]:
-    """Targets of a micro-batch, all of whose real frames are remembered, whether the loss is over them or not."""
+    """Targets of a micro-batch for `frame_losses`; collects statistics of all its real frames, in
+    the loss or not."""
     num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
     every_N, longest = torch.cat([frames.masked_N, frames.visible_N]), frames.mask_BT.shape[1]
     draw_N = uniform_tensor(draw_key, batch.clip_id_B[every_N // longest], every_N % longest)
@@ -245,7 +251,8 @@ def observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: int
 
 
 def _flat_indices(chosen_BT: Tensor, count: int) -> Tensor:
-    """The flat indices of the True entries, of which there are `count`: told, so that the device need not be asked."""
+    """Flat indices of the True entries; their number `count` is passed to avoid a device
+    synchronisation."""
     if count == 0:
         return torch.zeros(0, dtype=torch.int64, device=chosen_BT.device)
     return (~chosen_BT).flatten().to(torch.uint8).argsort(stable=True)[:count]

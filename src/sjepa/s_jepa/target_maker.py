@@ -1,4 +1,4 @@
-"""The targets of a stage: made, fitted, and fitted anew."""
+"""Creation, fitting and refitting of the targets of a stage."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def _no_pause() -> None:
 
 @dataclass(frozen=True)
 class TargetMaker:
-    """Makes the targets of a stage, and fits their mixture in the `space` of the stage. `keep` receives every mixture as
-    fitted. `speakers`: keys of those of the training set. `by_predictions`: phase 2's projection tells apart what
-    the network predicts, rather than clusters of the layer."""
+    """Creates the targets of a stage and fits their mixture in the `space` of the stage. `keep` is
+    called with every fitted mixture. `speakers`: speaker keys of the training set.
+    `by_predictions`: the LDA classes of phase 2 are the network's predictions, not clusters of the
+    layer."""
 
     engine: Engine
     space: Callable[[SJEPAStage], SpaceSettings]
@@ -56,9 +57,9 @@ class TargetMaker:
         is_trained: bool = False,
         pause: Callable[[], None] = _no_pause,
     ) -> Targets:
-        """The targets that a stage begins with: a mixture fitted on the training set, or the `given` one; for online ones
-        an EMA encoder that starts as a copy of the encoder. `is_trained`: the head already says something of a frame.
-        `pause` is called now and then and may raise."""
+        """The initial targets of a stage: a mixture fitted on the training set, or the `given` one;
+        for online targets also an EMA encoder initialised from the encoder. `is_trained`: the head
+        has been trained. `pause` is called between batches and may raise."""
         targets = self.blank(stage, network.encoder)
         if given is None:
             self.refit(targets, stage, network if is_trained else None, pause=pause)
@@ -71,8 +72,8 @@ class TargetMaker:
     def refit(
         self, targets: Targets, stage: SJEPAStage, trained: SJEPA | None, *, pause: Callable[[], None] = _no_pause
     ) -> None:
-        """Fits the mixture to the layer that is active now. Its components mean something else from then on. `trained`: a
-        network whose head can say what the projection is to tell apart."""
+        """Refits the mixture on the active layer; its components are then new. `trained`: a network
+        whose predictions may serve as LDA classes."""
 
         def frames(batch: Batch) -> Tensor:  # [B, T, C]
             with self.engine.autocast():
@@ -86,7 +87,7 @@ class TargetMaker:
         self.keep(targets.gmm, stage)
 
     def measure_speakers(self, targets: Targets, *, pause: Callable[[], None] = _no_pause) -> None:
-        """What speakers are like in the layer that is active now, if that is asked for."""
+        """Measures per-speaker statistics of the active layer, with speaker normalisation only."""
 
         def source(batch: Batch) -> Tensor:  # [B, T, D]
             with self.engine.autocast(), torch.no_grad():
@@ -99,7 +100,7 @@ class TargetMaker:
         return to_device(batch.num_samples, self.engine.device)
 
     def blank(self, stage: SJEPAStage, encoder: Encoder) -> Targets:
-        """Targets of a stage whose state is still to be loaded."""
+        """Unfitted targets of a stage, into which a state can be loaded."""
         source, width = target_source(stage, encoder.shape.width)
         settings = self.space(stage)
         space = MixtureSpace(settings, width, speakers=self.speakers)
@@ -110,7 +111,7 @@ class TargetMaker:
         return self.engine.to_device(OnlineTargets(gmm, EMAEncoder(encoder), choice, self.online, space))
 
     def choose_layer(self, targets: Targets) -> bool:
-        """Ranks the layers of the targets' encoder and lets them choose; whether another layer is active now."""
+        """Selects the active layer by effective rank; returns whether it changed."""
 
         def layers(batch: Batch) -> Tensor:  # [B, T, L, D]
             with self.engine.autocast():
@@ -120,7 +121,7 @@ class TargetMaker:
 
 
 def _predictions(engine: Engine, network: SJEPA) -> Callable[[Batch], Tensor]:
-    """What the head says of every frame, nothing masked, [B, T, K]."""
+    """Posteriors of the head on unmasked encoder output, [B, T, K]."""
 
     @torch.no_grad()
     def predict(batch: Batch) -> Tensor:
@@ -136,5 +137,5 @@ def _predictions(engine: Engine, network: SJEPA) -> Callable[[Batch], Tensor]:
 
 
 def target_source(stage: SJEPAStage, encoder_width: int) -> tuple[str, int]:
-    """What the targets of a stage are made from: its name, and features per frame."""
+    """Name and feature dimension of the source of a stage's targets."""
     return (MFCC_FEATURES, NUM_FEATURES) if stage.targets == "mfcc" else (f"encoder{encoder_width}", encoder_width)

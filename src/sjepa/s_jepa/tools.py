@@ -1,4 +1,4 @@
-"""The sections of the commands beside training: export, evaluation, probes, dumps."""
+"""Configuration sections for export, evaluation, probes and dumps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from sjepa.config.values import USUAL_BASELINES, Baselines, Layers, Names, Paths
 
 
 class Export(Section):
-    all_layers: bool = Field(False, description="exportw: the ONNX file also gives the outputs of all layers.")
+    all_layers: bool = Field(
+        False,
+        description="exportw: add the outputs of all layers to the ONNX file.",
+    )
     quantize: Literal["int8"] | None = Field(
         None, description="exportw: also write the ONNX file with 8-bit weights of its matrix products (*.int8.onnx)."
     )
@@ -20,17 +23,18 @@ class Export(Section):
 class Evaluation(Section):
     labels: str | None = Field(
         None,
-        description="evalsjepa: table of the clips' labels (.tsv, .csv or .jsonl with a column path); null: the fields that "
-        "a manifest gives.",
+        description="evalsjepa: label table of the clips (.tsv, .csv or .jsonl with a column "
+        "path); null: the fields of the manifest.",
     )
     align: bool = Field(
         False,
-        description="evalsjepa: find the times of phones that the labels give without times, by a forced alignment "
-        "(monophones on MFCC, trained on these clips alone).",
+        description="evalsjepa: compute missing phone times by forced alignment (monophones on "
+        "MFCC, trained on these clips only).",
     )
     figures: bool = Field(True, description="evalsjepa: draw entropy_hist.jpg, utterance.jpg, erank.jpg and others.")
     utterance: str | None = Field(
-        None, description="Clip that utterance.jpg shows, by the end of its name; null: a short one, drawn by seed."
+        None,
+        description="Clip shown in utterance.jpg, by the end of its name; null: a short one, drawn by seed.",
     )
 
 
@@ -42,14 +46,19 @@ class Probe(Section):
         "(recognition).",
     )
     layers: Layers = Field(
-        [-1], description="Layers to probe, each for itself; learned: a trained weighting of all of them."
+        [-1],
+        description="Layers to probe, each separately; learned: a learned weighted sum of all layers.",
     )
-    compare: Names = Field([], description="Other encoders beside it: weights files and Hugging Face HuBERT folders.")
+    compare: Names = Field(
+        [],
+        description="Other encoders to probe: weights files and Hugging Face HuBERT folders.",
+    )
     baselines: Baselines = Field(
         USUAL_BASELINES,
-        description="What is probed beside it: true (mfcc, mfcc_clip, untrained), false, or a list of mfcc, mfcc_clip (each "
-        "clip's mean and deviation taken out), mfcc_context (and with 4 frames on each side), logmel, logmel_clip, "
-        "logmel_context, mixture (the posteriors that training aimed at), untrained (fresh weights).",
+        description="Baselines to probe: true (mfcc, mfcc_clip, untrained), false, or a list of "
+        "mfcc, mfcc_clip (per-clip mean and variance normalisation), mfcc_context (the same with 4 "
+        "frames spliced on each side), logmel, logmel_clip, logmel_context, mixture (the target "
+        "posteriors), untrained (random weights).",
     )
     train_path: Paths | None = Field(
         None,
@@ -58,24 +67,35 @@ class Probe(Section):
     )
     splits: int = Field(3, ge=1, description="Random 80/20 splits.")
     apart: str | None = Field(
-        None, description="Label (speaker, say) that training and test clips of a split never share."
+        None,
+        description="Label (e.g. speaker) whose values are disjoint between training and test clips.",
     )
-    max_clips: int = Field(2000, ge=2, description="Clips of each set, drawn by seed, that are probed.")
+    max_clips: int = Field(
+        2000,
+        ge=2,
+        description="Maximum number of clips to probe per set, drawn by seed.",
+    )
     max_frames: int = Field(
-        50000, ge=100, description="Frames of each side of a split, drawn by seed, for frame probes."
+        50000,
+        ge=100,
+        description="Frame probes: maximum number of training and of test frames, drawn by seed.",
     )
-    steps: int = Field(1000, ge=1, description="Updates, of 16 clips each, that recognition heads are trained for.")
-    beam: int = Field(1, ge=1, description="Width of the beam search that decodes recognition heads; 1: greedy.")
+    steps: int = Field(
+        1000,
+        ge=1,
+        description="Training updates of recognition heads, 16 clips each.",
+    )
+    beam: int = Field(1, ge=1, description="Beam width for decoding recognition heads; 1: greedy.")
 
 
 class Dump(Section):
     path: Paths | None = Field(
         None,
-        description="evalsjepa: data set whose units and posteriors of every frame are written to dump/; null: none.",
+        description="evalsjepa: data set whose units and frame posteriors are written to dump/; null: none.",
     )
     source: Literal["encoder", "targets"] = Field(
         "encoder",
-        description="Whose posteriors: the encoder's through its head, without masks, or those of the mixture that training "
-        "aimed at.",
+        description="Posteriors to dump: encoder, predictions of the head on unmasked encoder "
+        "output; targets, posteriors of the mixture.",
     )
-    top_k: int = Field(3, ge=1, description="Components of each frame whose posteriors are kept.")
+    top_k: int = Field(3, ge=1, description="Number of components per frame to store.")

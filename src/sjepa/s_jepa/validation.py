@@ -1,4 +1,4 @@
-"""Figures on held-out clips, the same crops and masks every time. N frames, L layers, D width."""
+"""Validation metrics on fixed crops and masks of held-out clips. N frames, L layers, D width."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.step import Forward, Scope, choose_frames, frame_losses, plain_posteriors
 from sjepa.s_jepa.targets.base import Targets
 
-JUDGED_BATCHES = 60  # of all processes
+JUDGED_BATCHES = 60  # over all ranks
 
 
 class Measured(NamedTuple):
-    """The metrics; over 2,000 real frames (or all, if fewer) the effective rank and the spread of every layer's features;
-    and the figures of the judges."""
+    """Metrics; effective rank and spread of every layer's features over (at most) 2,000 real
+    frames; and the figures of the judges."""
 
     metrics: Metrics
     effective_ranks: tuple[float, ...]
@@ -34,27 +34,27 @@ class Measured(NamedTuple):
 
 
 class Judge(Protocol):
-    """Somebody who looks at the features of validation clips from outside training, with labels or without."""
+    """An extra validation metric computed from features, with or without labels."""
 
     def other_form(self, batch: Batch) -> Tensor | None:
-        """Waveforms [B, S] of the same lengths that the encoder is to hear as well; None from a judge that never asks for
-        any. All processes are asked, also those whose batch is empty: the encoder may lie in pieces."""
+        """Transformed waveforms [B, S] of the same lengths, to be encoded too, or always None.
+        Called on all ranks, also for empty batches, since a sharded encoder is collective."""
         ...
 
     def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None) -> None:
-        """Takes the last layer [N, D] and the likeliest component [N] of every real frame of a batch, clip by clip, and the
-        last layer of the other form."""
+        """Adds last-layer features [N, D] and the most likely component [N] of all real frames of a
+        batch, clip by clip; `other_ND`: features of the transformed waveforms."""
         ...
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
-        """The figures of what was observed since the last time; all processes call it."""
+        """Figures since the last call. Collective: all ranks must call it."""
         ...
 
 
 @dataclass(frozen=True)
 class Validator:
-    """What is measured on held-out clips: `forward.model` towards `targets`; `encoder`, a part of that model, called
-    without masks for the figures of each layer, in front of `judges`."""
+    """Computes validation metrics: `forward.model` against `targets`; figures of each layer and of
+    `judges` from `encoder` (part of that model) on unmasked input."""
 
     forward: Forward
     encoder: Encoder
@@ -70,12 +70,12 @@ class Validator:
         warn: Callable[[str], None],
         pause: Callable[[], None] = lambda: None,
     ) -> Measured:
-        """Figures over all batches in evaluation mode, on clean audio; masks are keyed by the clip alone. With `visible`
-        the loss is over the frames that were not masked too. Several processes give as many batches each, some without
-        clips, and get the figures over all of them. `pause` is called before every batch and may raise.
+        """Figures over all batches and ranks in evaluation mode, on clean audio; masks are seeded
+        by the clip only. With `visible` the loss covers visible frames too. All ranks have the same
+        number of batches, some without clips. `pause` is called before every batch and may raise.
 
-        The judges see the first batches, nothing masked. Clips that cannot be read are named through `warn`. Raises
-        UserError if none can.
+        The judges get the first batches, unmasked. Unreadable clips are reported through `warn`.
+        Raises SharedError if no clip can be read.
         """
         engine, model, settings = self.forward.engine, self.forward.model, self.forward.settings
         was_training, ranks = model.training, engine.ranks
@@ -109,14 +109,15 @@ class Validator:
             raise SharedError("dataset.test_path: not one of the clips to measure on could be read")
         features = torch.cat(layers).unbind(1)
         figures = tuple(map(effective_rank, features)), tuple(map(spread, features))
-        figures = ranks.from_main(figures)  # the last bits may differ between machines
+        figures = ranks.from_main(figures)  # avoids rounding differences between ranks
         judged: dict[str, float] = {}
         for judge in self.judges:
             judged |= judge.figures(self.targets.gmm.num_components, self.encoder.shape.width, ranks)
         return Measured(sums.read(), *figures, judged)
 
     def _show(self, batch: Batch, *, real: bool) -> None:
-        """Shows a batch to every judge; what stands for one that is not `real` is computed and shown to nobody."""
+        """Passes a batch to every judge. A placeholder (not `real`) is encoded, since that is
+        collective, but not passed on."""
         features_ND, unit_N = self._units(batch)
         for judge in self.judges:
             other_BS = judge.other_form(batch)
@@ -125,7 +126,8 @@ class Validator:
                 judge.observe(batch, features_ND, unit_N, other_ND)
 
     def _units(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The last layer and the likeliest component of every real frame of a batch, clip by clip, nothing masked."""
+        """Last-layer features and most likely component of all real frames, clip by clip,
+        unmasked."""
         num_samples_B = to_device(batch.num_samples, self.forward.engine.device)
         with self.forward.engine.autocast():
             output = self.encoder(batch.clean_BS, num_samples_B)
@@ -135,13 +137,14 @@ class Validator:
         return output.features_BTD.flatten(0, 1)[every_N], logits.visible_NK.argmax(1)
 
     def _heard(self, num_samples: Sequence[int], waveform_BS: Tensor) -> Tensor:
-        """The last layer at every real frame, clip by clip, [N, D]."""
+        """Last-layer features of all real frames, clip by clip, [N, D]."""
         with self.forward.engine.autocast():
             output = self.encoder(waveform_BS, to_device(num_samples, self.forward.engine.device))
         return output.features_BTD[output.real_BT]
 
     def _layers(self, batch: Batch, most: int) -> Tensor:
-        """Every layer's features at the first real frames of a batch, at most `most`, [N, L, D]."""
+        """Features of all layers at the first (at most `most`) real frames of a batch, [N, L,
+        D]."""
         with self.forward.engine.autocast():
             output = self.encoder(batch.clean_BS, to_device(batch.num_samples, self.forward.engine.device))
         return torch.stack([features_BTD[output.real_BT][:most].float() for features_BTD in output.layers], dim=1)

@@ -1,4 +1,5 @@
-"""best.pt and last.pt: a trained model in one self-contained file that can never run code."""
+"""best.pt and last.pt: a trained model in one self-contained file, loaded without executing
+code."""
 
 from __future__ import annotations
 
@@ -17,15 +18,14 @@ from sjepa.s_jepa.model import SJEPA, ModelShape
 from sjepa.s_jepa.modules.encoder import Encoder
 
 _KIND, _FORMAT = "sjepa weights", 4
-_OLDER_FORMATS = (2, 3)  # 2 has no space (the mixture is over the features as they are), neither has a geometry
+_OLDER_FORMATS = (2, 3)  # 2: no space (mixture over raw features); both: no geometry
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What such a file holds: the model, the mixture its targets came from, the configuration and the stage (plain values),
-    where in training it was written (`progress`: epoch, step, validation metrics); in phase 2 also the EMA encoder and the
-    layer of it that the mixture reads. `space` is what is done to frames before the mixture sees
-    them, None if nothing."""
+    """Content of a weights file: model, target mixture, configuration and stage (plain values),
+    `progress` (epoch, step, validation metrics); in phase 2 also the EMA encoder and the layer used
+    for the targets. `space`: preprocessing of features for the mixture, None: none."""
 
     model: SJEPA
     gmm: DiagonalGMM
@@ -38,7 +38,7 @@ class Weights:
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file atomically."""
     gmm, encoder, space = weights.gmm, weights.target_encoder, weights.space
     content = {
         "shape": weights.model.shape.to_dict(),
@@ -57,8 +57,8 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Reads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, something else or of another
-    format."""
+    """Loads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, or
+    not a weights file of a supported format."""
     content = _read(Path(path))
     try:
         model = SJEPA(ModelShape.from_dict(content["shape"]))
@@ -85,7 +85,7 @@ def load_weights(path: str | Path) -> Weights:
 
 
 def read_stage(path: Path) -> dict[str, Any]:
-    """The stage that a weights file was written in (plain values). Raises UserError as `load_weights` does."""
+    """The stage stored in a weights file (plain values). Raises UserError like `load_weights`."""
     return dict(_read(path)["stage"])
 
 
@@ -103,13 +103,13 @@ def _space(saved: dict[str, Any] | None) -> MixtureSpace | None:
 
 
 def tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """The names and shapes of a module's tensors: equal where weights of one fit the other."""
+    """Names and shapes of a module's tensors, to compare whether weights are compatible."""
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def transfer(source: nn.Module, target: nn.Module, *, leave_out: str = "") -> list[str]:
-    """Copies every tensor that both have in the same shape, those whose names start with `leave_out` left out; the names in
-    `target` that kept their own values."""
+    """Copies all tensors with matching name and shape, except names that start with `leave_out`.
+    Returns the names in `target` that were not loaded."""
     given, own = source.state_dict(), target.state_dict()
     fitting = {
         name: value

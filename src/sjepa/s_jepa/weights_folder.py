@@ -1,4 +1,4 @@
-"""The weights that a run leaves behind: the last, and the best of each phase."""
+"""The weights saved by a run: the last, and the best of each phase."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from sjepa.s_jepa.weights import Weights, read_stage, save_weights
 
 @dataclass(frozen=True)
 class WeightsFolder:
-    """`last.pt`, `best.pt` of the current phase (or of the run, if its metric compares across phases), `best_phase1.pt` once
-    that is over."""
+    """`last.pt`, `best.pt` of the current phase (or of the run, if the metric is comparable across
+    phases), `best_phase1.pt` after phase 1."""
 
     folder: Path
     config: dict[str, Any]
-    writes: bool = True  # False: of several processes one saves, and this is another
+    writes: bool = True  # False on ranks other than 0
 
     def save(
         self, network: SJEPA, targets: Targets, stage: SJEPAStage, progress: dict[str, Any], *, is_best: bool
     ) -> None:
-        """Writes last.pt, and best.pt if it is that. `progress`: epoch, step and validation figures."""
+        """Writes last.pt, and best.pt if `is_best`. `progress`: epoch, step and validation
+        figures."""
         network = network.in_one_piece()
         if not self.writes:
             return
@@ -45,8 +46,9 @@ class WeightsFolder:
             save_weights(self.folder / "best.pt", weights)
 
     def close_phase(self, phase: int, *, stays_best: bool) -> None:
-        """Puts the best weights of a phase that is over aside, a copy of them if they stay the best so far. A best.pt of
-        another phase, which a run that goes on from an older checkpoint may find, stays where it is."""
+        """Moves best.pt of a finished phase to best_phase{phase}.pt, or copies it with
+        `stays_best`. A best.pt of another phase (after resuming from an older checkpoint) is left
+        in place."""
         best = self.folder / "best.pt"
         if not self.writes or not best.exists() or read_stage(best)["phase"] != phase:
             return

@@ -1,1 +1,1 @@
-"""The encoder as ONNX."""
+"""ONNX export of the encoder."""

@@ -1,4 +1,5 @@
-"""The encoder as one ONNX file: any batch, any length, padding that changes nothing. The packages are optional."""
+"""ONNX export of the encoder with dynamic batch and length; padding does not change the features.
+Requires the optional ONNX packages."""
 
 from __future__ import annotations
 
@@ -21,18 +22,19 @@ from sjepa.modules.transformer import Attention
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.modules.frontend import Frontend, PatchStatistics
 
-OPSET = 20  # the first with GELU as one operation
+OPSET = 20  # the first with a Gelu operator
 _TRACED_FRAMES = (50, 37)
 _HIDDEN = -1e9  # added to the scores of padded frames
 
 
 class WaveformToFeatures(nn.Module):
-    """What the file computes: `waveform` [batch, samples] float32 and `lengths` [batch] int64, the real samples of
-    each clip, to `features` [batch, frames, width], zero beyond a clip's own frames, and `feature_lengths` [batch] int64;
-    with `all_layers` also `layers` [batch, layers, frames, width]."""
+    """The exported module. Inputs: `waveform` [batch, samples] float32 and `lengths` [batch] int64,
+    clip lengths without padding. Outputs: `features` [batch, frames, width], zero at padded frames,
+    and `feature_lengths` [batch] int64; with `all_layers` also `layers` [batch, layers, frames,
+    width]."""
 
     def __init__(self, encoder: Encoder, *, all_layers: bool) -> None:
-        """`encoder` is left as it is."""
+        """`encoder` is copied, not modified."""
         super().__init__()
         self.encoder, self.all_layers = copy.deepcopy(encoder).eval(), all_layers
         positions = self.encoder.encoder.pos_conv_embed
@@ -54,7 +56,8 @@ class WaveformToFeatures(nn.Module):
 
 
 class _ChannelsFirst(nn.Module):
-    """The frontend in the order of axes that onnxruntime computes in: no large tensor is turned round."""
+    """The frontend in channels-first layout, native to onnxruntime: avoids transposes of large
+    tensors."""
 
     def __init__(self, frontend: Frontend) -> None:
         super().__init__()
@@ -73,7 +76,8 @@ class _ChannelsFirst(nn.Module):
 
 
 class _MelByConvolutions(nn.Module):
-    """The log-mel frontend without matrix products, whose fixed weights 8 bits would spoil."""
+    """The log-mel frontend as convolutions, which int8 quantisation of matrix products leaves in
+    float32."""
 
     def __init__(self, frontend: MelFrontend) -> None:
         super().__init__()
@@ -92,8 +96,8 @@ class _MelByConvolutions(nn.Module):
 
 
 class _PlainAttention(nn.Module):
-    """Attention written out, with a mask that is added: the exporter's own guards against frames that see nothing, which
-    there are none of."""
+    """Explicit attention with an additive mask. The exporter's version adds checks for fully masked
+    rows, which do not occur here."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -114,8 +118,8 @@ class _PlainAttention(nn.Module):
 
 
 def _folded(conv: nn.Conv1d) -> nn.Conv1d:
-    """The same convolution without weight norm. (Removing that from a copy would take it from the original too: they share a
-    class.)"""
+    """The same convolution with weight norm folded in. (Removing the parametrisation from a deep
+    copy would also affect the original, as they share a class.)"""
     plain = nn.Conv1d(
         conv.in_channels, conv.out_channels, conv.kernel_size[0], padding=conv.padding[0], groups=conv.groups
     )
@@ -126,7 +130,7 @@ def _folded(conv: nn.Conv1d) -> nn.Conv1d:
 
 
 def packages() -> tuple[Any, Any]:
-    """onnx and onnxruntime. Raises UserError without them."""
+    """The modules onnx and onnxruntime. Raises UserError if not installed."""
     try:
         import onnx
         import onnxruntime
@@ -138,7 +142,7 @@ def packages() -> tuple[Any, Any]:
 
 
 def write_onnx(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, str]) -> None:
-    """Writes the file whole or not at all; `metadata` goes into it as text."""
+    """Writes the ONNX file atomically; `metadata` is stored in its metadata_props."""
     onnx, _ = packages()
     geometry = model.encoder.geometry
     traced = [geometry.samples(frames) for frames in _TRACED_FRAMES]
@@ -158,7 +162,7 @@ def write_onnx(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, 
         )
     proto = program.model_proto  # type: ignore[union-attr]
     for output in proto.graph.output:
-        if output.name in ("features", "layers"):  # the exporter writes the formula out
+        if output.name in ("features", "layers"):  # the exporter writes an expression
             output.type.tensor_type.shape.dim[-2].dim_param = "frames"
     for name, value in metadata.items():
         entry = proto.metadata_props.add()
@@ -168,7 +172,8 @@ def write_onnx(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, 
 
 
 def write_int8(source: Path, target: Path) -> None:
-    """The same model with the weights of its matrix products in 8 bits, one scale per column; convolutions are left."""
+    """Writes the model with dynamic int8 quantisation of matrix products, per channel; convolutions
+    stay float32."""
     packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -184,7 +189,7 @@ def write_int8(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on themselves."""
+    """Suppresses log messages and warnings of the exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

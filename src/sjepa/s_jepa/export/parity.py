@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the encoder does. B batch, S samples."""
+"""Numerical comparison of an exported file with the encoder. B batch, S samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SECONDS = (0.0, 0.4, 3.7, 30.0)  # 0: a single frame
 
 
 class Difference(NamedTuple):
-    """The largest difference of any feature, the smallest cosine between frames, and where the former was."""
+    """Largest absolute difference of features, smallest cosine similarity of frames, and the case
+    of the former."""
 
     largest: float
     cosine: float
@@ -29,7 +30,7 @@ class Difference(NamedTuple):
 
 
 def session(path: Path, *, threads: int = 0) -> Any:
-    """The file in onnxruntime, on the CPU."""
+    """An onnxruntime session of the file, on the CPU."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -37,8 +38,8 @@ def session(path: Path, *, threads: int = 0) -> Any:
 
 
 def cases(geometry: FrameGeometry) -> Iterator[tuple[Tensor, Tensor]]:
-    """Waveforms [B, S] and lengths [B] of every size; the first clip of a batch fills it, the others are padded with loud
-    noise, which must not be heard."""
+    """Test cases: waveforms [B, S] and lengths [B]. The first clip of a batch has full length, the
+    others are padded with loud noise, which must not affect the features."""
     for batch in BATCHES:
         for seconds in SECONDS:
             samples = max(geometry.samples(1), round(seconds * geometry.sample_rate))
@@ -51,8 +52,8 @@ def cases(geometry: FrameGeometry) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def compare(encoder: Encoder, path: Path) -> Difference:
-    """The file against the encoder itself, as it was trained, on all cases. A wrong number of frames is an infinite
-    difference."""
+    """Compares the file with the PyTorch encoder on all cases. A wrong number of frames counts as
+    an infinite difference."""
     runtime = session(path)
     found = Difference(0.0, 1.0, "")
     for waveform, lengths in cases(encoder.geometry):
@@ -71,7 +72,7 @@ def compare(encoder: Encoder, path: Path) -> Difference:
 
 
 def _expected(encoder: Encoder, waveform: Tensor, lengths: Tensor) -> list[Any]:
-    """What the file must give: features, their counts, all layers."""
+    """Expected outputs: features, their lengths, all layers."""
     output = encoder(waveform, lengths)
     real_BT1 = output.real_BT[..., None]
     layers = torch.stack(output.layers, dim=1) * real_BT1[:, None]

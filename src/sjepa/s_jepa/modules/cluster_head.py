@@ -8,7 +8,7 @@ from sjepa.modules.transformer import init_linear
 
 
 class ClusterHead(nn.Module):
-    """Two hidden layers with GELU, then logits of K components."""
+    """MLP with two hidden layers and GELU; outputs logits over K components."""
 
     def __init__(self, width: int, num_clusters: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The EMA encoder: a slow copy of the one in training, which phase 2 takes its targets from. [Online GMM Updates]"""
+"""The EMA encoder: a moving average of the trained encoder, source of the phase-2 targets.
+[Online GMM Updates]"""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from sjepa.s_jepa.modules.encoder import Encoder, EncoderOutput
 
 
 class EMAEncoder(nn.Module):
-    """Starts as a copy, in one piece; hears everything, unmasked and without dropout; has no gradient."""
+    """Starts as an unsharded copy. Always in evaluation mode, on unmasked input, without
+    gradient."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -25,7 +27,7 @@ class EMAEncoder(nn.Module):
         return self.average.geometry
 
     def train(self, mode: bool = True) -> EMAEncoder:
-        """Stays in evaluation mode."""
+        """Ignores `mode`: always in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
@@ -35,7 +37,7 @@ class EMAEncoder(nn.Module):
 
     @torch.no_grad()
     def follow(self, encoder: Encoder, decay: float) -> None:
-        """average ← decay · average + (1 − decay) · encoder, over all parameters at once; buffers are copied."""
+        """EMA update: average ← decay · average + (1 − decay) · encoder; buffers are copied."""
         own: list[Tensor] = list(self.average.parameters())
         new: list[Tensor] = whole(list(encoder.parameters()))
         torch._foreach_lerp_(own, new, 1.0 - decay)
@@ -44,5 +46,6 @@ class EMAEncoder(nn.Module):
 
 
 def switched_decay(step: int, *, fast: float, slow: float, switch_every: int) -> float:
-    """The decay of step `step` of phase 2 (from 0): `fast` first, then `slow`, alternating without blending."""
+    """EMA decay at step `step` of phase 2 (from 0): alternates between `fast` (first) and
+    `slow`."""
     return slow if (step // switch_every) % 2 else fast

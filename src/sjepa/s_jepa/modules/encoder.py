@@ -1,4 +1,5 @@
-"""The speech encoder f_φ: HuBERT's layout, to the names of its tensors. [Architecture Details]
+"""The speech encoder f_φ: HuBERT's architecture, with the same tensor names.
+[Architecture Details]
 
 B batch, S samples, T frames, C channels of the frontend, D width.
 """
@@ -25,7 +26,7 @@ from sjepa.s_jepa.modules.positions import ConvPositions
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """Everything that the encoder is built from. The defaults are `base`."""
+    """The encoder's architecture parameters. The defaults are `base`."""
 
     conv_channels: int = 512
     num_layers: int = 6
@@ -43,8 +44,9 @@ class EncoderShape:
 
 
 class EncoderOutput(NamedTuple):
-    """`features_BTD` of the last layer computed; `real_BT`, True where a frame is a clip's own; `layers`, the outputs
-    of all layers computed, in order; `frames_BTD`, each frame by itself, before masking and positions."""
+    """`features_BTD`: output of the last computed layer; `real_BT`: False at padding; `layers`: the
+    outputs of all computed layers, in order; `frames_BTD`: projected frontend features, before
+    masking and positions."""
 
     features_BTD: Tensor
     real_BT: Tensor
@@ -53,8 +55,8 @@ class EncoderOutput(NamedTuple):
 
 
 class FeatureProjection(nn.Module):
-    """LayerNorm over the channels, Linear to the width, dropout. Without `normalised` no norm: it would take the loudness
-    out of log-mel frames."""
+    """LayerNorm over the channels, Linear to the width, dropout. Without `normalised` no LayerNorm,
+    which would remove the level of log-mel frames."""
 
     def __init__(self, channels: int, width: int, dropout: float, *, normalised: bool) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class FeatureProjection(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         x_BTC = x_BTC.to(
             self.projection.weight.dtype
-        )  # the frontend's, where someone has made the model half or double
+        )  # the frontend may output another dtype after model.half() or .double()
         return self.dropout(self.projection(self.layer_norm(x_BTC)))  # type: ignore[no-any-return]
 
 
@@ -78,10 +80,11 @@ class TransformerStack(nn.Module):
         self.layer_norm = nn.LayerNorm(shape.width)
         self.dropout = Dropout(shape.transformer.dropout)
         self.layers = nn.ModuleList(TransformerLayer(shape.transformer) for _ in range(shape.num_layers))
-        self.recomputes = False  # in training, what is inside a layer once more in the backward pass, to save memory
+        self.recomputes = False  # gradient checkpointing in training
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None, up_to: int, dropped: Collection[int]) -> list[Tensor]:
-        """Outputs of layers 0 … up_to; a dropped one passes its input on, yet stays in the graph."""
+        """Outputs of layers 0 … up_to. A dropped layer is the identity; its parameters stay in the
+        graph, with zero gradients."""
         x_BTD = self.dropout(self.layer_norm(x_BTD + self.pos_conv_embed(x_BTD)))
         outputs: list[Tensor] = []
         recomputes = self.recomputes and self.training and torch.is_grad_enabled()
@@ -99,7 +102,7 @@ def _frontend(shape: EncoderShape) -> Any:
 
 
 class Encoder(nn.Module):
-    """Raw audio to one vector per frame."""
+    """Raw audio to frame features."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -118,12 +121,13 @@ class Encoder(nn.Module):
         return self.shape.num_layers
 
     def recompute_activations(self, wanted: bool) -> None:
-        """Whether training keeps only the inputs of the transformer layers and computes the rest again in the backward pass,
-        dropout included: the same gradients, less memory, about a third more time."""
+        """Switches gradient checkpointing of the transformer layers on or off: same gradients
+        (dropout included), less memory, about a third more time."""
         self.encoder.recomputes = wanted
 
     def freeze(self, num_layers: int) -> None:
-        """Keeps so many lower layers as they are in training, and all that lies below them."""
+        """Freezes the lowest `num_layers` transformer layers, the frontend, projection and
+        positions."""
         stack = self.encoder
         lower = [self.feature_extractor, self.feature_projection, stack.pos_conv_embed, stack.layer_norm]
         for module in [*lower, *stack.layers[:num_layers]]:
@@ -141,15 +145,15 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Features of every layer up to index `up_to` (default: the last).
 
-        `waveform_BS` float32 in −1…1; `num_samples_B` int64, the real samples of each clip (default: all). Frames where
-        `mask_BT` is True are zeroed before the positions, so nothing of them enters. `dropped` layers are passed by.
-        `statistics` replaces what the frontend measures of a clip. What lies beyond a clip's samples never changes
-        its features.
+        `waveform_BS` float32 in −1…1; `num_samples_B` int64, length of each clip without padding
+        (default: all). Frames where `mask_BT` is True are zeroed before the positions, so they do
+        not leak into the features. `dropped` layers are skipped. `statistics` replaces the
+        frontend's per-clip normalisation statistics. Padding never changes a clip's features.
         """
         if num_samples_B is None:
             num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
         beyond_BS = torch.arange(waveform_BS.shape[1], device=waveform_BS.device) >= num_samples_B[:, None]
-        waveform_BS = waveform_BS.masked_fill(beyond_BS, 0.0)  # whatever it was, NaN too
+        waveform_BS = waveform_BS.masked_fill(beyond_BS, 0.0)  # clears NaN too
         x_BTC = self.feature_extractor(waveform_BS, num_samples_B, statistics)
         x_BTC = scale_gradient(x_BTC, self.shape.frontend_gradient_scale)
         frames_BTD = self.feature_projection(x_BTC)

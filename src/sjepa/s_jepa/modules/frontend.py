@@ -2,9 +2,10 @@
 
 B batch, S samples, P positions after the first convolution, T frames, C channels.
 
-Everything after the first convolution runs on [B, C, 1, T] in channels-last memory. The first convolution and its group
-norm are one: the norm's statistics follow from the mean and covariance of the 10-sample patches (y = w·p, so E[y] =
-w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised output is a single matrix product per clip.
+Everything after the first convolution runs on [B, C, 1, T] in channels-last memory. The first
+convolution and its group norm are fused: the norm's statistics follow from the mean and covariance
+of the 10-sample patches (y = w·p, so E[y] = w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised
+output is a single matrix product per clip.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sjepa.core.frames import FrameGeometry
 
 _GPU_VALUES = 1 << 28
-_PIECE_POSITIONS = 512  # whose float32 values of 512 channels are a megabyte
+_PIECE_POSITIONS = 512  # 1 MiB in float32 at 512 channels
 
 
 class PatchStatistics(NamedTuple):
@@ -31,7 +32,8 @@ class PatchStatistics(NamedTuple):
 
 
 class ConvLayer(nn.Module):
-    """One convolution's parameters; the first layer's also hold its group norm (names as in `transformers`)."""
+    """Parameters of one convolution and, in the first layer, its group norm (names as in
+    `transformers`)."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, *, normalised: bool) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class Frontend(nn.Module):
         )
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: PatchStatistics | None = None) -> Tensor:
-        """Features [B, T, C]. Group-norm statistics cover each clip's real samples only, or are those given."""
+        """Features [B, T, C]. Group-norm statistics exclude padding, unless given as
+        `statistics`."""
         patches_BPk = waveform_BS.unfold(1, self.geometry.kernels[0], self.geometry.strides[0])
         if statistics is None:
             statistics = self.statistics(waveform_BS, num_samples_B)
@@ -68,7 +71,7 @@ class Frontend(nn.Module):
         return x.squeeze(2).transpose(1, 2)
 
     def statistics(self, waveform_BS: Tensor, num_samples_B: Tensor) -> PatchStatistics:
-        """What the group norm of each clip depends on, over the patches that lie within its real samples."""
+        """Statistics for the group norm of each clip, over its patches without padding."""
         with torch.no_grad(), torch.autocast(waveform_BS.device.type, enabled=False):
             patches_BPk = waveform_BS.float().unfold(1, self.geometry.kernels[0], self.geometry.strides[0])
             count_B = self.geometry.first_layer_frames(num_samples_B)
@@ -80,7 +83,8 @@ class Frontend(nn.Module):
         return PatchStatistics(mean_Bk, covariance_Bkk)
 
     def first_layer(self, statistics: PatchStatistics) -> tuple[Tensor, Tensor]:
-        """The first convolution and its group norm as one: kernel [B, C, k] and shift [B, C] per clip, float32."""
+        """First convolution with the group norm folded in: kernel [B, C, k] and shift [B, C] per
+        clip, float32."""
         first = self.conv_layers[0]
         norm = first.layer_norm
         weight_Ck = first.conv.weight.float().squeeze(1)
@@ -90,8 +94,8 @@ class Frontend(nn.Module):
         return weight_Ck * scale_BC[..., None], norm.bias.float() - mean_BC * scale_BC
 
     def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
-        """Convolution, group norm and GELU at once, computed in float32: [B, P, k] → [B, P, C] in the run's arithmetic, or
-        that of the weights."""
+        """Fused convolution, group norm and GELU, computed in float32: [B, P, k] → [B, P, C] in the
+        autocast dtype, or else that of the weights."""
         device, own = patches_BPk.device.type, self.conv_layers[0].conv.weight.dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
         with torch.autocast(device, enabled=False):
@@ -100,9 +104,9 @@ class Frontend(nn.Module):
 
 
 class _NormalisedGELU(torch.autograd.Function):
-    """gelu(patches · kernelᵀ + shift), a piece at a time, so that float32 values stay in a CPU's cache: this is the widest
-    tensor of the network, and moving it costs more than computing it. The backward pass computes what is inside the GELU
-    again."""
+    """gelu(patches · kernelᵀ + shift), computed in tiles so that float32 values stay in the CPU
+    cache: this is the largest activation of the network and memory-bound. The pre-activation is
+    recomputed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,7 +138,8 @@ def _inside(patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor) -> Tensor
 
 
 def _pieces(patches_BPk: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
-    """Clips and positions to compute at a time: on a GPU as many clips as take a gigabyte; without data everything."""
+    """Tiles of clips and positions. On a GPU: as many clips as fit in 1 GiB; fake tensors: one
+    tile."""
     batch, positions, _ = patches_BPk.shape
     if isinstance(patches_BPk, FakeTensor):
         yield slice(None), slice(None)

@@ -1,4 +1,4 @@
-"""Block masks that hit their count exactly, drawn for a whole batch at once. [Masking]
+"""Span masks with an exact number of masked frames, vectorised over a batch. [Masking]
 
 B batch, T frames, P possible starts of a span.
 """
@@ -26,9 +26,10 @@ def span_mask(
 ) -> Tensor:
     """Masks [B, T] on `clip_id_B`'s device: contiguous spans, added in random order until the count is met.
 
-    Each possible start draws u ~ U(0, 1), keyed by (base_key, clip, start); a span comes at its u, so a frame is covered
-    at the smallest u of the spans that hold it; the earliest frames are masked, ties by index, which cuts the last span
-    to the count. Padding is never masked and at least one frame of two or more stays visible.
+    Each possible start draws u ~ U(0, 1), keyed by (base_key, clip, start). A frame's rank is the
+    smallest u of the spans that cover it; the frames of lowest rank are masked, ties by index, so
+    the last span is truncated to meet the count. Padding is never masked; in clips of two or more
+    frames at least one stays visible.
     """
     device, longest = clip_id_B.device, max(num_frames, default=0)
     if longest == 0:

@@ -1,4 +1,4 @@
-"""Positions from a wide grouped convolution. [Architecture Details]"""
+"""Convolutional position embedding with a wide grouped kernel. [Architecture Details]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations
 
 
 class ConvPositions(nn.Module):
-    """Weight-normalised grouped convolution over time, GELU; an even kernel's extra last frame is dropped."""
+    """Weight-normalised grouped convolution over time, GELU; with an even kernel the extra last
+    frame is dropped."""
 
     def __init__(self, width: int, *, kernel: int, groups: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The predictor h_ψ: fills in what was masked. [Predictor and Cluster Head]
+"""The predictor h_ψ: predicts features at masked frames. [Predictor and Cluster Head]
 
 B batch, T frames, D width.
 """
@@ -17,10 +17,11 @@ Positions = Literal["learned", "convolution"]
 
 
 class Predictor(nn.Module):
-    """One learned token at masked frames, positions, one post-norm transformer layer, Linear.
+    """A learned mask token, positions, one post-norm transformer layer, Linear.
 
-    A learned vector for each frame number (the paper's) has to be learnt for every one of them before attention finds the
-    neighbours of a masked frame. Convolutional positions, as the encoder has, find them from the start.
+    Learned absolute positions (as in the paper) need much training before attention finds the
+    neighbours of a masked frame. Convolutional positions, as in the encoder, are local from the
+    start.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Predictor(nn.Module):
         kernel: int = 128,
         groups: int = 16,
     ) -> None:
-        """`max_frames`: as many vectors are learned. `kernel` and `groups`: of the convolution."""
+        """`max_frames`: number of learned positions. `kernel`, `groups`: for convolutional ones."""
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(shape.width).normal_(std=0.02))
         if positions == "learned":
@@ -51,7 +52,7 @@ class Predictor(nn.Module):
         return self.output(self.layer(self._placed(x_BTD, real_BT), real_BT))  # type: ignore[no-any-return]
 
     def _placed(self, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
-        """With what says where a frame is."""
+        """Adds position embeddings."""
         if isinstance(self.positions, nn.Module):
             x_BTD = x_BTD * real_BT[..., None]
             return self.layer_norm(x_BTD + self.positions(x_BTD))  # type: ignore[no-any-return]

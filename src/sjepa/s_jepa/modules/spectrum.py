@@ -1,6 +1,6 @@
-"""What a waveform frontend is taught first where there is little audio: the spectrum of its own frames.
+"""Auxiliary spectral loss: warms up a waveform frontend on small corpora by log-mel regression.
 
-B batch, S samples, T frames, D width, C levels of a frame.
+B batch, S samples, T frames, D width, C log-mel bands of a frame.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sjepa.modules.transformer import init_linear
 
 
 class SpectrumHead(nn.Module):
-    """A linear layer from each frame, as the projection gives it, to the log-mel levels of the same samples, each clip's own
-    mean and deviation taken out."""
+    """Linear regression from projected frontend features to the log-mel bands of the same frame,
+    normalised per clip to zero mean and unit variance."""
 
     def __init__(self, width: int, geometry: FrameGeometry) -> None:
         super().__init__()
@@ -23,11 +23,11 @@ class SpectrumHead(nn.Module):
         self.output = init_linear(nn.Linear(width, self.mel.num_channels), width)
 
     def forward(self, frames_BTD: Tensor, waveform_BS: Tensor, num_samples_B: Tensor, real_BT: Tensor) -> Tensor:
-        """The squared error of a level, summed over all real frames (a scalar)."""
+        """Squared error, averaged over bands and summed over all real frames (a scalar)."""
         wanted_BTC = self.mel(waveform_BS, num_samples_B)
         error_BT = (self.output(frames_BTD).float() - wanted_BTC).square().mean(-1)
         return torch.where(real_BT, error_BT, 0.0).sum()
 
     def unused(self) -> Tensor:
-        """Zero, with which its weights stay in the graph."""
+        """Zero that depends on the weights, to keep them in the graph."""
         return 0.0 * (self.output.weight.sum() + self.output.bias.sum())

@@ -1,1 +1,1 @@
-"""Soft targets: posteriors of a mixture."""
+"""Soft targets: posteriors of a Gaussian mixture."""

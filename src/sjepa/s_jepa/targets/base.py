@@ -1,5 +1,5 @@
-"""What a source of soft targets is. B batch, S samples, N chosen frames, M other frames, D features,
-K components."""
+"""Interface of a source of soft targets. B batch, S samples, N chosen frames, M other frames,
+D features, K components."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sjepa.gmm.space import MixtureSpace
 
 
 class FrameChoice(NamedTuple):
-    """Flat indices b·T + t of real frames: those whose targets are asked for, the rest of them, and a draw from U(0, 1)
-    for each (chosen ones first), keyed by step, clip and frame."""
+    """Flat indices b·T + t of real frames: those whose targets are requested, and the others.
+    `draw`: a sample from U(0, 1) for each (chosen ones first), keyed by step, clip and frame."""
 
     chosen_N: Tensor
     other_M: Tensor
@@ -24,10 +24,10 @@ class FrameChoice(NamedTuple):
 
 
 class Targets(Protocol):
-    """Posteriors of a mixture at chosen frames, from clean audio and keys of who speaks in it (0, or None, where that is
-    not known); and how they move as training goes on.
+    """Posteriors of a mixture at chosen frames, from clean audio and speaker keys (0 or None:
+    unknown), and their updates during training.
 
-    `encoder` is the network that they come from and `layer` which of its layers; None where there is none.
+    `encoder` is the network whose `layer` provides the features; None for MFCC targets.
     """
 
     gmm: DiagonalGMM
@@ -43,13 +43,15 @@ class Targets(Protocol):
         ...
 
     def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
-        """What `space` projects for the mixture to see, of every frame [B, T, C], float32 without gradient."""
+        """Normalised and spliced features of every frame [B, T, C], before the projection of
+        `space`; float32 without gradient."""
         ...
 
     def features(
         self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
     ) -> Tensor:
-        """What the mixture sees, [N, E] float32 without gradient, at the flat frame indices b·T + t."""
+        """Input of the mixture, [N, E] float32 without gradient, at the flat frame indices b·T +
+        t."""
         ...
 
     def posteriors(
@@ -61,35 +63,38 @@ class Targets(Protocol):
     def observe(
         self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
     ) -> Tensor:
-        """`posteriors` at `frames.chosen_N`; all frames are remembered for `after_update`."""
+        """`posteriors` at `frames.chosen_N`; statistics of all frames are kept for
+        `after_update`."""
         ...
 
     def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
-        """The weights moved (`step` counts from the start of the phase): follow, with what all processes observed since."""
+        """Updates the targets after an optimiser step (`step` counts from the start of the phase),
+        from the statistics of all ranks."""
         ...
 
     def discard(self) -> None:
-        """The update was left out: forget what was observed."""
+        """The update was skipped: discards the statistics collected for it."""
         ...
 
     def renewal_due(self, step: int) -> bool:
-        """Whether `renew` is due, and a new fit after it, now that `step` updates of the phase were made."""
+        """Whether `renew`, followed by a new fit, is due after `step` updates of the phase."""
         ...
 
     def renew(self, encoder: nn.Module) -> None:
-        """Takes a new copy of `encoder`; the mixture no longer fits then."""
+        """Takes a new copy of `encoder`; the mixture must then be refitted."""
         ...
 
     def layer_check_due(self, step: int) -> bool:
-        """Whether `choose_layer` wants the effective ranks now that `step` updates of the phase were made."""
+        """Whether `choose_layer` is due after `step` updates of the phase."""
         ...
 
     def choose_layer(self, effective_ranks: Sequence[float]) -> bool:
-        """Takes the effective rank of every layer of `encoder`; whether that changed `layer`."""
+        """Selects a layer by the effective rank of every layer of `encoder`; returns whether
+        `layer` changed."""
         ...
 
     def figures(self) -> TargetFigures:
-        """What a log says of the targets. Waits for the device."""
+        """Figures for the log. Synchronises with the device."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -98,7 +103,8 @@ class Targets(Protocol):
 
 
 class TargetFigures(NamedTuple):
-    """The layer that targets come from, the smoothed effective rank of all, how many components were re-seeded so far."""
+    """The active layer, the smoothed effective ranks of all layers, and the number of components
+    re-seeded so far."""
 
     layer: int | None = None
     layer_scores: tuple[float, ...] = ()

@@ -22,7 +22,7 @@ MFCC_FEATURES = f"mfcc{NUM_FEATURES}"
 
 
 class MFCCTargets(MixtureTargets):
-    """Soft targets that never change."""
+    """Soft targets from a frozen mixture over MFCC."""
 
     encoder: Any = None
     layer: int | None = None
@@ -41,16 +41,16 @@ class MFCCTargets(MixtureTargets):
         return self.posteriors(clean_BS, num_samples_B, frames.chosen_N, speaker_B)
 
     def after_update(self, encoder: nn.Module, step: int, ranks: Ranks) -> None:
-        """Nothing moves."""
+        """No-op: the targets are frozen."""
 
     def discard(self) -> None:
-        """Nothing was kept."""
+        """No-op: no statistics are collected."""
 
     def renewal_due(self, step: int) -> bool:
         return False
 
     def renew(self, encoder: nn.Module) -> None:
-        """Nothing to take."""
+        """No-op: there is no encoder to copy."""
 
     def layer_check_due(self, step: int) -> bool:
         return False

@@ -1,4 +1,5 @@
-"""Which encoder layer the online mixture reads: the one of highest smoothed effective rank. [Adaptive Layer Selection]"""
+"""Selection of the encoder layer for the online mixture: highest smoothed effective rank.
+[Adaptive Layer Selection]"""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ class LayerChoice:
         self._smoothing = smoothing
 
     def offer(self, effective_ranks: Sequence[float]) -> bool:
-        """Takes the ranks of one check, score ← smoothing · score + (1 − smoothing) · rank; whether the active layer
-        changed. Ranks that are not finite are left out."""
+        """Updates the scores, score ← smoothing · score + (1 − smoothing) · rank; returns whether
+        the active layer changed. A check with non-finite ranks is ignored."""
         if not all(math.isfinite(rank) for rank in effective_ranks):
             return False
         old = self.scores or tuple(effective_ranks)

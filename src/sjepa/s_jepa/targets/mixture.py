@@ -1,7 +1,7 @@
-"""What both kinds of targets share: a mixture over the frames of a source.
+"""Base class of both kinds of targets: a mixture over the features of a source.
 
-B batch, S samples, T frames, N chosen frames, D features of the source, C normalised and spliced ones, E projected ones,
-K components.
+B batch, S samples, T frames, N chosen frames, D source features, C normalised and spliced features,
+E projected features, K components.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sjepa.gmm.space import MixtureSpace
 
 
 class MixtureTargets(nn.Module):
-    """Posteriors of `gmm` in `space`. A kind of targets says what the source is."""
+    """Posteriors of `gmm` in `space`. Subclasses define the source."""
 
     def __init__(self, gmm: DiagonalGMM, space: MixtureSpace, geometry: FrameGeometry) -> None:
         super().__init__()
@@ -27,14 +27,14 @@ class MixtureTargets(nn.Module):
 
     @torch.no_grad()
     def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
-        """What a mixture is fitted from, [B, T, C] float32."""
+        """Features that a mixture is fitted on, [B, T, C] float32."""
         return self.space.frames(self.source(clean_BS, num_samples_B), self.geometry.frames(num_samples_B), speaker_B)
 
     @torch.no_grad()
     def features(
         self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
     ) -> Tensor:
-        """What the mixture sees, [N, E] float32, at the flat frame indices b·T + t."""
+        """Input of the mixture, [N, E] float32, at the flat frame indices b·T + t."""
         return self.space.project(self.frames(clean_BS, num_samples_B, speaker_B).flatten(0, 1)[frame_N])
 
     @torch.no_grad()

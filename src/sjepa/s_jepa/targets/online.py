@@ -24,9 +24,9 @@ from sjepa.s_jepa.targets.mixture import MixtureTargets
 
 @dataclass(frozen=True)
 class OnlineSettings:
-    """How the targets move: decay of the mixture's parameters, decay of the EMA as a function of the phase's step, and
-    how many steps lie between two layer checks (None: the layer stays).
-    With `hold_steps` neither moves; both are renewed after so many steps."""
+    """Update rules of online targets: decay of the mixture's parameters, EMA decay as a function of
+    the step within the phase, and steps between two layer checks (None: fixed layer). With
+    `hold_steps` both stay fixed and are renewed every `hold_steps` steps."""
 
     parameter_decay: float
     ema_decay: Callable[[int], float]
@@ -35,15 +35,15 @@ class OnlineSettings:
 
 
 class _Seen(NamedTuple):
-    """What was observed since the last update."""
+    """Statistics collected since the last update."""
 
     statistics: SufficientStatistics
     candidates: Candidates
 
 
 class OnlineTargets(MixtureTargets):
-    """Soft targets that follow the encoder. `encoder` is called with waveforms, their samples and the last layer wanted
-    (`up_to`), and moves by `follow(source, decay)`."""
+    """Soft targets that follow the trained encoder. `encoder` is called with waveforms, their
+    lengths and the last layer needed (`up_to`), and is updated by `follow(source, decay)`."""
 
     num_reseeded: Tensor
 
@@ -66,14 +66,15 @@ class OnlineTargets(MixtureTargets):
         return self._choice.layer
 
     def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-        """The active layer [B, T, D]."""
+        """Features of the active layer [B, T, D]."""
         return self.encoder(clean_BS, num_samples_B, up_to=self.layer).features_BTD  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def observe(
         self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
     ) -> Tensor:
-        """[N, K] at the chosen frames; the statistics of all real frames are added up until the update."""
+        """[N, K] at the chosen frames; statistics of all real frames are accumulated until the
+        update."""
         if self.settings.hold_steps is not None:
             return self.posteriors(clean_BS, num_samples_B, frames.chosen_N, speaker_B)
         features_ND = self.features(clean_BS, num_samples_B, torch.cat([frames.chosen_N, frames.other_M]), speaker_B)

@@ -1,1 +1,1 @@
-"""What the units of a trained model are: entropies, components, dumps."""
+"""Analysis of the units of a trained model: entropies, components, dumps."""

@@ -1,4 +1,4 @@
-"""What the components of a mixture stand for, by the phones of labelled frames.
+"""Statistics of mixture components against phone labels of frames.
 
 N frames, K components, P phones, M frames nearest to a mean.
 """
@@ -20,8 +20,8 @@ NEAREST_FRAMES = 50
 
 
 class ComponentReport:
-    """Counts units (the likeliest component of each frame) and, where phones are known, how the two go together; and keeps
-    the labelled frames that lie nearest to each mean."""
+    """Counts of units (most likely component of each frame), co-occurrences of units and phones on
+    labelled frames, and the phones of the labelled frames nearest to each mean."""
 
     def __init__(self, num_components: int, phones: Sequence[str], *, nearest: int = NEAREST_FRAMES) -> None:
         self.phones = list(phones)
@@ -33,8 +33,9 @@ class ComponentReport:
         self._phone_MK = torch.zeros(0, num_components, dtype=torch.int64)
 
     def add(self, unit_N: Tensor, target_NK: Tensor, log_joint_NK: Tensor, phone_N: NDArray[np.int64]) -> None:
-        """`unit_N`: the model's likeliest component; `target_NK`: the mixture's posteriors; `log_joint_NK`: how near each
-        frame is to each component; `phone_N`: the number of its phone, −1 where unknown."""
+        """`unit_N`: the model's most likely component; `target_NK`: the mixture's posteriors;
+        `log_joint_NK`: log joint probability of frame and component, used as proximity; `phone_N`:
+        phone index, −1: unknown."""
         components = len(self.unit_count_K)
         units = unit_N.cpu().numpy()
         self.unit_count_K += np.bincount(units, minlength=components)
@@ -53,12 +54,13 @@ class ComponentReport:
 
     @property
     def purity(self) -> float:
-        """The share of labelled frames whose phone is the most frequent one of their unit."""
+        """Phone purity: share of labelled frames whose phone is the most frequent one of their
+        unit."""
         return float(self.count_KP.max(1).sum() / self.count_KP.sum())
 
     @property
     def pnmi(self) -> float:
-        """Mutual information of units and phones over the entropy of the phones (Hsu et al. 2021)."""
+        """Phone-normalised mutual information: I(unit; phone) / H(phone) (Hsu et al. 2021)."""
         return mutual_information(self.count_KP)
 
     @property
@@ -66,7 +68,7 @@ class ComponentReport:
         return bool(self.count_KP.sum())
 
     def write(self, path: Path) -> None:
-        """components.csv: one row per component, those with most frames first."""
+        """Writes components.csv: one row per component, sorted by number of frames."""
         names = ["component", "frames", "mean_posterior"]
         names += ["phone", "phone_share", "nearest_phone", "nearest_share"] * self.has_phones
         rows = []
@@ -85,7 +87,7 @@ class ComponentReport:
 
 
 def mutual_information(count_KP: NDArray[np.int64]) -> float:
-    """Of the rows and columns of a table of counts, over the entropy of the columns: 0 to 1."""
+    """Mutual information of rows and columns of a count table over the column entropy: 0 to 1."""
     joint_KP = count_KP / count_KP.sum()
     row_K1, column_1P = joint_KP.sum(1, keepdims=True), joint_KP.sum(0, keepdims=True)
     entropy = -_plogp(column_1P).sum()

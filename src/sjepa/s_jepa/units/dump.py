@@ -1,6 +1,6 @@
-"""Units and posteriors of every frame of a data set, for those who train on units.
+"""Dump of units and posteriors of every frame of a data set, e.g. to train unit language models.
 
-N frames, M clips, T frames of a clip, K components, J of them kept.
+N frames, M clips, T frames of a clip, K components, J stored components.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _COPY_BYTES = 1 << 20
 
 
 class ClipUnits(NamedTuple):
-    """A whole clip: where its frames start (samples) [T], the likeliest components of each, best first, [T, J], and their
-    posteriors."""
+    """A clip: frame start times (samples) [T], the top components of each frame, best first, [T,
+    J], and their posteriors."""
 
     position: int
     start_T: NDArray[np.int64]
@@ -45,13 +45,14 @@ Read = Callable[[Batch], Tensor]
 
 
 def encoder_reader(engine: Engine, model: SJEPA) -> Read:
-    """Posteriors [N, K] of a batch's real frames: the head on the encoder's output, nothing masked."""
+    """Returns a function for posteriors [N, K] of a batch's real frames: the head on unmasked
+    encoder output."""
     model.eval()
     return lambda batch: read_encoder(engine, model, batch, model.encoder.geometry).exp()
 
 
 def target_reader(engine: Engine, targets: Targets) -> Read:
-    """Posteriors [N, K] of a batch's real frames: those that training aims at."""
+    """Returns a function for the target posteriors [N, K] of a batch's real frames."""
 
     def read(batch: Batch) -> Tensor:
         frame_N = real_frames(batch, targets.geometry)
@@ -73,7 +74,8 @@ def units(
     top_k: int,
     warn: Callable[[Failure], None],
 ) -> Iterator[ClipUnits]:
-    """The clips in order, those left out that cannot be read whole; the windows of a longer one joined."""
+    """Yields clips in order, windows of long clips concatenated; clips not fully readable are
+    skipped."""
     parts: list[ClipUnits] = []
     count_M = np.bincount(windows.clip_N)
     for batch in batches:
@@ -91,7 +93,7 @@ def units(
             if parts and parts[0].position != clip:
                 parts = []  # a window of that clip could not be read
             start_T = windows.start_N[window] + geometry.hop_samples * np.arange(len(component_TJ))
-            # a clip's last window may begin in the one before
+            # a clip's last window may overlap the one before
             new = slice(int(np.searchsorted(start_T, parts[-1].start_T[-1], side="right")) if parts else 0, None)
             parts.append(ClipUnits(clip, start_T[new], component_TJ.numpy()[new], value_TJ.numpy()[new]))
             if len(parts) == count_M[clip]:
@@ -100,12 +102,13 @@ def units(
 
 
 def write_dump(folder: Path, clips: Clips, found: Iterable[ClipUnits]) -> tuple[int, int]:
-    """Writes units.km (a line of units per clip), units.tsv (its clips: path, samples, frames) and posteriors.npz; how many
-    clips and frames they hold. Memory grows with the names of the clips alone.
+    """Writes units.km (one line of units per clip), units.tsv (path, samples, frames of each clip)
+    and posteriors.npz; returns the numbers of clips and frames. Streams to disk: memory holds only
+    clip names.
 
-    posteriors.npz: `clip` (paths), `first_frame` [M + 1], `start` int64 [N] (where in its clip a frame starts, samples),
-    `components` int32 [N, J] and `posteriors` float16 [N, J]; the frames of clip m are rows first_frame[m] to
-    first_frame[m + 1].
+    posteriors.npz: `clip` (paths), `first_frame` [M + 1], `start` int64 [N] (frame start within its
+    clip, samples), `components` int32 [N, J] and `posteriors` float16 [N, J]; the frames of clip m
+    are rows first_frame[m] to first_frame[m + 1].
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines, names, first, kept = ["path\tsamples\tframes"], [], [0], 1

@@ -1,4 +1,5 @@
-"""What labels say of a run while it goes on: never used for training. N frames, D width, K components, P phones."""
+"""Phone metrics in validation; labels are never used for training. N frames, D width, K components,
+P phones."""
 
 from __future__ import annotations
 
@@ -13,25 +14,25 @@ from sjepa.evaluation.classifiers import logistic_regression
 from sjepa.s_jepa.units.components import mutual_information
 from sjepa.s_jepa.units.survey import TimedPhones
 
-_HELD_OUT = 0.3  # of the clips, by their key
-_STEPS = 50  # of L-BFGS
-_MOST_FRAMES = 20_000  # of each side
+_HELD_OUT = 0.3  # fraction of clips, sampled by key
+_STEPS = 50  # L-BFGS iterations
+_MOST_FRAMES = 20_000  # for training and for test each
 
 
 class PhoneMonitor:
-    """Over the frames of validation clips whose phone is known: `val_pnmi`, how much the units (the likeliest component of
-    the head on the encoder's output) tell of the phones; `val_frame_phones`, the share of frames that a linear probe on the
-    last layer names right on clips that it did not see."""
+    """On phone-labelled frames of validation clips: `val_pnmi`, phone-normalised mutual information
+    of units (most likely component of the head on encoder output); `val_frame_phones`, accuracy of
+    a linear probe on the last layer, on held-out clips."""
 
     def __init__(self, phones: TimedPhones) -> None:
         self._phones = phones
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def other_form(self, batch: Batch) -> None:
-        """Labels need none."""
+        """None: no transformed audio is needed."""
 
     def observe(self, batch: Batch, features_ND: Tensor, unit_N: Tensor, other_ND: Tensor | None = None) -> None:
-        """Takes the last layer and the unit of every real frame of a batch, clip by clip."""
+        """Adds last-layer features and units of all real frames of a batch, clip by clip."""
         phone_N = torch.from_numpy(self._phones.numbers(batch, silence=False))
         draw = hash_array(key("monitor"), np.array(batch.clip_id_B.cpu()), 0) / 2.0**64
         frames = [self._phones.frames(samples) for samples in batch.num_samples]
@@ -40,7 +41,7 @@ class PhoneMonitor:
         self._rows.append((features_ND.float().cpu()[known], unit_N.cpu()[known], phone_N[known], held_out_N[known]))
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
-        """The figures of what was observed since the last time, by all processes; empty if that does not do."""
+        """Figures since the last call, over all ranks; empty without labelled frames."""
         nothing = torch.zeros(0, dtype=torch.int64)
         parts = self._rows or [(torch.zeros(0, width), nothing, nothing, nothing.bool())]
         self._rows = []

@@ -1,4 +1,5 @@
-"""Pictures of an evaluation: entropies, one utterance, components, probes. T frames, K components, P phones."""
+"""Plots of an evaluation: entropies, one utterance, components, probes. T frames, K components,
+P phones."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _LEAST_BITS_SHOWN = 3.0
 
 
 class Utterance(NamedTuple):
-    """A clip to draw: its waveform, the posteriors [T, K] of the model, and what is known of its words and phones."""
+    """A clip to plot: waveform, posteriors [T, K] of the model, and words and phones if known."""
 
     name: str
     waveform: NDArray[np.float32]
@@ -39,7 +40,7 @@ class Utterance(NamedTuple):
 
 
 def draw_entropies(readings: Sequence[tuple[str, EntropyHistogram]], path: Path) -> Path:
-    """One histogram under the other, with marks at 0.5, 1 and 2 bits and the shares of frames above them."""
+    """Stacked entropy histograms, with the shares of frames above 0.5, 1 and 2 bits."""
     figure = Figure(figsize=(7.2, 2.9 * len(readings)), layout="constrained")
     for axes, (name, histogram) in zip(_column(figure, len(readings)), readings, strict=True):
         share = histogram.count_E / max(1, histogram.frames)
@@ -64,7 +65,8 @@ def draw_entropies(readings: Sequence[tuple[str, EntropyHistogram]], path: Path)
 
 
 def draw_utterance(shown: Utterance, path: Path) -> Path:
-    """Log-mel spectrogram, likeliest component and top-3 posteriors over one time axis, phones or words above."""
+    """Log-mel spectrogram, most likely component and top-3 posteriors on a shared time axis; phones
+    and words on top."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     heights = (3.0, 0.5, 1.6)
     spectrum, strip, lines = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -101,8 +103,8 @@ def draw_utterance(shown: Utterance, path: Path) -> Path:
 
 
 def draw_components(report: ComponentReport, path: Path) -> Path:
-    """How the frames of each phone are shared out among the units; both sorted so that what belongs together lies on a
-    diagonal."""
+    """Heat map of P(unit | phone), with units sorted by their most frequent phone
+    (near-diagonal)."""
     used = np.flatnonzero(report.count_KP.sum(1))
     count_KP = report.count_KP[used]
     phone_P = np.flatnonzero(count_KP.sum(0))
@@ -113,14 +115,15 @@ def draw_components(report: ComponentReport, path: Path) -> Path:
     axes = figure.subplots()
     image = axes.imshow(given_phone_KP[order].T, aspect="auto", cmap="Blues", interpolation="nearest")
     axes.set_yticks(range(len(phone_P)), [report.phones[phone] for phone in phone_P], fontsize=7, parse_math=False)
-    axes.set_xlabel(f"{len(used)} units, by the phone that they hold most of")
+    axes.set_xlabel(f"{len(used)} units, sorted by their most frequent phone")
     axes.set_title(f"P(unit | phone): purity {report.purity:.3f}, PNMI {report.pnmi:.3f}", loc="left", fontsize=10)
     figure.colorbar(image, ax=axes, pad=0.01)
     return save_figure(figure, path)
 
 
 def draw_probes(rows: Sequence[ProbeRow], path: Path) -> Path:
-    """A panel per task, probe and metric; a bar per source of features, with its deviation over splits."""
+    """One panel per task, probe and metric; one bar per feature type, with standard deviation over
+    splits."""
     panels = [(title, list(own)) for title, own in itertools.groupby(_by_panel(rows), key=lambda row: row[:3])]
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -142,7 +145,7 @@ def draw_probes(rows: Sequence[ProbeRow], path: Path) -> Path:
             axes.text(0.01, index, f" {row.mean:.3f}", va="center", fontsize=7, transform=axes.get_yaxis_transform())
         if not np.isnan(own[0].chance):
             axes.axvline(own[0].chance, color="#777777", linestyle=":", linewidth=1)
-        better = "more is better" if metric == "accuracy" else "less is better"
+        better = "higher is better" if metric == "accuracy" else "lower is better"
         axes.set_title(f"{task}, {probe}\n{metric} ({better})", loc="left", fontsize=9, parse_math=False)
         axes.set_xlim(0, max(1.0, *(row.mean + error for row, error in zip(own, errors, strict=True))))
         axes.spines[["top", "right"]].set_visible(False)
@@ -157,9 +160,10 @@ def _by_panel(rows: Sequence[ProbeRow]) -> list[ProbeRow]:
 
 
 def _draw_strip(axes: Axes, unit_T: NDArray[np.int64], span: tuple[float, float], hop: float) -> None:
-    """The likeliest component as a colour of its own, with its number where it stays for a while."""
+    """Colour strip of the most likely component, labelled where it lasts 4 frames or more."""
     used, place_T = np.unique(unit_T, return_inverse=True)
-    hue = np.argsort(np.random.default_rng(0).permutation(len(used)))  # neighbours in number differ in colour
+    # shuffled, so that adjacent unit numbers differ in colour
+    hue = np.argsort(np.random.default_rng(0).permutation(len(used)))
     axes.imshow(hue[place_T][None], aspect="auto", cmap="gist_ncar", interpolation="nearest", extent=(*span, 0, 1))
     axes.set_yticks([])
     axes.set_ylabel("unit", rotation=0, ha="right", va="center")

@@ -1,4 +1,4 @@
-"""What a model says of every frame, in the two ways that one can ask it. [Entropy analysis]
+"""Posteriors of a model at every frame, from the encoder and from the predictor. [Entropy analysis]
 
 B batch, S samples, T frames, N real frames (flat, clip by clip), K components.
 """
@@ -26,9 +26,9 @@ _BINS_PER_BIT = 20
 
 
 class Readings(NamedTuple):
-    """Log posteriors [N, K] of all real frames of a batch, clip by clip: `encoder`, the head on the encoder's output, with
-    nothing masked; `predictor`, the head on the predictor's, each frame while it is masked. `frame_N`: their flat indices
-    b·T + t."""
+    """Log posteriors [N, K] of all real frames of a batch, clip by clip: `encoder_NK`, head on
+    unmasked encoder output; `predictor_NK`, head on predictor output, each frame while masked.
+    `frame_N`: their flat indices b·T + t."""
 
     encoder_NK: Tensor
     predictor_NK: Tensor
@@ -37,8 +37,8 @@ class Readings(NamedTuple):
 
 @torch.no_grad()
 def read_frames(engine: Engine, model: Any, batch: Batch, settings: StepSettings) -> Readings:
-    """Both readings of a batch that lies on the engine's device. The predictor's take two passes, under the mask that
-    validation uses and under its complement. `model` is in evaluation mode."""
+    """Encoder and predictor posteriors of a batch on the engine's device. The predictor takes two
+    passes: the validation mask and its complement. `model` must be in evaluation mode."""
     frames = choose_frames(batch, mask_key=key(settings.seed, "validation mask"), settings=settings)
     every_N = real_frames(batch, settings.geometry)
     position_N = torch.empty(frames.mask_BT.numel(), dtype=torch.int64, device=every_N.device)
@@ -56,7 +56,7 @@ def read_frames(engine: Engine, model: Any, batch: Batch, settings: StepSettings
 
 @torch.no_grad()
 def read_encoder(engine: Engine, model: Any, batch: Batch, geometry: FrameGeometry) -> Tensor:
-    """The encoder's reading alone, [N, K]."""
+    """Log posteriors of the encoder only, [N, K]."""
     every_N = real_frames(batch, geometry)
     longest = geometry.frames(batch.clean_BS.shape[1])
     nothing_BT = torch.zeros(len(batch.num_samples), longest, dtype=torch.bool, device=every_N.device)
@@ -80,13 +80,14 @@ def _logits(
 
 
 def entropy_bits(log_posteriors_NK: Tensor) -> Tensor:
-    """[N]"""
+    """Entropy of each frame, bits, [N]."""
     return -(log_posteriors_NK.exp() * log_posteriors_NK).sum(-1) / math.log(2)
 
 
 @dataclass
 class EntropyHistogram:
-    """Entropies of frames in bins of 1/20 bit, over [0, log2 K]; exact shares above 0.5, 1 and 2 bits."""
+    """Histogram of frame entropies over [0, log2 K], bins of 1/20 bit; exact shares above 0.5, 1
+    and 2 bits."""
 
     num_components: int
     count_E: NDArray[np.int64] = field(init=False)

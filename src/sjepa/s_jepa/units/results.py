@@ -1,4 +1,4 @@
-"""Metrics of a trained model over a whole test set."""
+"""Metrics of a trained model on the test set."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def evaluate(
     settings: StepSettings,
     warn: Callable[[str], None],
 ) -> Results:
-    """The metrics of `weights` over `batches`, in the order they are reported in: against the targets, and over the
-    frames, of the stage that the weights were trained in.
+    """Metrics of `weights` over `batches`, in reporting order, with the targets and loss frames of
+    the stage in which the weights were saved.
 
-    Raises UserError if no clip could be read.
+    Raises SharedError if no clip could be read.
     """
     model = engine.to_device(weights.model)
     validator = Validator(Forward(engine, model, settings), model.encoder, saved_targets(engine, weights))
@@ -40,7 +40,7 @@ def evaluate(
 
 
 def saved_targets(engine: Engine, weights: Weights) -> Targets:
-    """The targets that a model was trained towards last, as its file holds them."""
+    """The latest training targets of a model, restored from its weights file."""
     if weights.target_encoder is None or weights.target_layer is None:
         return engine.to_device(MFCCTargets(weights.gmm, weights.model.encoder.geometry, weights.space))
     choice = LayerChoice(weights.target_layer, smoothing=0.0)

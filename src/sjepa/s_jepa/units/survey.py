@@ -1,4 +1,4 @@
-"""One pass over a test set that looks at every frame: entropies, units, components. N frames of a batch."""
+"""Frame-level statistics over a test set: entropies, units, components. N frames of a batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sjepa.s_jepa.units.readings import THRESHOLDS_BITS, EntropyHistogram, entro
 
 @dataclass(frozen=True)
 class TimedPhones:
-    """The phones of a data set's clips and their times: one list per clip, empty where they are not known."""
+    """Time-aligned phones of a data set: one list per clip, empty if unknown."""
 
     spans: list[list[Span]]
     windows: Windows
@@ -44,8 +44,8 @@ class TimedPhones:
         return int(self.geometry.frames(samples))
 
     def numbers(self, batch: Batch, *, silence: bool = True) -> NDArray[np.int64]:
-        """The number in `phones` of every real frame of a batch, clip by clip; −1 where it is not known, and without
-        `silence` also there."""
+        """Index in `phones` of every real frame of a batch, clip by clip; −1 if unknown, and for
+        silences with `silence=False`."""
         found: list[int] = []
         for window, samples in zip(batch.window, batch.num_samples, strict=True):
             spans = self.spans[int(self.windows.clip_N[window])]
@@ -59,7 +59,7 @@ class TimedPhones:
 
 @dataclass(frozen=True)
 class Survey:
-    """Entropies by both readings and of the targets, and what the units are."""
+    """Entropies of encoder, predictor and targets, and component statistics."""
 
     encoder: EntropyHistogram
     predictor: EntropyHistogram
@@ -67,7 +67,7 @@ class Survey:
     components: ComponentReport
 
     def figures(self) -> dict[str, float]:
-        """For results.csv."""
+        """Figures for results.csv."""
         figures: dict[str, float] = {}
         for name, histogram in (("encoder", self.encoder), ("predictor", self.predictor), ("targets", self.targets)):
             figures[f"{name}_entropy_bits"] = histogram.mean_bits
@@ -88,8 +88,8 @@ def survey(
     phones: TimedPhones,
     settings: StepSettings,
 ) -> Survey:
-    """Looks at every frame of `batches` (clips that cannot be read are passed over); `model` and `targets` lie on the
-    engine's device."""
+    """Computes the statistics over all frames of `batches`; unreadable clips are skipped. `model`
+    and `targets` must be on the engine's device."""
     model.eval()
     components = targets.gmm.num_components
     encoder, predictor, aims = (EntropyHistogram(components) for _ in range(3))
