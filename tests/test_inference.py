@@ -335,7 +335,7 @@ def test_files_of_other_endings_are_counted(path, tmp_path, capsys):
     for name in ("b.m4a", "c.m4a", "notes.txt", "._a.wav"):
         (tmp_path / name).write_bytes(b"x")
     assert main(["--model", str(path), "--audio", str(tmp_path)]) == 0
-    assert "passed over by their endings: 2 .m4a, 1 .txt" in capsys.readouterr().err
+    assert "skipped by file ending: 2 .m4a, 1 .txt" in capsys.readouterr().err
 
 
 def test_a_missing_runtime_is_one_line(path, clip, monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""Features of recordings from an exported encoder, in one file that stands alone.
+"""Feature extraction with an exported encoder, in one standalone file.
 
-It needs numpy, soundfile, onnxruntime and (for a configuration) PyYAML, and nothing of the package it comes with: copy it
-into any project. From Python:
+It needs numpy, soundfile, onnxruntime and (for a configuration) PyYAML, but no other module of this
+package: it can be copied into any project. From Python:
 
     model = Model("encoder.onnx")
     features = model.file("clip.wav")        # [frames, width] float32
@@ -40,21 +40,19 @@ _EDGE = 3  # rows and columns at each end that are printed
 _CHUNK_SECONDS, _CONTEXT_SECONDS = 30.0, 2.0
 _ZERO_CROSSINGS, _KAISER_BETA, _ROLLOFF = 48, 12.0, 0.96
 _BLOCK = 1 << 14
-_LARGEST_SAMPLE = 2.0**31  # integers of 32 bits that were written as floats are the largest seen
+_LARGEST_SAMPLE = 2.0**31  # full scale of int32 samples stored as float
 _EXACT_SEEK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST"})
-_PLAIN = frozenset(
-    {"FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"}
-)  # and PCM: as many bytes for any sample
-_UNKNOWN_LENGTH = 1 << 62  # and more: what libsndfile says of a FLAC that does not say
+_PLAIN = frozenset({"FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"})  # and PCM: constant bytes per sample
+_UNKNOWN_LENGTH = 1 << 62  # or more: libsndfile's length for a FLAC of unknown length
 _JOINED = "several {} streams joined in one file, of which the first alone would be read; split them"
-_LONGEST_GAP, _LONGEST_JUNK = 1 << 20, 1 << 24  # bytes before the sound of a file, and inside it
+_LONGEST_GAP, _LONGEST_JUNK = 1 << 20, 1 << 24  # bytes searched before the first frame, and between frames
 _LOWEST_RATE, _HIGHEST_RATE = 1000, 768_000
 _NOT_ITS_KIND = (
     1,
     4,
     18,
     161,
-)  # libsndfile's words for: unknown, an encoding or a part of it that it lacks, FLAC in Ogg
+)  # libsndfile error codes: unknown format, unsupported encoding or feature, FLAC in Ogg
 _NOTHING = np.zeros(0, np.float32)
 _MOST_CHUNKS = 64
 _BIT_RATES_1 = (0, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40)  # of MPEG-1 layer III, in 8 kbit/s
@@ -62,26 +60,27 @@ _BIT_RATES_2 = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20)  # of MPEG-2 
 
 
 class InputError(Exception):
-    """What is wrong with what was given, in one line."""
+    """Invalid input; the message is one line."""
 
 
 class RecordingError(InputError):
-    """What is wrong with one recording; others may be all right."""
+    """One recording cannot be used; others may be valid."""
 
 
 def check_rate(rate: int) -> None:
-    """Raises SoundError if no recording has such a rate (Hz)."""
+    """Raises SoundError if the sampling rate (Hz) is out of range."""
     if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
         raise SoundError(f"a rate of {rate} Hz, outside {_LOWEST_RATE:,} to {_HIGHEST_RATE:,} Hz")
 
 
 def ends_early(found: int, expected: int, rate: int, *, by: str = "its header claims") -> str:
-    """What to say of a file that ends before it should, lengths in samples."""
+    """Error message for a truncated file; lengths in samples."""
     return f"ends after {found / rate:.2f} s, where {by} {expected / rate:.2f} s"
 
 
 class Resampler:
-    """Windowed-sinc polyphase resampling of a recording at `rate` Hz to `target`, any part of it by itself."""
+    """Windowed-sinc polyphase resampling from `rate` to `target` Hz; any segment can be computed
+    alone."""
 
     def __init__(self, rate: int, target: int) -> None:
         common = gcd(rate, target)
@@ -98,17 +97,18 @@ class Resampler:
             self._taps[phase] = taps / taps.sum()
 
     def length(self, samples: int) -> int:
-        """Samples that a recording of `samples` becomes."""
+        """Number of output samples for `samples` input samples."""
         return samples * self.up // self.down
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
-        """The samples of the recording, some before its start or after its end, that outputs start … stop−1 depend on."""
+        """The range of input samples that outputs start … stop−1 depend on; may exceed the
+        recording at both ends."""
         if self.same:
             return start, stop
         return start * self.down // self.up - self.reach, (stop - 1) * self.down // self.up + self.reach + 1
 
     def __call__(self, piece: Array, start: int, stop: int) -> Array:
-        """Outputs start … stop−1 from just what `needs` says."""
+        """Outputs start … stop−1 from the input range given by `needs`."""
         if self.same:
             return piece
         first = start * self.down // self.up
@@ -121,22 +121,23 @@ class Resampler:
 
 
 class SoundError(Exception):
-    """Why a file, or a part of it, cannot be used."""
+    """A file, or a part of it, cannot be used."""
 
 
 class UnknownFormatError(SoundError):
-    """Not audio that libsndfile reads; another library may."""
+    """Not a format that libsndfile supports; another library may."""
 
 
 class Downmix:
-    """Averages channels, and remembers how loud they were: `peak` of the samples given, `channel_energy` (sum of squares
-    over channels and time, divided by channels) and `mono_energy` of their mean."""
+    """Averages channels and accumulates level statistics: `peak` (largest absolute sample),
+    `channel_energy` (sum of squares over channels and time, divided by channels) and
+    `mono_energy` (of the channel mean)."""
 
     def __init__(self) -> None:
         self.peak = self.channel_energy = self.mono_energy = 0.0
 
     def __call__(self, samples: Array) -> Array:
-        """[S, C] float32 to [S]. Raises SoundError on values that no recording has."""
+        """[S, C] float32 to [S]. Raises SoundError on non-finite or implausibly large samples."""
         peak = float(np.abs(samples).max(initial=0.0))
         if not np.isfinite(peak):
             raise SoundError("samples that are not finite numbers")
@@ -152,13 +153,14 @@ class Downmix:
 
 
 class Sound:
-    """An audio file as libsndfile decodes it, channels averaged, float32 at its own `rate` (Hz). Headers that claim a wrong
-    length are put right first, so that `samples` is the length as far as it can be told without decoding."""
+    """An audio file decoded by libsndfile: channels averaged, float32, at its own `rate` (Hz).
+    Wrong lengths in headers are corrected first; `samples` is the best estimate of the length
+    without decoding."""
 
     _file: Any = None
 
     def __init__(self, file: BinaryIO) -> None:
-        """`file` stays the caller's to close. Raises SoundError."""
+        """The caller closes `file`. Raises SoundError."""
         self.downmix = Downmix()
         self._bytes = _put_right(file)
         self._open()
@@ -167,13 +169,13 @@ class Sound:
             self._open()
         self.rate, self.channels = self._file.samplerate, self._file.channels
         self.samples = self._file.frames if self._bytes.samples is None else self._bytes.samples
-        # libsndfile's seeks land on the exact sample; into other formats, what is wanted is reached by decoding
+        # seeks are sample-exact in these formats; in others, decode up to the position
         is_plain = self._file.subtype.startswith("PCM") or self._file.subtype in _PLAIN
         self.exact = is_plain and self._file.format in _EXACT_SEEK and self._file.may_seek
         check_rate(self.rate)
 
     def close(self) -> None:
-        """Leaves the bytes open."""
+        """Does not close the underlying file."""
         if self._file is not None:
             self._file.close()
 
@@ -185,7 +187,8 @@ class Sound:
             raise SoundError(f"damaged ({_said(error)})") from None
 
     def measure(self) -> int:
-        """The length in samples, as the decoder gives it where that may differ from the header. Raises SoundError."""
+        """Length in samples, counted by decoding where the header may be wrong. Raises
+        SoundError."""
         if self._file.format in _MAY_BE_JOINED:
             _MAY_BE_JOINED[self._file.format](self._bytes.buffered)
             self._open()
@@ -202,11 +205,11 @@ class Sound:
         self.close()
         self._bytes.buffered.seek(0)
         try:
-            self._file = _ReadOn(self._bytes.buffered)  # decoders ask for a few bytes at a time
+            self._file = _ReadOn(self._bytes.buffered)  # buffered: decoders read a few bytes at a time
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             kind = UnknownFormatError if getattr(error, "code", 1) in _NOT_ITS_KIND else SoundError
             raise kind(f"not audio that libsndfile reads ({_said(error)})") from None
-        self._position, self._kept = 0, _NOTHING  # next to be decoded, and the samples just before it
+        self._position, self._kept = 0, _NOTHING  # next sample to decode, and the latest decoded samples
 
     def _read_there(self, start: int, stop: int) -> Array:
         start, stop = max(0, min(start, self._file.frames)), min(stop, self._file.frames)
@@ -224,7 +227,8 @@ class Sound:
         return self._kept[: max(0, stop - start)]
 
     def _decoded(self, stop: int) -> Iterator[Array]:
-        """What follows up to sample `stop`, in blocks: no claim of a header takes memory."""
+        """Decodes up to sample `stop` in blocks, so that a wrong length in the header cannot
+        exhaust memory."""
         if self._bytes.samples is not None:
             stop = min(stop, self._bytes.samples)
         while self._position < stop:
@@ -252,8 +256,8 @@ class Sound:
 
 
 class _ReadOn(soundfile.SoundFile):  # type: ignore[misc]
-    """Without the seek that the library makes after each read to where it is already: an MP3 decoder forgets by it what it
-    needs of earlier frames."""
+    """Not seekable for soundfile, which would otherwise seek to the current position after every
+    read: that resets the MP3 decoder, which needs earlier frames."""
 
     @property
     def may_seek(self) -> bool:
@@ -264,9 +268,9 @@ class _ReadOn(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Bytes(io.RawIOBase):
-    """A file as libsndfile is to see it: bytes of ours, then `parts` of the file (begin, end), then zeros; no seek fails.
-    Without `parts`, the rest of the file after as many bytes as `head` has. `samples`: how many are to be read, whatever the
-    library says."""
+    """A virtual file for libsndfile: `head`, then `parts` of the file (begin, end), then `zeros`
+    zero bytes; seeks never fail. Without `parts`: the file from offset len(`head`) on.
+    `samples`: number of samples to read, overriding libsndfile's."""
 
     def __init__(
         self,
@@ -319,7 +323,7 @@ class _Bytes(io.RawIOBase):
 
 
 def _put_right(file: BinaryIO) -> _Bytes:
-    """What is to be read of it, or instead of it where its header claims a length that is not its own."""
+    """The file, with its header corrected where the length in it is wrong or missing."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(12)
@@ -327,7 +331,7 @@ def _put_right(file: BinaryIO) -> _Bytes:
         raise SoundError("empty file")
     if head[:4] in _CHUNKED and (head[8:] == b"WAVE" or head[:4] == b"caff"):
         return _with_sizes(file, size, head)
-    if head[:4] == b".snd" and not any(head[8:12]):  # Sun's: all bits set means that it is not known
+    if head[:4] == b".snd" and not any(head[8:12]):  # Sun AU: all bits set means unknown length
         file.seek(0)
         return _Bytes(file, file.read(8) + b"\xff" * 4)
     if head[:3] == b"ID3" or _mpeg_frame(head[:4]) is not None:
@@ -336,7 +340,8 @@ def _put_right(file: BinaryIO) -> _Bytes:
 
 
 class _Chunks(NamedTuple):
-    """How a kind of file divides: where its chunks begin, the bytes and the order of their sizes, whether they end even."""
+    """Chunk layout of a format: offset of the first chunk, number of bytes and byte order of
+    chunk sizes, whether chunks are padded to an even size."""
 
     first: int
     size_bytes: int
@@ -352,11 +357,11 @@ _CHUNKED = {
 
 
 def _with_sizes(file: BinaryIO, size: int, head: bytes) -> _Bytes:
-    """A WAV, an RF64 or a CAF with the size of its samples where none was written. Raises SoundError if another WAV
-    follows."""
+    """A WAV, RF64 or CAF file with a missing data size filled in. Raises SoundError if another
+    WAV follows."""
     kind = _CHUNKED[head[:4]]
     claimed = 8 + int.from_bytes(head[4:8], "little")
-    if head[:4] == b"RIFF" and claimed < size:  # most end there
+    if head[:4] == b"RIFF" and claimed < size:  # usually the end of the file
         for end in (claimed, claimed + claimed % 2):
             file.seek(end)
             if file.read(4) == b"RIFF":
@@ -368,7 +373,7 @@ def _with_sizes(file: BinaryIO, size: int, head: bytes) -> _Bytes:
         length, begin = int.from_bytes(header[4:], kind.order), position + len(header)
         if len(header) < 4 + kind.size_bytes:
             break
-        if header[:4] == b"ds64":  # sizes of 64 bits: of the file, of the samples
+        if header[:4] == b"ds64":  # 64-bit sizes of file and data
             wide = position + 16
         if header[:4] == b"data":
             return _Bytes(file, *_written_size(file, kind, begin, length, size - begin, wide))
@@ -379,14 +384,15 @@ def _with_sizes(file: BinaryIO, size: int, head: bytes) -> _Bytes:
 def _written_size(
     file: BinaryIO, kind: _Chunks, begin: int, length: int, found: int, wide: int | None
 ) -> tuple[bytes, list[tuple[int, int]] | None]:
-    """What `_Bytes` takes: bytes to put before the samples, with their size of `found` bytes, if `length` is not one; or
-    none. They begin at `begin`, and their size lies just before, or at `wide` in a file that writes it twice."""
+    """Arguments of `_Bytes`: if `length` is not a valid data size, a header with the actual
+    size, `found` bytes; else none. The data begin at `begin`; their size is stored just before,
+    or at `wide` in files that store it twice."""
     place, size_bytes = begin - kind.size_bytes, kind.size_bytes
     if wide is not None:
         file.seek(wide)
         length, place, size_bytes = int.from_bytes(file.read(8), "little"), wide, 8
     most = (1 << 8 * size_bytes) - 1
-    overran = found > most and (found - length) % (most + 1) == 0  # the size has fewer bits than it would take
+    overran = found > most and (found - length) % (most + 1) == 0  # size field overflowed
     if found <= 0 or not (length in (0, most) or overran) or (not length and _is_chunk(file, kind, begin, found)):
         return b"", None
     file.seek(0)
@@ -400,7 +406,7 @@ def _written_size(
 
 
 def _is_chunk(file: BinaryIO, kind: _Chunks, begin: int, most: int) -> bool:
-    """Whether what begins there is another chunk: four letters and a size that fits."""
+    """Whether a chunk header is at `begin`: four printable characters and a size that fits."""
     file.seek(begin)
     header = file.read(4 + kind.size_bytes)
     is_name = all(0x20 <= byte < 0x7F for byte in header[:4])
@@ -408,7 +414,8 @@ def _is_chunk(file: BinaryIO, kind: _Chunks, begin: int, most: int) -> bool:
 
 
 def _flac_of_known_length(file: Any, reaches: Callable[[int], bool]) -> Any:
-    """A FLAC file that says how many samples it has. `reaches`: whether one may seek to a sample."""
+    """A FLAC file with its number of samples written into STREAMINFO, found by bisection.
+    `reaches`: whether a seek to a sample succeeds."""
     below, above = -1, 1
     while reaches(above):
         below, above = above, above * 2
@@ -436,14 +443,14 @@ def _refuse_second_flac(file: Any) -> None:
 
 
 def _refuse_second_ogg(file: Any) -> None:
-    """Raises SoundError if one Ogg stream ends and another begins."""
+    """Raises SoundError if a second Ogg stream follows the first."""
     position, begun = 0, False
     while True:
         file.seek(position)
         page = file.read(27 + 255)
         if len(page) < 27 or page[:4] != b"OggS":
             return
-        first = bool(page[5] & 2)  # of its stream
+        first = bool(page[5] & 2)  # beginning-of-stream flag
         if begun and first:
             raise SoundError(_JOINED.format("Ogg"))
         begun = begun or not first
@@ -454,7 +461,7 @@ _MAY_BE_JOINED = {"FLAC": _refuse_second_flac, "OGG": _refuse_second_ogg}
 
 
 class _Peek:
-    """Bytes of a file by their places, without the whole of it in memory."""
+    """Random access to the bytes of a file through a small buffer."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self.size, self._begin, self._page = file, size, 0, b""
@@ -467,7 +474,7 @@ class _Peek:
         return self._page[place : place + count]
 
     def find(self, byte: bytes, position: int, end: int) -> int:
-        """Where it is next, before `end`; −1 if nowhere."""
+        """Next offset of `byte` before `end`; −1 if there is none."""
         while position < min(end, self.size):
             piece = self(position, min(1 << 12, end - position))
             if (place := piece.find(byte)) >= 0:
@@ -477,30 +484,31 @@ class _Peek:
 
 
 class _MpegKind(NamedTuple):
-    version: int  # as the header has it: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
+    version: int  # header value: 3 is MPEG-1, 2 MPEG-2, 0 MPEG-2.5
     rate: int
     mono: bool
 
     @property
     def samples(self) -> int:
-        """Of a frame."""
+        """Samples per frame."""
         return 1152 if self.version == 3 else 576
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of a frame before its sound."""
+        """Bytes of frame header and side information."""
         return 4 + ((17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17))
 
 
 class _MpegTag(NamedTuple):
-    """The frame that says how many others there are."""
+    """The Xing/Info frame, which holds the number of frames."""
 
     frame: bytes
-    says: int  # where in it
-    complete: bool  # whether it counts bytes too, and they are those of the file
+    says: int  # offset of the tag in the frame
+    complete: bool  # whether it also holds a byte count that matches the file
 
     def counting(self, count: int, size: int) -> bytes:
-        """As it is if it is right, else with the right number, and without the padding at the end that it knows of."""
+        """The frame with correct counts; if its number of frames was wrong, the end padding is
+        reset too."""
         says, flags, right = self.says, self.frame[self.says + 7], bytearray(self.frame)
         if int.from_bytes(right[says + 8 : says + 12], "big") != count:
             right[says + 8 : says + 12] = count.to_bytes(4, "big")
@@ -513,7 +521,7 @@ class _MpegTag(NamedTuple):
 
 
 class _MpegFrames:
-    """Frames with sound, as they are found: their number, the parts of the file that they fill, the largest (bytes)."""
+    """Audio frames found: kinds, number, byte ranges in the file, largest size (bytes)."""
 
     def __init__(self) -> None:
         self.kinds: set[_MpegKind] = set()
@@ -530,10 +538,11 @@ class _MpegFrames:
 
 
 def _mpeg(file: BinaryIO, size: int) -> _Bytes | None:
-    """MPEG layer III as its frames alone, behind the one that gives their number if the file has such a one. A decoder
-    believes a number that was written for fewer; without any it guesses from the file's size and its first frames, and
-    zeros after them make that too many. None if it is something else, or right as it is. Raises SoundError for streams of
-    several kinds in one file."""
+    """MPEG layer III reduced to its audio frames, behind the Xing/Info frame with corrected
+    counts if there is one. Decoders trust a frame count that is too small; without any, they
+    estimate it from the file size and the first frames, and trailing zeros make that estimate
+    large enough. None for other formats, or if nothing needs correction. Raises SoundError if
+    different kinds of streams are joined in one file."""
     found = _mpeg_frames(_Peek(file, size))
     if not found.count or (found.tag and found.tag.complete):
         return None
@@ -547,7 +556,7 @@ def _mpeg(file: BinaryIO, size: int) -> _Bytes | None:
 
 
 def _mpeg_frames(peek: _Peek) -> _MpegFrames:
-    """All of a file; or, if its first frame says that they fill it, that one and the next."""
+    """All audio frames of a file; if the tag frame is complete, only the tag and the first one."""
     found, position, sound, sure = _MpegFrames(), 0, 0, False
     while position < peek.size:
         start = peek(position, 10)
@@ -576,7 +585,8 @@ def _mpeg_frames(peek: _Peek) -> _MpegFrames:
 
 
 def _mpeg_frame(header: bytes) -> tuple[_MpegKind, int] | None:
-    """Kind and bytes of the frame of MPEG layer III that has this header (ISO 11172-3 and 13818-3); None if it is none."""
+    """Kind and size (bytes) of the MPEG layer III frame with this header (ISO 11172-3 and
+    13818-3); None if it is not one."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return None
     version, bits, place = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -588,7 +598,8 @@ def _mpeg_frame(header: bytes) -> tuple[_MpegKind, int] | None:
 
 
 def _mpeg_goes_on(peek: _Peek, at: int, times: int) -> bool:
-    """Whether more frames of the same kind follow the one that begins there, as many as the file has room for."""
+    """Whether the frame at `at` is followed by `times` more frames of its kind, or by a tag or
+    the end of the file."""
     kind, size = _mpeg_frame(peek(at, 4)) or (None, 0)
     following = peek(at + size, 4)
     if not size or len(following) < 4 or following[:3] in (b"ID3", b"TAG"):
@@ -598,8 +609,8 @@ def _mpeg_goes_on(peek: _Peek, at: int, times: int) -> bool:
 
 
 def _mpeg_tag(peek: _Peek, at: int, kind: _MpegKind, size: int) -> _MpegTag | bool | None:
-    """What the frame that begins there says of the others; True if it says something, yet not their number; None if it holds
-    sound."""
+    """The Xing/Info tag of the frame at `at`; True for other tag frames (VBRI, or without frame
+    count); None for an audio frame."""
     says, frame = kind.side_bytes, peek(at, size)
     if frame[36:40] == b"VBRI":
         return True
@@ -613,15 +624,15 @@ def _mpeg_tag(peek: _Peek, at: int, kind: _MpegKind, size: int) -> _MpegTag | bo
 
 
 class Recording:
-    """An audio file as mono float32 at `target` Hz, read in any pieces."""
+    """An audio file as mono float32 at `target` Hz, readable in arbitrary segments."""
 
     def __init__(self, path: Path, target: int) -> None:
         """Raises RecordingError if there is no such file or it is not audio."""
         self._path = path
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, and nothing can be sought in it
+            if not stat.S_ISREG(path.stat().st_mode):  # pipes block and are not seekable
                 raise RecordingError(f"{path}: not a regular file")
-            self._bytes = path.open("rb")  # libsndfile looks at a file's neighbours if it knows its name
+            self._bytes = path.open("rb")  # given a name, libsndfile also opens neighbouring files
         except (OSError, ValueError) as error:
             raise RecordingError(f"{path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from None
         try:
@@ -654,7 +665,8 @@ class Recording:
 
 
 class Span(NamedTuple):
-    """Samples start … stop−1 go through the encoder together, and of their frames first … last−1 are taken."""
+    """A chunk: samples start … stop−1 are encoded; of the resulting frames, first … last−1 are
+    kept."""
 
     start: int
     stop: int
@@ -663,23 +675,23 @@ class Span(NamedTuple):
 
 
 class Model:
-    """An encoder that `exportw` wrote."""
+    """An encoder exported by `exportw`."""
 
     def __init__(self, path: str | Path, *, threads: int = 0) -> None:
-        """Raises InputError if it is missing or something else."""
+        """Raises InputError if the file is missing or not such an encoder."""
         if not Path(path).exists():
             raise InputError(f"{path}: no such file; exportw writes it")
         try:
-            import onnxruntime  # here, so that what reads audio needs no runtime
+            import onnxruntime  # lazy: not needed to read audio
         except ImportError as error:
             raise InputError(f"needs the package {error.name}: pip install onnxruntime") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # on cores that others may want
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # no busy-waiting
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises kinds of its own
+        except Exception as error:  # onnxruntime has its own exception types
             raise InputError(f"{path}: not an ONNX model ({' '.join(str(error).split())[:120]})") from None
         about = self._session.get_modelmeta().custom_metadata_map
         names = [item.name for item in self._session.get_inputs()]
@@ -692,7 +704,7 @@ class Model:
         self._has_layers = len(self._session.get_outputs()) > 2
 
     def frames(self, samples: int) -> int:
-        """Frames of `samples` samples at `sample_rate`."""
+        """Number of frames for `samples` samples at `sample_rate`."""
         return max(0, (samples - self.receptive_field) // self.hop + 1)
 
     def __call__(self, waveform: Array, *, layer: int | None = None) -> Array:
@@ -713,8 +725,8 @@ class Model:
     def chunks(
         self, recording: Recording, name: str, *, layer: int | None = None, chunk_seconds: float = _CHUNK_SECONDS
     ) -> Iterator[Array]:
-        """The features piece by piece, so that memory stays flat. Raises InputError, a RecordingError if it is the
-        recording's."""
+        """Yields the features chunk by chunk, in constant memory. Raises InputError;
+        RecordingError if caused by the recording."""
         if layer is not None and not self._has_layers:
             raise InputError("--layer: this model gives the last layer alone; export it with export.all_layers=true")
         if layer is not None and not -self.num_layers <= layer < self.num_layers:
@@ -728,8 +740,9 @@ class Model:
             yield self(recording.read(span.start, span.stop), layer=layer)[span.first : span.last]
 
     def spans(self, samples: int, chunk_seconds: float = _CHUNK_SECONDS) -> list[Span]:
-        """Chunks of a recording, which overlap by a context on either side that gives no frames of its own, so that every
-        frame comes once and has its place in time. One chunk if the recording is hardly longer."""
+        """Chunks of a recording. They overlap by a context on either side whose frames are
+        discarded, so that every frame is produced once, at its own time. A single chunk if the
+        recording is hardly longer than one."""
         total = self.frames(samples)
         context = round(_CONTEXT_SECONDS * self.sample_rate / self.hop)
         size = max(1, round(chunk_seconds * self.sample_rate / self.hop))
@@ -747,9 +760,10 @@ class Model:
 def main(
     arguments: list[str] | None = None, *, prog: str = "runinfer", version: str | None = None, threads: int = 0
 ) -> int:
-    """Prints, and on request writes, the features of recordings. 0 done, 2 mistakes, a line each, 130 interrupted.
-    `threads`: of onnxruntime, where --threads does not say; 0: as many as it chooses."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal may not know the characters of a name
+    """Prints and, with --out, writes the features of recordings. Exit codes: 0 success, 2
+    invalid input (one line each), 130 interrupted. `threads`: default of --threads; 0: chosen by
+    onnxruntime."""
+    for stream in (sys.stdout, sys.stderr):  # file names may not be encodable
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(prog=prog, description="Features of recordings from an exported encoder.")
@@ -791,7 +805,7 @@ def main(
 
 
 def _run(options: argparse.Namespace, failed: list[RecordingError]) -> None:
-    """Does all recordings that can be done; why the others cannot goes to `failed`."""
+    """Processes all recordings; the errors of single recordings are appended to `failed`."""
     settings = _settings(options.config, options.overrides)
     path = options.model or settings.get("onnx_path")
     given = options.audio or ([Path(settings["audio"])] if settings.get("audio") else [])
@@ -801,7 +815,7 @@ def _run(options: argparse.Namespace, failed: list[RecordingError]) -> None:
     recordings = list(dict.fromkeys(found for place in given for found in _recordings(place, passed)))
     if passed:
         kinds = ", ".join(f"{count} {ending}" for ending, count in passed.most_common(8))
-        print(f"passed over by their endings: {kinds}", file=sys.stderr)
+        print(f"skipped by file ending: {kinds}", file=sys.stderr)
     if not recordings:
         raise InputError("no recording: give --audio FILE, or a configuration with audio")
     if not options.chunk > 0:
@@ -817,7 +831,7 @@ def _run(options: argparse.Namespace, failed: list[RecordingError]) -> None:
 
 
 def _one(model: Model, path: Path, target: Path | None, options: argparse.Namespace) -> None:
-    """Features of one recording: figures to the terminal, all of them to `target`."""
+    """Features of one recording: prints statistics, writes all features to `target`."""
     started, frames = time.perf_counter(), 0
     total, squares, low, high = 0.0, 0.0, np.inf, -np.inf
     first = last = np.zeros((0, model.width), np.float32)
@@ -849,13 +863,13 @@ def _abbreviated(first: Array, last: Array, frames: int) -> str:
     """The features as numpy prints a large array, from their first three and last six rows."""
     rows = last
     if frames > len(last):
-        left_out = np.zeros((1, last.shape[1]), last.dtype)  # numpy puts … for it
+        left_out = np.zeros((1, last.shape[1]), last.dtype)  # numpy prints … instead
         rows = np.concatenate([first, left_out, last[-_EDGE:]])
     return np.array2string(rows, threshold=0, edgeitems=_EDGE, precision=4, suppress_small=True)
 
 
 class _Output:
-    """A .npy file that is filled part by part and takes its name when it is whole; without a target nothing happens."""
+    """A .npy file written in parts and renamed when complete; does nothing without a target."""
 
     def __init__(self, target: Path | None, shape: tuple[int, int]) -> None:
         """Raises InputError if it cannot be written."""
@@ -921,7 +935,7 @@ def _targets(out: Path | None, recordings: list[Path], many: bool) -> list[Path 
         raise InputError(f"--out: {out} is a file, and there are {len(recordings)} recordings; give a folder")
     for name in (_stem, _with_folders, _with_folders_and_ending):
         targets = [out / f"{name(path)}.npy" for path in recordings]
-        first: dict[str, int] = {}  # by names as file systems compare them that do not tell cases apart
+        first: dict[str, int] = {}  # for case-insensitive file systems
         again = [(first.setdefault(str(target).casefold(), index), index) for index, target in enumerate(targets)]
         twice = [(one, other) for one, other in again if one != other]
         if not twice:
@@ -943,12 +957,12 @@ def _with_folders_and_ending(path: Path) -> str:
 
 
 def _printable(item: object) -> str:
-    """Names may hold line breaks and other controls."""
+    """Escapes control characters, which file names may contain."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(item))
 
 
 def _said(error: BaseException) -> str:
-    """A library's words, without the name of an object in memory."""
+    """The error message of a library, without the repr of an in-memory file."""
     return " ".join(str(getattr(error, "error_string", error)).split())
 
 

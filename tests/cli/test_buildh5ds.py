@@ -212,7 +212,7 @@ def test_an_interrupted_build_says_how_it_goes_on(corpus, tmp_path, monkeypatch,
     assert build(corpus, tmp_path) == 143
     assert "stopped by SIGTERM with" in capsys.readouterr().out
     assert build(corpus, tmp_path) == 0
-    assert "going on after" in capsys.readouterr().out
+    assert "resuming after" in capsys.readouterr().out
 
 
 def test_the_command(corpus, tmp_path):

@@ -173,7 +173,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(corpus, tmp_path):
             break
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 143
-    assert "checkpoint.resume=true goes on" in rest
+    assert "checkpoint.resume=true resumes it" in rest
     history = tmp_path / "runs/sjepa_base/train/history.csv"
     epochs = len(history.read_text().splitlines()) + 1  # of those that are done, one begun, one more
     done = command("trainsjepa", *arguments[:-2], f"train.epochs={epochs}", "checkpoint.resume=true", cwd=tmp_path)

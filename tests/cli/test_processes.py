@@ -148,7 +148,7 @@ def test_what_two_began_goes_on_in_any_number(corpus, alone, tmp_path, devices):
         if "epoch 4 step" in line:  # in phase 2
             both[devices - 1].send_signal(signal.SIGTERM)
             break
-    assert "checkpoint.resume=true goes on" in finished(both[0], 143)
+    assert "checkpoint.resume=true resumes it" in finished(both[0], 143)
     finished(both[1])
     again = arguments(corpus, "train.grad_accum=1", "checkpoint.resume=true")
     both = start_both(again, tmp_path) if devices == 2 else [start(again, tmp_path)]

@@ -251,8 +251,8 @@ def test_what_is_passed_over_is_counted_and_odd_recordings_are_remarked_on(conta
     for _ in range(2):  # from the cache too
         table = scan(resolve_sources(str(path))[0])
         assert len(table) == 5
-        passed, *odd = sorted(table.remarks, key=lambda text: "passed over" not in text)
-        assert passed.startswith(f"{path.name}: passed over by their endings: ")
+        passed, *odd = sorted(table.remarks, key=lambda text: "skipped" not in text)
+        assert passed.startswith(f"{path.name}: skipped by file ending: ")
         assert "2 .xyz" in passed
         assert "1 .zip" in passed
         assert "1 without ending" in passed

@@ -228,7 +228,7 @@ def test_a_hugging_face_folder_is_probed(corpus, tmp_path, capsys):
         (["probe.tasks=[words]", "probe.compare=[absent.pt]"], "absent.pt: no such file"),
         (["evaluation.utterance=absent.flac"], "no clip's name ends with 'absent.flac'"),
         (["dump.path=absent"], "absent: no such file or folder"),
-        (["probe.tasks=[words]", "probe.apart=speaker"], "do not do for training and test, with probe.apart: speaker"),
+        (["probe.tasks=[words]", "probe.apart=speaker"], "are too few for training and test, with probe.apart: speaker"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(corpus, trained, tmp_path, options, message):

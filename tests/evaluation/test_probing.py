@@ -81,7 +81,7 @@ def test_clips_that_share_a_label_stay_together(clips):
     assert scores("who", own, [1], apart="who")["logistic"][0][0].values["accuracy"] > 0.9  # not of itself
     alike = LabelledClips(Labels([{**row, "who": "one"} for row in rows], "here"), labelled.in_train)
     with pytest.raises(
-        UserError, match=r"mood: 39 labelled clips do not do for training and test, with probe.apart: who"
+        UserError, match=r"mood: 39 labelled clips are too few for training and test, with probe.apart: who"
     ):
         list(run_task("mood", alike, features, [1], settings(apart="who")))
 
@@ -108,7 +108,7 @@ def test_what_the_labels_cannot_give_is_known_beforehand(clips):
     silent = [{**row, "times": "SIL:0-1"} for row in labelled.labels.rows]
     for rows, task, options, message in (
         (silent, "frame_phones", {}, "frame_phones: the clips have 0 different labels"),
-        ([{**row, "who": "one"} for row in silent], "mood", {"apart": "who"}, "do not do for training and test"),
+        ([{**row, "who": "one"} for row in silent], "mood", {"apart": "who"}, "are too few for training and test"),
         (silent, "characters", {}, "no clip has a label 'words'"),
         (silent, "mood", {"apart": "town"}, "no clip has a label 'town'"),
     ):

@@ -70,4 +70,4 @@ class Listing:
         kinds = ", ".join(
             f"{count:,} {printable(ending) or 'without ending'}" for ending, count in self.passed.most_common(8)
         )
-        return [f"passed over by their endings: {kinds}"]
+        return [f"skipped by file ending: {kinds}"]

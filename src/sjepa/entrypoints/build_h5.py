@@ -1,4 +1,4 @@
-"""buildh5ds."""
+"""The command `buildh5ds`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN_PROBLEMS = 5
 
 
 def build_files(config: Config) -> int:
-    """Writes dataset.train_h5 and dataset.test_h5; both are checked before either is begun. Returns the exit code."""
+    """Writes dataset.train_h5 and dataset.test_h5, after validating both. Returns the exit code."""
     console = Console()
     wanted = _contents(config, console)
     contents = {target: content for target, content in wanted.items() if not _is_there(content, target, console)}
@@ -31,7 +31,7 @@ def build_files(config: Config) -> int:
         for target, content in contents.items():
             done = progress_of(content, target)
             if done:
-                console.note(f"{target}: going on after {done:,} of {len(content.clips):,} clips")
+                console.note(f"{target}: resuming after {done:,} of {len(content.clips):,} clips")
             started = time.monotonic()
             try:
                 built = build(
@@ -44,7 +44,7 @@ def build_files(config: Config) -> int:
             except Stopped as stop:
                 console.warn(
                     f"{target}: stopped by {signal.Signals(received[0]).name} with {stop.clips:,} of "
-                    f"{len(content.clips):,} clips stored; the same command goes on"
+                    f"{len(content.clips):,} clips stored; run the same command to resume"
                 )
                 return 128 + received[0]
             _tell(built, content, time.monotonic() - started, console)
@@ -52,7 +52,7 @@ def build_files(config: Config) -> int:
 
 
 def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
-    """What is to be built, by file, printed with its size."""
+    """The contents of each file to build; prints their sizes."""
     settings = config.dataset
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
     targets = {"train_path": Path(settings.train_h5), "test_path": Path(settings.test_h5)}
@@ -73,7 +73,7 @@ def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
             noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
             if noise is not None:
                 _refuse_targets(noise, targets.values(), "dataset.augment.noise_path")
-            made = augmentation(config, noise).always()  # how often training takes a copy is decided there
+            made = augmentation(config, noise).always()  # always augment: training applies the probability
             tile = round(settings.max_seconds * settings.sample_rate)
             content = replace(content, copies=config.hdf5.copies, augmentation=made, tile_samples=tile)
         number = content.copies
@@ -85,7 +85,7 @@ def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
 
 
 def _refuse_targets(clip_set: ClipSet, targets: Iterable[Path], name: str) -> None:
-    """Raises UserError if a file that is to be read is one that is to be written."""
+    """Raises UserError if an input file is also an output file."""
     written = {target.resolve() for target in targets}
     for source in clip_set.clips.sources:
         if source.path.resolve() in written:
@@ -115,7 +115,7 @@ def _tell(built: Built, content: FileContent, seconds: float, console: Console) 
 
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; a second SIGINT stops at once."""
+    """Records SIGINT and SIGTERM; a second SIGINT interrupts immediately."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,5 @@
-"""The five commands: arguments, exit codes, messages. Each does its imports after its arguments are parsed."""
+"""The five commands: arguments, exit codes, messages. Imports are deferred until the arguments
+are parsed."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def trainsjepa() -> int:
         from sjepa.s_jepa.schema import load_config
 
         config = load_config(options.config, options.overrides)
-        from sjepa.entrypoints.systems import SYSTEMS  # after the configuration: a wrong key is reported at once
+        from sjepa.entrypoints.systems import SYSTEMS  # slow imports after the configuration check
         from sjepa.entrypoints.train import train
 
         return train(SYSTEMS["s-jepa"], config, dry_run=options.dry_run)
@@ -38,7 +39,7 @@ def trainsjepa() -> int:
 
 
 def evalsjepa() -> int:
-    """Measures a trained model on the whole test set."""
+    """Evaluates a trained model on the full test set."""
 
     def work(options: argparse.Namespace) -> int | None:
         from sjepa.config.load import overridden
@@ -82,7 +83,8 @@ def exportw() -> int:
 
 
 def runinfer() -> int:
-    """Features of recordings from an exported encoder. Its arguments are parsed by the file that stands alone."""
+    """Features of recordings from an exported encoder. Arguments are parsed by the standalone
+    `inference.py`."""
     _say_anything()
     if "--help-config" in sys.argv[1:]:
         return _print_reference()
@@ -107,12 +109,12 @@ def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser
 
 
 def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
-    """Does the work and ends as `_exit_code` says."""
+    """Runs `work` and returns the exit code (see `_exit_code`)."""
     code = _exit_code(parser, work, arguments)
-    gc.collect()  # ends the workers of loaders that are left; the interpreter would terminate them, and wait while they stay
+    gc.collect()  # shuts down remaining loader workers, which could block interpreter exit
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # threads that talk to processes which are gone may abort while the interpreter shuts down
+        # communication threads may abort at interpreter shutdown if other ranks have exited
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -120,7 +122,8 @@ def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] |
 
 
 def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None) -> int:
-    """0 done, 2 the user's to mend (one line each), 1 a fault of ours, 128 + n stopped by signal n after saving."""
+    """Exit codes: 0 success, 1 internal error, 2 invalid input (one line each), 128 + n stopped
+    by signal n after saving."""
     _say_anything()
     options = parser.parse_intermixed_args(arguments)
     try:
@@ -137,7 +140,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return EXIT_SIGNAL + 2
-    except BrokenPipeError:  # the reader of our output has left
+    except BrokenPipeError:  # stdout was closed by its reader
         sys.stderr.close()
         return EXIT_SIGNAL + 13
     except Exception as error:
@@ -145,7 +148,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
 
 
 def _say_anything() -> None:
-    """Escapes in place of characters that the terminal does not know."""
+    """Escapes characters that the terminal cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -160,7 +163,8 @@ def _print_reference() -> int:
 
 
 def _fault(command: str, error: Exception) -> int:
-    """One line for the user; the traceback goes to the run's log where there is one, else to the terminal."""
+    """One line for the user; the traceback goes to the run's log if there is one, else to
+    stderr."""
     console = sys.modules.get("sjepa.reporting.console")
     log_file = getattr(console, "log_file", None)
     if log_file is not None:
@@ -169,5 +173,5 @@ def _fault(command: str, error: Exception) -> int:
     else:
         traceback.print_exception(error)
     where = f"; the traceback is in {log_file}" if log_file else ""
-    print(f"{command}: a fault of the program ({type(error).__name__}: {error}){where}", file=sys.stderr)
+    print(f"{command}: internal error ({type(error).__name__}: {error}){where}", file=sys.stderr)
     return EXIT_FAULT

@@ -1,4 +1,4 @@
-"""evalsjepa."""
+"""The command `evalsjepa`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from sjepa.s_jepa.weights import Weights, load_weights
 from sjepa.training.feeding import evaluation_loader, load_set, load_sources
 
 _EFFECTIVE_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
-_SHOWN_SECONDS = (2.0, 5.0)  # of the clip that is drawn, if none is named
+_SHOWN_SECONDS = (2.0, 5.0)  # length of the plotted clip, if none is configured
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every part of an evaluation needs; `shown` is the clip that is drawn."""
+    """Shared state of an evaluation; `shown` is the index of the plotted clip."""
 
     config: Config
     engine: Engine
@@ -66,8 +66,9 @@ class Evaluation:
 
 
 def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int:
-    """Fills runs/<run_name>/eval[N]/: results.csv, pictures, and what `probe` and `dump` ask for. The model, its masking and
-    its mixture come from the weights file. `overridden`: keys set on the command line. Returns the exit code."""
+    """Writes runs/<run_name>/eval[N]/: results.csv, plots, and the outputs of `probe` and
+    `dump`. Model, masking and mixture are those of the weights file. `overridden`: keys set on
+    the command line. Returns the exit code."""
     try:
         return _evaluate(config, overridden)
     except RuntimeError as error:
@@ -99,7 +100,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
         cache_folder=_cache_folder(config),
         progress=console.progress,
     )
-    # everything is checked before a folder is made
+    # validate everything before creating the folder
     sets = labelled_sets(config, engine, console, clip_set.clips, cache_folder=_cache_folder(config))
     labels = sets[0].labels
     spans = labels.spans
@@ -122,7 +123,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
         rows: list[ProbeRow] = []
         for row in probes:
             rows.append(row)
-            write_rows(run_dir.root / "probes.csv", rows)  # what is known stays, whatever comes
+            write_rows(run_dir.root / "probes.csv", rows)  # rewritten after each row: kept if a later probe fails
         console.plain(probe_table(rows))
         if config.evaluation.figures:
             draw_probes(rows, run_dir.root / "probes.jpg")
@@ -135,7 +136,7 @@ def _cache_folder(config: Config) -> Path:
 
 
 def _measure(evaluation: Evaluation, weights: Weights) -> None:
-    """results.csv, components.csv, erank.csv and their pictures."""
+    """Writes results.csv, components.csv, erank.csv and their plots."""
     config, engine, console, loader = evaluation.config, evaluation.engine, evaluation.console, evaluation.loader
     folder, settings = evaluation.run_dir.root, step_settings(config)
     batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
@@ -162,7 +163,8 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
 
 
 def _write_effective_ranks(history: Path, folder: Path, config: Config) -> None:
-    """erank.csv and erank.jpg, from the history of the run that the weights lie in. Raises UserError if there is none."""
+    """Writes erank.csv and erank.jpg from the history of the run that the weights belong to.
+    Raises UserError if there is none."""
     if not history.exists():
         raise UserError(f"effective ranks over training are in a run's history, and there is no {history}")
     rows = read_history(history)
@@ -221,7 +223,7 @@ def _shown_clip(config: Config, clips: Clips) -> int:
 
 
 def _dumped_clips(config: Config, console: Console) -> Clips | None:
-    """Those of the data set that `dump.path` names."""
+    """The clips at `dump.path`; None if it is not set."""
     if config.dump.path is None:
         return None
     cache = _cache_folder(config)
@@ -229,7 +231,7 @@ def _dumped_clips(config: Config, console: Console) -> Clips | None:
 
 
 def _dump(evaluation: Evaluation, weights: Weights, clips: Clips) -> None:
-    """dump/: units and posteriors of every frame of `clips`."""
+    """Writes units and posteriors of every frame of `clips` to dump/."""
     config, engine, console = evaluation.config, evaluation.engine, evaluation.console
     loader = evaluation_loader(config, clips, engine)
     read = encoder_reader(engine, engine.to_device(weights.model))

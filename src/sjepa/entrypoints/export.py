@@ -1,4 +1,4 @@
-"""exportw."""
+"""The command `exportw`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _TIMED_SECONDS = 10
 
 
 def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
-    """Writes the encoder of `init_weights` to `onnx_path`, and beside it what else `export` asks for. A file that does not
-    compute what the encoder does is removed. `overridden`: keys set on the command line. Returns the exit code."""
+    """Exports the encoder of `init_weights` to `onnx_path`, and next to it the further formats
+    set in `export`. A file whose output differs from the encoder's by more than TOLERANCE is
+    deleted. `overridden`: keys set on the command line. Returns the exit code."""
     if config.init_weights is None:
         raise UserError("init_weights: name the weights to export (best.pt of a run)")
     packages()
@@ -57,7 +58,7 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
         loads = (
             "HubertModel.from_pretrained" if is_hubert else "AutoModel.from_pretrained, with trust_remote_code=True,"
         )
-        console.note(f"{folder}: transformers' {loads} takes it")
+        console.note(f"{folder}: transformers' {loads} loads it")
     return 0
 
 
@@ -86,7 +87,7 @@ def _write_int8(encoder: Encoder, source: Path, console: Console) -> None:
 
 
 def _seconds(path: Path, geometry: FrameGeometry) -> float:
-    """The best of three for a clip of ten seconds."""
+    """Run time for a 10 s clip: the best of three runs, in seconds."""
     runtime = session(path)
     waveform = torch.zeros(1, _TIMED_SECONDS * geometry.sample_rate).normal_().numpy() * 0.1
     inputs = {"waveform": waveform, "lengths": torch.tensor([waveform.shape[1]]).numpy()}

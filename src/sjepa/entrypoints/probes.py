@@ -1,4 +1,4 @@
-"""The probes of an evaluation: from a configuration to the rows of probes.csv."""
+"""Runs the configured probes and yields the rows of probes.csv."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sjepa.s_jepa.weights import Weights
 from sjepa.training.data import drawn
 from sjepa.training.feeding import evaluation_loader
 
-# what is done to features without a network, by the end of the baseline's name
+# normalisation and context of baseline features, by suffix of the baseline's name
 _FORMS = {"": AS_THEY_ARE, "clip": SpaceSettings("clip"), "context": SpaceSettings("clip", context=4)}
 
 
@@ -39,8 +39,9 @@ def probe_rows(
     given: Sequence[LabelledSet],
     weights: Weights | None,
 ) -> Iterator[ProbeRow]:
-    """Checks what the probes need, and returns what runs them. `given`: the test set, and perhaps one to train on;
-    `weights`: those of `init_weights`, None for a folder.
+    """Validates the inputs of the probes and returns an iterator that runs them. `given`: the test
+    set and, optionally, a training set; `weights`: those of `init_weights`, None for a Hugging Face
+    folder.
 
     Raises UserError if a label, a layer, an encoder or a package is missing.
     """
@@ -89,7 +90,7 @@ def _run(
                         for row in rows
                     )
                     console.note(f"{extractor.name}{f', layer {layer}' if layer else ''}: {task}, {name}: {shown}")
-        del features  # before those of the next one
+        del features  # free memory before the next extractor
 
 
 def _features(
@@ -116,7 +117,7 @@ def _features(
 
 
 def _chosen(config: Config, given: LabelledSet) -> LabelledSet:
-    """At most `probe.max_clips` of a set, drawn by seed."""
+    """At most `probe.max_clips` of a set, sampled by seed."""
     if len(given.clips) <= config.probe.max_clips:
         return given
     kept = drawn(given.clips, config.probe.max_clips, config.seed, "probe")
@@ -125,7 +126,7 @@ def _chosen(config: Config, given: LabelledSet) -> LabelledSet:
 
 
 def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list[Extractor]:
-    """The encoder itself, those to compare it with, and the baselines."""
+    """The encoder, those of `probe.compare`, and the baselines."""
     path = Path(str(config.init_weights))
     encoder = load_encoder(path) if weights is None else PretrainedEncoder(weights.model.encoder)
     found = [encoder_extractor(_short_name(path), encoder, engine)]
@@ -145,7 +146,8 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
 def _baselines(
     config: Config, engine: Engine, encoder: PretrainedEncoder, weights: Weights | None
 ) -> Iterator[Extractor]:
-    """In the order asked for. Raises UserError if the mixture is, and there is none."""
+    """The baselines in the configured order. Raises UserError if `mixture` is requested without
+    weights."""
     for name in config.probe.baselines:
         source, _, form = name.partition("_")
         space = _FORMS[form]
@@ -161,6 +163,6 @@ def _baselines(
 
 
 def _short_name(path: Path) -> str:
-    """The file's name with its run's: demo/train/best.pt."""
+    """File name with run name: demo/train/best.pt."""
     parts = [part for part in path.parts if part not in ("weights", "runs", "/", "..")]
     return "/".join(parts[-3:])

@@ -1,4 +1,4 @@
-"""Which run is resumed, from where, and whether the configuration still means the same run."""
+"""Finds the run and checkpoint to resume, and checks that the configuration is compatible."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from sjepa.reporting.run_dir import RunDir, existing_runs
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.schedule import RunProgress, Schedule, Stage
 
-# What may change between the parts of one run; everything else would make it another run.
+# Keys that may change on resume; any other change requires a new run.
 _FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
          "train.strategy", "train.probe_memory", "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run to resume: its folder, the checkpoint, how far that came, and how many micro-batches make an update."""
+    """A run to resume: folder, checkpoint, progress, and micro-batches per update."""
 
     run_dir: RunDir
     checkpoint: Path
     progress: RunProgress
     epoch: int
     batches_per_update: int
-    data: dict[str, str]  # the state of the fingerprint of its training set
+    data: dict[str, str]  # fingerprint of its training set
 
     def grad_accum(self, processes: int) -> int:
-        """Micro-batches that each process takes for the same global batch. Raises UserError if they do not divide."""
+        """Micro-batches per rank that keep the global batch. Raises UserError if it is not
+        divisible."""
         share, rest = divmod(self.batches_per_update, processes)
         if rest:
             raise UserError(
@@ -43,12 +44,13 @@ class Resumed:
     def stage(self, schedule: Schedule[Any]) -> Stage:
         """The stage that the checkpoint was made in; the next one may start with the very next update."""
         last = list(self.progress.entered)[-1]
-        found: Stage = next(stage for stage in schedule.stages if stage.name == last)  # plans keep what was entered
+        found: Stage = next(stage for stage in schedule.stages if stage.name == last)  # plans keep entered stages
         return found
 
 
 def run_to_resume(schema: Schema[Any], config: RunConfig, console: Console) -> Resumed | None:
-    """The highest-numbered run with a checkpoint that can be read, and that checkpoint."""
+    """The highest-numbered run with a readable checkpoint, and its latest such checkpoint; None
+    if there is no such run."""
     for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
         checkpoints = Checkpoints(checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
         for path in reversed(checkpoints.paths()):
@@ -75,14 +77,14 @@ def run_to_resume(schema: Schema[Any], config: RunConfig, console: Console) -> R
 
 
 def checkpoint_folder(config: RunConfig, run_dir: RunDir) -> Path:
-    """`checkpoint.dir` may serve many runs: each has a folder of its own there."""
+    """`checkpoint.dir` may be shared by runs: each has its own subfolder."""
     if config.checkpoint.dir is None:
         return run_dir.checkpoints
     return Path(config.checkpoint.dir) / config.run_name / run_dir.root.name
 
 
 def differences(used: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """`key: old → new` for every key that differs and must not."""
+    """`key: old → new` for every changed key that must not change."""
     old, new = _flat(used), _flat(wanted)
     names = [*new, *(name for name in old if name not in new)]
     changed = [name for name in names if old.get(name) != new.get(name) and not name.startswith(_FREE)]

@@ -1,4 +1,4 @@
-"""How a run ends early: by signals, in good order, and what a cluster is told then; or because one process fails."""
+"""Early termination: graceful stop on signals, SLURM requeueing, failure of a single rank."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _LOST = re.compile(r"[Cc]onnection (closed|reset)|NCCL|Socket|[Tt]imed out")
 
 
 def _slurm_job() -> str | None:
-    """The SLURM job that this process is part of; a task of an array is a job of its own."""
+    """The SLURM job id of this process, None outside SLURM; array tasks have their own job id."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 @contextmanager
 def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM, SIGINT and under SLURM SIGUSR1 finish the update, save and stop; a second SIGINT stops at once."""
+    """SIGTERM, SIGINT and, under SLURM, SIGUSR1 finish the update, save and stop; a second
+    SIGINT interrupts immediately."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if _slurm_job() and hasattr(signal, "SIGUSR1"):
         numbers.append(signal.SIGUSR1)
@@ -47,10 +48,10 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 
 
 def told_to_stop(number: int, *, warn: Callable[[str], None]) -> int:
-    """Says how the run goes on, and puts the job back into SLURM's queue if SIGUSR1 asked for that. The exit code."""
+    """Logs how to resume, and requeues the SLURM job on SIGUSR1. Returns the exit code."""
     job, name = _slurm_job(), signal.Signals(number).name
     if name != "SIGUSR1" or job is None:
-        warn(f"stopped by {name}; the same command with checkpoint.resume=true goes on")
+        warn(f"stopped by {name}; the same command with checkpoint.resume=true resumes it")
         return 128 + number
     try:
         done = subprocess.run(
@@ -62,19 +63,18 @@ def told_to_stop(number: int, *, warn: Callable[[str], None]) -> int:
     if problem:
         warn(f"stopped by {name}, saved, but job {job} could not be requeued ({problem}); submit it again")
         return 128 + number
-    warn(f"stopped by {name}, saved, and job {job} is back in the queue; it goes on if checkpoint.resume is true")
+    warn(f"stopped by {name}, saved, and job {job} is back in the queue; it resumes if checkpoint.resume is true")
     return 0
 
 
 def end_of_one(error: Exception, ranks: Ranks) -> int:
-    """One of several processes ends by an error: each says what it alone knows. The exit code."""
+    """Handles an error on one of several ranks: errors specific to a rank are reported with its
+    number. Returns the exit code for errors that rank 0 reports."""
     if isinstance(error, SharedError):
-        return 0  # the main process says it
+        return 0  # reported by rank 0
     if isinstance(error, UserError):
         raise UserError(f"process {ranks.rank} of {ranks.size}: {error}") from error
     if not isinstance(error, RuntimeError | ConnectionError) or not _LOST.search(str(error)):
         raise error
-    time.sleep(_SECONDS_TO_BE_ENDED)  # by the process that started this one, which is gone or has the reason
-    raise UserError(
-        f"process {ranks.rank} of {ranks.size}: another process ended; what it said is the reason"
-    ) from error
+    time.sleep(_SECONDS_TO_BE_ENDED)  # time for the launcher to terminate this process
+    raise UserError(f"process {ranks.rank} of {ranks.size}: another process failed; see its error message") from error

@@ -1,4 +1,4 @@
-"""The systems that share the engine, by name. A command belongs to one of them: no configuration has to say which."""
+"""Registered systems, by name. Each command selects its system; it is not a configuration key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training, for any system: what trainsjepa does."""
+"""The command `trainsjepa`, for any system."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sjepa.training.trainer import Cadence, RunParts, Trainer
 
 
 def train(system: System, config: Any, *, dry_run: bool = False) -> int:
-    """Trains as configured; with `dry_run` only says what it would do. Returns the exit code."""
+    """Trains as configured; `dry_run` only prints the plan. Returns the exit code."""
     processes = Processes(config.train.devices, config.train.num_nodes)
     engine = Engine(
         device=config.device,
@@ -62,14 +62,14 @@ def train(system: System, config: Any, *, dry_run: bool = False) -> int:
 
 
 def _refuse_other_data(run: Prepared) -> None:
-    """Processes that see other files would wait for each other for ever."""
+    """Raises SharedError if ranks see different data, which would deadlock."""
     own = (run.data.fingerprint.state_dict(), run.loader.num_batches)
     if len({repr(seen) for seen in run.engine.ranks.each(own)}) > 1:
         raise SharedError("dataset.train_path: the processes see different clips; give all machines the same files")
 
 
 def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run_dir: RunDir, console: Console) -> int:
-    """From the first update to the figures of the test set."""
+    """Training and final evaluation. Returns the exit code."""
     is_main = run.engine.ranks.is_main
     report = run.engine.ranks.main_first(lambda: _report(system, run, resumed, run_dir, console))
     task = system.task(run, start, run_dir.root, report)
@@ -117,7 +117,7 @@ def _trainer(system: System, run: Prepared, task: Task, report: RunReport | Sile
 def _report(
     system: System, run: Prepared, resumed: Resumed | None, run_dir: RunDir, console: Console
 ) -> RunReport | Silence:
-    """Who listens to this process."""
+    """The reporter of this rank: `RunReport` on rank 0, else `Silence`."""
     if not run.engine.ranks.is_main:
         return Silence()
     events = event_writer(run_dir.root) if run.config.logging.tensorboard else None
@@ -128,14 +128,15 @@ def _report(
 
 
 def _prepare(system: System, config: Any, engine: Engine, console: Console, resumed: Resumed | None) -> Prepared:
-    """Reads and checks data and plan. Raises UserError, with nothing written, if something does not fit."""
+    """Loads and validates data and schedule. Raises UserError, with nothing written, if they are
+    invalid."""
     cache_folder = Path(config.runs_root) / config.run_name / "cache"
     data = load_data(config, cache_folder=cache_folder, progress=console.progress)
     loader = train_loader(config, data, engine)
     if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
     if resumed:
-        data.fingerprint.load_state_dict(resumed.data)  # before anything else can be wrong because of it
+        data.fingerprint.load_state_dict(resumed.data)  # first: later checks depend on the data
     if config.train.compile:
         check_compiler(engine.device)
     processes = engine.processes.total
@@ -148,7 +149,7 @@ def _prepare(system: System, config: Any, engine: Engine, console: Console, resu
 
 
 def _run_folder(config: Any, resumed: Resumed | None, console: Console) -> RunDir:
-    """The folder to write to: a new one with the configuration in it, or that of the run to go on with."""
+    """The run folder: a new one with the saved configuration, or that of the resumed run."""
     if resumed is None:
         run_dir = new_run(Path(config.runs_root), config.run_name, "train")
         write_text(run_dir.config, dump_config(config))
@@ -161,11 +162,11 @@ def _run_folder(config: Any, resumed: Resumed | None, console: Console) -> RunDi
 
 
 def _describe(system: System, run: Prepared, start: Any, console: Console, notes: list[str]) -> None:
-    """Data, model, batch, plan and memory, before anything costs time."""
+    """Prints data, model, batch, schedule and memory before training starts."""
     for note in notes:
         console.note(note)
     console.plain(describe_data(run.data))
-    parts = (run.data.train, run.data.test)  # which may be of one source
+    parts = (run.data.train, run.data.test)  # may share a source
     console.left_out(
         dict.fromkeys(remark for part in parts for remark in part.remarks),
         dict.fromkeys(pair for part in parts for pair in part.dropped),
@@ -183,7 +184,7 @@ def _describe(system: System, run: Prepared, start: Any, console: Console, notes
 
 
 def _probe_memory(task: Task, run: Prepared, console: Console) -> None:
-    """Runs what will take most memory, so that it runs out now or never."""
+    """Runs the largest micro-batches, so that out-of-memory errors occur before training."""
     shapes, rate = run.loader.largest_batches(), run.loader.sample_rate
     stages = [stage for stage in run.schedule.stages if stage.end_step > task.stage.start_step]
     peak = probe_memory(task, shapes, stages, sample_rate=rate)
@@ -192,7 +193,7 @@ def _probe_memory(task: Task, run: Prepared, console: Console) -> None:
 
 
 def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
-    """Times a few real micro-batches and says how long the rest will take."""
+    """Times a few real micro-batches and logs the estimated remaining time."""
     stage, loader, schedule = trainer.task.stage, run.loader, run.schedule
     batches = loader.epoch(trainer.clock.epoch, augment=stage.augment)
     per_second = seconds_per_audio_second(trainer.task, batches, sample_rate=loader.sample_rate)
@@ -208,7 +209,7 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
 
 
 def _final_evaluation(system: System, run: Prepared, run_dir: RunDir, console: Console) -> None:
-    """The best weights on the whole test set."""
+    """Evaluates the best weights on the full test set."""
     path = run_dir.weights / "best.pt"
     if not run.engine.ranks.from_main(path.exists()):
         console.warn("no epoch had usable validation figures, so there is no best.pt; the last weights are evaluated")

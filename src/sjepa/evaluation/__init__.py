@@ -1,1 +1,1 @@
-"""Measuring a trained model."""
+"""Evaluation of trained models."""

@@ -1,10 +1,11 @@
-"""ABX discriminability of phones: of two phones in the same context, is a third token nearer to the one of its own kind?
-(Schatz et al. 2013; the ZeroSpeech challenges.) It trains nothing.
+"""ABX phone discriminability: given tokens A and B of two phones in the same context, is X, another
+token of A's phone, closer to A than to B? (Schatz et al. 2013; the ZeroSpeech challenges.) Needs no
+training.
 
-Tokens are triphones. A and B are of one speaker and differ in the middle phone alone; X has A's phones and is of the same
-speaker (within) or of another (across). Tokens are compared by the mean angle between frames along the best path of a
-dynamic time warping. Errors are averaged over the triples of a cell, over contexts, over speakers, and then over pairs of
-phones.
+Tokens are triphones. A and B are from one speaker and differ only in the middle phone; X has A's
+phones and is from the same speaker (within) or another one (across). The distance of two tokens is
+the mean angle between frames along the best path of dynamic time warping. Errors are averaged over
+the triples of a cell, over contexts, over speakers, and then over pairs of phones.
 
 T frames, D features, N pairs of tokens, P pairs of phones, S speakers.
 """
@@ -25,14 +26,14 @@ Floats = NDArray[np.float32]
 Kind = Literal["within", "across"]
 KINDS: tuple[Kind, ...] = ("within", "across")
 
-_MOST_OF_A_KIND = 5  # tokens of one triphone and speaker, drawn by seed
-_MOST_OTHERS = 5  # tokens of other speakers that one pair is compared with, likewise
+_MOST_OF_A_KIND = 5  # tokens per triphone and speaker, sampled by seed
+_MOST_OTHERS = 5  # tokens X of other speakers per pair (A, B), likewise
 _PAIRS_AT_ONCE = 4000
-_LONGEST_SECONDS = 1.0  # of a triphone; longer ones are mistakes of an alignment
+_LONGEST_SECONDS = 1.0  # of a triphone; longer ones are alignment errors
 
 
 class Token(NamedTuple):
-    """A phone between two others, as `speaker` says it from `start` to `end` seconds of a clip."""
+    """A triphone spoken by `speaker` from `start` to `end` (seconds) in a clip."""
 
     before: str
     phone: str
@@ -53,7 +54,7 @@ class Triples(NamedTuple):
 
 
 def triphones(clip: int, speaker: str, spans: Sequence[Span]) -> list[Token]:
-    """The tokens of a clip; those next to silence, or with a gap inside, are left out."""
+    """The tokens of a clip, without those next to silence, with gaps, or too long."""
     found = []
     for before, own, after in zip(spans, spans[1:], spans[2:], strict=False):
         whole = before.end >= own.start - 1e-3 and own.end >= after.start - 1e-3
@@ -64,7 +65,7 @@ def triphones(clip: int, speaker: str, spans: Sequence[Span]) -> list[Token]:
 
 
 def draw_triples(tokens: Sequence[Token], kind: Kind, *, seed: int) -> Triples:
-    """The triples to judge: all of them, but for the tokens over the limits, which are drawn by seed."""
+    """All triples; tokens beyond the limits are subsampled by seed."""
     draws = generator(seed, "abx", kind)
     said: dict[tuple[str, str], dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(dict))
     for position, token in enumerate(tokens):
@@ -109,7 +110,8 @@ class Errors(NamedTuple):
         return np.any(~np.isnan(self.rate_PS), axis=0)
 
     def mean(self, weight_S: NDArray[np.float64] | None = None) -> float:
-        """Over speakers (weighted, for a bootstrap), then over pairs; NaN if nothing can be judged."""
+        """Mean over speakers (weighted, for a bootstrap), then over pairs; NaN if there are no
+        triples."""
         weight_PS = np.where(np.isnan(self.rate_PS), 0.0, 1.0 if weight_S is None else weight_S)
         total_P = weight_PS.sum(1)
         judged = total_P > 0
@@ -119,7 +121,7 @@ class Errors(NamedTuple):
 
 
 def error_rates(triples: Triples, frames: Sequence[Floats]) -> Errors:
-    """`frames` [T, D] of every token."""
+    """ABX error rates; `frames` are [T, D] for every token."""
     from_a, from_b = (
         distances(frames, np.stack([other_N, triples.x_N], axis=1)) for other_N in (triples.a_N, triples.b_N)
     )
@@ -145,7 +147,7 @@ def _collapsed(
 
 
 def distances(frames: Sequence[Floats], pair_N2: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The distance of each pair of tokens: the mean angle (in units of π) along the best path."""
+    """Distance of each pair of tokens: mean angle (in units of π) along the best DTW path."""
     unique_M2, inverse_N = np.unique(pair_N2, axis=0, return_inverse=True)
     unit = [_unit(own) for own in frames]
     count = np.array([len(own) for own in frames])
@@ -163,8 +165,9 @@ def distances(frames: Sequence[Floats], pair_N2: NDArray[np.int64]) -> NDArray[n
 
 
 def warped(cost_NTU: Floats, length_N: NDArray[np.int64], other_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Dynamic time warping of many pairs at once: the cost of the best path over its number of steps, where a path goes on
-    in either token or in both. Pair n has the first `length_N[n]` rows and `other_N[n]` columns."""
+    """Batched dynamic time warping: cost of the best path divided by its number of steps, each
+    of which advances in either token or in both. Pair n has the first `length_N[n]` rows and
+    `other_N[n]` columns."""
     count, rows, columns = cost_NTU.shape
     cost_TUN = np.moveaxis(cost_NTU, 0, -1).astype(np.float64)
     best = np.full((rows + 1, columns + 1, count), np.inf)
@@ -185,7 +188,7 @@ def warped(cost_NTU: Floats, length_N: NDArray[np.int64], other_N: NDArray[np.in
 def token_frames(
     tokens: Iterable[Token], frames: Mapping[int, Floats], seconds: Sequence[NDArray[np.float64]]
 ) -> list[Floats]:
-    """The frames of every token: those whose middle lies within it, at least the nearest one."""
+    """The frames of every token: those whose centre lies within it, at least the nearest one."""
     found = []
     for token in tokens:
         first, end = np.searchsorted(seconds[token.clip], [token.start, token.end])

@@ -1,7 +1,8 @@
-"""Where the phones of a transcript are: monophones of one Gaussian each, flat start, Viterbi training (Rabiner 1989), first
-on the features themselves, then on the directions of spliced frames that tell the phones apart (Haeb-Umbach & Ney 1992).
+"""Forced alignment of phone transcripts: monophones with one Gaussian each, flat start, Viterbi
+training (Rabiner 1989), first on the features, then on linear discriminants of spliced frames
+(Haeb-Umbach & Ney 1992).
 
-T frames, S states of a clip, P phones, D features, B clips at once.
+T frames, S states of a clip, P phones, D features, B clips in a batch.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SILENCE = "SIL"
-_ITERATIONS = 12  # with each kind of features
+_ITERATIONS = 12  # per kind of features
 _VARIANCE_FLOOR = 0.05
 _CONTEXT, _DIRECTIONS = 4, 30
-_RIDGE = 1e-3  # of the mean variance within phones
-_LEAST_VARIANCE = 1e-6  # where nothing varies
+_RIDGE = 1e-3  # relative to the mean within-phone variance
+_LEAST_VARIANCE = 1e-6  # for constant features
 _CELLS_AT_ONCE = 2_000_000  # clips × frames × states
 
 
 class _Chain(NamedTuple):
-    """The states of a clip, one after the other: phones, and pauses that may be left out."""
+    """The state sequence of a clip: phones, and optional pauses."""
 
     phone_S: Ints
     pause_S: NDArray[np.bool_]
@@ -43,11 +44,12 @@ def align(
     training: Sequence[bool] | None = None,
     seconds: Sequence[Floats] | None = None,
 ) -> list[list[Span]]:
-    """The times of the phones of every clip, and of pauses (SILENCE) where there are any: at both ends and between words.
+    """Phone times of every clip, with optional pauses (SILENCE) at both ends and between words.
 
-    `features` [T, D] have zero mean and unit deviation per clip; `words` are the phones of each word of the transcripts,
-    at most T to a clip; the models are trained on the clips that `training` marks (default: all); `seconds` [T] is the
-    middle of every frame (default: those of a clip in one piece).
+    `features` [T, D] have zero mean and unit deviation per clip; `words` are the phones of each
+    word of the transcripts, at most T per clip; `training` marks the clips that the models are
+    trained on (default: all); `seconds` [T] are the frame centres (default: those of a clip encoded
+    as a whole).
     """
     names = sorted({phone for clip in words for word in clip for phone in word} | {SILENCE})
     chains = [_chain(clip, names) for clip in words]
@@ -73,7 +75,7 @@ def _chain(words: Sequence[Sequence[str]], names: Sequence[str]) -> _Chain:
 
 
 def _flat_start(frames: int, chain: _Chain) -> Ints:
-    """All phones and the pauses at both ends equally long."""
+    """Uniform segmentation into all phones and the pauses at both ends."""
     taken = ~chain.pause_S
     taken[[0, -1]] = frames >= taken.sum() + 2
     states = np.flatnonzero(taken)
@@ -83,7 +85,8 @@ def _flat_start(frames: int, chain: _Chain) -> Ints:
 def _trained(
     features: Sequence[Floats], chains: Sequence[_Chain], paths: list[Ints], chosen: Sequence[int], phones: int
 ) -> list[Ints]:
-    """The best paths after rounds of estimating the phones from the paths, and the paths from the phones."""
+    """Viterbi training: alternates estimation of the Gaussians and realignment; returns the
+    paths."""
     groups = _of_like_size(features, chains)
     for _ in range(_ITERATIONS):
         mean_PD, variance_PD = _estimate(features, chains, paths, chosen, phones)
@@ -96,7 +99,8 @@ def _trained(
 
 
 def _of_like_size(features: Sequence[Floats], chains: Sequence[_Chain]) -> list[list[int]]:
-    """Clips that go through Viterbi together, by length: padded to the longest, so many cells at most or a single clip."""
+    """Batches of clips of similar length for the Viterbi search: at most `_CELLS_AT_ONCE` cells
+    after padding, or a single clip."""
     groups: list[list[int]] = []
     frames = states = 0
     for index in sorted(range(len(features)), key=lambda index: len(features[index])):
@@ -109,7 +113,7 @@ def _of_like_size(features: Sequence[Floats], chains: Sequence[_Chain]) -> list[
 
 
 def _membership(chain: _Chain, path: Ints, phones: int) -> Floats:
-    """1 where a frame is of a phone, [P, T]."""
+    """One-hot phone of each frame, [P, T]."""
     return np.asarray(np.arange(phones)[:, None] == chain.phone_S[path], dtype=np.float64)
 
 
@@ -127,7 +131,7 @@ def _estimate(
 
 
 def _spliced(x_TD: Floats) -> Floats:
-    """Each frame with its neighbours; the ends are repeated."""
+    """Frames with their context; edge frames are repeated."""
     around = np.arange(len(x_TD))[:, None] + np.arange(-_CONTEXT, _CONTEXT + 1)
     return x_TD[np.clip(around, 0, len(x_TD) - 1)].reshape(len(x_TD), -1)
 
@@ -135,7 +139,8 @@ def _spliced(x_TD: Floats) -> Floats:
 def _telling_apart(
     features: Sequence[Floats], chains: Sequence[_Chain], paths: Sequence[Ints], chosen: Sequence[int], phones: int
 ) -> list[Floats]:
-    """Linear discriminant analysis of spliced frames: most variance between phones for unit variance within them."""
+    """Linear discriminant analysis of spliced frames: maximal between-phone variance at unit
+    within-phone variance."""
     width = features[0].shape[1] * (2 * _CONTEXT + 1)
     count_P, sum_PD, square_DD = np.zeros(phones), np.zeros((phones, width)), np.zeros((width, width))
     for index in chosen:
@@ -157,11 +162,12 @@ def _log_likelihood(x_TD: Floats, mean_PD: Floats, variance_PD: Floats) -> Float
 
 
 def best_paths(scores: Sequence[Floats], pauses: Sequence[NDArray[np.bool_]]) -> list[Ints]:
-    """The state of every frame on the best way through each clip. `scores` [T, S] are log-likelihoods; a way stays or
-    moves on, and leaves out no state but those that `pauses` [S] marks, of which no two follow each other."""
+    """The Viterbi path of each clip: the state of every frame. `scores` [T, S] are
+    log-likelihoods. A path stays in a state or moves to the next one, and may skip only states
+    marked in `pauses` [S], no two of which are adjacent."""
     clips, frames, states = len(scores), max(map(len, scores)), max(map(len, pauses))
     score_TBS = np.full((frames, clips, states), -np.inf)
-    skip_BS = np.zeros((clips, states), dtype=bool)  # that a state can be reached from the one before the last
+    skip_BS = np.zeros((clips, states), dtype=bool)  # whether the state before this one can be skipped
     for clip, (score_TS, pause_S) in enumerate(zip(scores, pauses, strict=True)):
         score_TBS[: len(score_TS), clip, : len(pause_S)] = score_TS
         skip_BS[clip, 2 : len(pause_S)] = pause_S[1:-1]
@@ -197,7 +203,8 @@ def _way_back(last_S: Floats, step_TS: NDArray[np.int8], ends_in_pause: bool) ->
 
 
 def _spans(names: Sequence[str], path: Ints, centres: Floats, hop_seconds: float) -> list[Span]:
-    """From halfway before a state's first frame to halfway after its last one, seconds."""
+    """Time of each state in seconds: from half a hop before its first frame centre to half a hop
+    after its last."""
     half = hop_seconds / 2
     first = np.flatnonzero(np.diff(path, prepend=-1))
     last = np.append(first[1:], len(path)) - 1

@@ -1,4 +1,4 @@
-"""Probes that name the class of an example from frozen features. [Probing]
+"""Classification probes on frozen features. [Probing]
 
 N examples, L layers, D features, C classes.
 """
@@ -15,22 +15,23 @@ from torch import Tensor, nn
 from sjepa.core.random import generator, key
 
 _LEAST_DEVIATION = 1e-6
-MIX_RATE = 0.03  # Adam's, for the few weights of layers, which would hardly move at that of a network
+MIX_RATE = 0.03  # Adam learning rate of the layer weights; the network's rate is too low for them
 _MLP_WIDTH, _MLP_DROPOUT, _MLP_RATE, _MLP_BATCH, _MLP_EPOCHS = 256, 0.1, 1e-3, 512, 20
-_MLP_FEWEST_UPDATES = 16  # in an epoch
+_MLP_FEWEST_UPDATES = 16  # per epoch
 
 Classify = Callable[[Tensor], Tensor]
 
 
 class LayerMix(nn.Module):
-    """Features of all layers standardised with training statistics, and added up with learned weights that sum to 1
-    (Yang et al. 2021, SUPERB). A single layer is only standardised."""
+    """Weighted sum of all layers, each standardised with training statistics, with learned
+    softmax weights (Yang et al. 2021, SUPERB). A single layer is only standardised."""
 
     mean_LD: Tensor
     deviation_LD: Tensor
 
     def __init__(self, train: Sequence[Tensor]) -> None:
-        """`train`: the training examples in any number of parts [N, L, D]. What is constant there is not scaled."""
+        """`train`: the training examples in any number of parts [N, L, D]. Constant features are
+        not scaled."""
         super().__init__()
         count = sum(map(len, train))
         mean_LD = torch.stack([part.float().sum(0) for part in train]).sum(0) / count
@@ -55,9 +56,10 @@ class LayerMix(nn.Module):
 def logistic_regression(
     train_NLD: Tensor, train_N: Tensor, *, num_classes: int, inverse_penalty: float = 1.0, steps: int = 2000
 ) -> Classify:
-    """A multinomial logistic regression: L2 penalty 1/(2C) on the weights, L-BFGS. Its optimum is scikit-learn's.
+    """Multinomial logistic regression: L2 penalty 1/(2C) on the weights, L-BFGS; same optimum as
+    scikit-learn.
 
-    Returns what maps features [N, L, D] to classes [N].
+    Returns a classifier: features [N, L, D] to classes [N].
     """
     mix = LayerMix([train_NLD])
     linear = nn.Linear(mix.width, num_classes, device=train_NLD.device)
@@ -82,8 +84,9 @@ def logistic_regression(
 
 
 def multilayer_perceptron(train_NLD: Tensor, train_N: Tensor, *, num_classes: int, seed: int) -> Classify:
-    """Two hidden layers of 256 with ReLU and dropout 0.1; Adam 1e-3, 20 epochs of batches of 512, or of a sixteenth of the
-    examples if there are few: an epoch has at least 16 updates. Returns what maps features [N, L, D] to classes [N]."""
+    """MLP with two hidden layers of 256, ReLU and dropout 0.1; Adam 1e-3, 20 epochs, batch size
+    512 or, with few examples, N / 16, so that an epoch has at least 16 updates. Returns a
+    classifier: features [N, L, D] to classes [N]."""
     torch.manual_seed(key(seed, "probe"))
     mix = LayerMix([train_NLD])
     network = nn.Sequential(
@@ -104,7 +107,7 @@ def multilayer_perceptron(train_NLD: Tensor, train_N: Tensor, *, num_classes: in
 
 
 def parameter_groups(network: nn.Module, mix: LayerMix, rate: float) -> list[dict[str, Any]]:
-    """The parameters of a network for Adam, the weights of its layer mix with a rate of their own."""
+    """Adam parameter groups; the layer weights have their own learning rate."""
     others = [parameter for parameter in network.parameters() if parameter is not mix.logits_L]
     return [{"params": others, "lr": rate}, {"params": [mix.logits_L], "lr": MIX_RATE}]
 

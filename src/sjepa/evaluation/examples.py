@@ -1,4 +1,4 @@
-"""The clips that probes train and are tested on. N examples."""
+"""Training and test clips of probes. N examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What a probe depends on besides features and labels, the fields of the section `probe`; and where it computes."""
+    """Settings of a probe: device, seed, and fields of the section `probe`."""
 
     device: torch.device
     seed: int
@@ -49,7 +49,7 @@ class LabelledClips:
 
     @cached_property
     def speakers(self) -> NDArray[np.int64] | None:
-        """The number of each clip's speaker, if all have one."""
+        """Speaker index of each clip; None unless all clips have one."""
         names = [row.get(SPEAKER, "") for row in self.labels.rows]
         if not all(names):
             return None
@@ -58,13 +58,14 @@ class LabelledClips:
     def by_speaker(
         self, part_N: Sequence[float], whole_N: Sequence[float], clip_N: NDArray[np.int64]
     ) -> BySpeaker | None:
-        """Sums of `part_N` over sums of `whole_N`, of examples that belong to the clips `clip_N`."""
+        """The ratio sum(`part_N`) / sum(`whole_N`) by speaker; example n belongs to clip
+        `clip_N[n]`. None if speakers are unknown."""
         if self.speakers is None:
             return None
         return BySpeaker.ratio(part_N, whole_N, self.speakers[clip_N], int(self.speakers.max()) + 1)
 
     def usable(self, values: Sequence[Any], features: ClipFeatures) -> Positions:
-        """The clips that have a value and could be read."""
+        """Indices of the readable clips that have a value."""
         return np.array(
             [i for i, mean in enumerate(features.means) if mean is not None and values[i]],
             np.int64,
@@ -74,8 +75,9 @@ class LabelledClips:
 def splits(
     task: str, clips: LabelledClips, usable: Positions, settings: ProbeSettings, *, has_training_set: bool
 ) -> list[Split]:
-    """Random 80/20 splits of the usable clips; for frames and recognition, with a training set of their own, four fifths
-    of that against the whole test set (`has_training_set`). Clips that share the label `apart` are never on both sides."""
+    """Random 80/20 splits of the usable clips. With `has_training_set` (frame and recognition
+    probes) and a separate training set: 80 % of that, and the whole test set. Clips with the
+    same label `apart` are never in both parts."""
     own_train, own_test = usable[clips.in_train[usable]], usable[~clips.in_train[usable]]
     apart = None if settings.apart in (None, task) else clips.labels.column(str(settings.apart))
     group_N = usable if apart is None else np.array([apart[position] for position in usable])
@@ -98,6 +100,6 @@ def splits(
             if across:
                 there = f"{len(own_train)} labelled clips of probe.train_path and {len(own_test)} of the test set"
             alike = f", with probe.apart: {settings.apart}" if apart is not None else ""
-            raise UserError(f"probe.tasks: {task}: {there} do not do for training and test{alike}")
+            raise UserError(f"probe.tasks: {task}: {there} are too few for training and test{alike}")
         found.append(part)
     return found

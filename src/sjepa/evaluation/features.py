@@ -26,8 +26,8 @@ LayerSpec = int | Literal["learned"]
 
 @dataclass(frozen=True)
 class Extractor:
-    """A source of features: `compute` maps waveforms, their numbers of samples and keys of who speaks to all layers,
-    [L, B, T, D]."""
+    """A feature extractor: `compute` maps waveforms, lengths in samples and speaker keys to the
+    features of all layers, [L, B, T, D]."""
 
     name: str
     num_layers: int
@@ -35,11 +35,11 @@ class Extractor:
     compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def columns(self, specs: Sequence[LayerSpec]) -> list[tuple[str, list[int]]]:
-        """For each of `specs` its name and the layers that it needs. What has a single layer has it for all of them. Raises
-        UserError if there is no such layer."""
+        """Name and required layers of each spec. An extractor with a single layer uses it for
+        all specs. Raises UserError if a layer does not exist."""
         if self.num_layers == 1:
             return [("", [0])]
-        found: dict[str, list[int]] = {}  # -1 and the last one's number are one
+        found: dict[str, list[int]] = {}  # -1 and the index of the last layer are merged
         for spec in specs:
             if spec == "learned":
                 found["learned"] = list(range(self.num_layers))
@@ -56,7 +56,7 @@ def mfcc_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings
 
 
 def mel_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
-    """The levels that the log-mel frontend is made of."""
+    """The log-mel levels computed by the log-mel frontend."""
     frontend = engine.to_device(MelFrontend(statistics="corpus", geometry=geometry))
     width = frontend.num_channels
     return _plain_extractor("log-mel", lambda waveform_BS, _: frontend.levels(waveform_BS), width, geometry, space)
@@ -69,7 +69,7 @@ def _plain_extractor(
     geometry: FrameGeometry,
     settings: SpaceSettings,
 ) -> Extractor:
-    """Features without a network, normalised and spliced as `settings` say."""
+    """Features without a network, normalised and spliced according to `settings`."""
     space = MixtureSpace(settings, width)
 
     def prepared(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
@@ -79,8 +79,8 @@ def _plain_extractor(
 
 
 class ClipFeatures(NamedTuple):
-    """Of every clip the mean over time [L, D] and, if they were kept, its frames [T, L, D] with the time of each (seconds);
-    None for clips that could not be read."""
+    """Per clip: mean over time [L, D], frames [T, L, D] if kept, and frame times (seconds). Mean
+    and frames are None for unreadable clips."""
 
     means: list[Tensor | None]
     frames: list[Tensor | None]
@@ -88,7 +88,7 @@ class ClipFeatures(NamedTuple):
 
 
 def joined(sets: Sequence[ClipFeatures]) -> ClipFeatures:
-    """The clips of several sets, one set after the other."""
+    """Concatenates the clips of several sets."""
     return ClipFeatures(
         [mean for own in sets for mean in own.means],
         [frames for own in sets for frames in own.frames],
@@ -108,7 +108,7 @@ def extract(
     keep_frames: bool,
     warn: Callable[[Failure], None],
 ) -> ClipFeatures:
-    """Features of the chosen layers on the host; the windows of a longer clip one after the other."""
+    """Features of `layers` in CPU memory; the windows of a long clip are concatenated."""
     parts: list[list[Tensor]] = [[] for _ in range(num_clips)]
     times: list[list[NDArray[np.float64]]] = [[] for _ in range(num_clips)]
     for batch in batches:
@@ -124,7 +124,7 @@ def extract(
             clip, frames = int(windows.clip_N[window]), extractor.geometry.frames(samples)
             seconds = extractor.geometry.centres(int(windows.start_N[window]), frames)
             new = slice(int(np.searchsorted(seconds, times[clip][-1][-1], side="right")) if times[clip] else 0, frames)
-            own_TLD = found_BTLD[row, new]  # a clip's last window may begin in the one before
+            own_TLD = found_BTLD[row, new]  # a clip's last window may overlap the previous one
             parts[clip].append(own_TLD.clone() if keep_frames else own_TLD.sum(0, keepdim=True))
             times[clip].append(seconds[new])
     window_count_N = np.bincount(windows.clip_N, minlength=num_clips)
@@ -133,7 +133,7 @@ def extract(
     for clip, own in enumerate(parts):
         is_whole = len(own) == window_count_N[clip]
         whole_TLD = torch.cat(own) if is_whole else torch.zeros(0)
-        own.clear()  # one copy at a time
+        own.clear()  # free memory
         count = sum(map(len, times[clip]))
         means.append(whole_TLD.sum(0) / count if is_whole else None)
         kept.append(whole_TLD if is_whole and keep_frames else None)

@@ -1,4 +1,4 @@
-"""What is known of clips: from a table beside the data, or from the fields of a manifest. T frames."""
+"""Labels of clips, from a table or from manifest fields. T frames."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sjepa.core.files import printable
 from sjepa.dataset.clips import Clips
 
 SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "pau", "h#", "<sil>"})
-SPEAKER = "speaker"  # the column that tells voices apart
+SPEAKER = "speaker"  # column with the speaker of a clip
 TEXT_COLUMNS = ("words", "text", "transcript")
 
-_OVERLAP_SECONDS = 0.0015  # that rounding may make
+_OVERLAP_SECONDS = 0.0015  # tolerance for rounded times
 _LARGEST_FIELD = 1 << 30
-_STRESS = re.compile(r"(?<=[A-Z])[012]$")  # of ARPAbet's vowels
+_STRESS = re.compile(r"(?<=[A-Z])[012]$")  # stress digits of ARPAbet vowels
 _SPAN = re.compile(r"(?P<phone>.+):(?P<start>[0-9.]+)-(?P<end>[0-9.]+)")
 
 Row = Mapping[str, str]
@@ -41,7 +41,8 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Labels:
-    """One row per clip, in the order of the clips; empty where nothing is known. `source` is for messages."""
+    """One row per clip, in the order of the clips; empty for unlabelled clips. `source` is for
+    messages."""
 
     rows: list[Row]
     source: str
@@ -51,7 +52,7 @@ class Labels:
         return sorted({name for row in self.rows for name in row})
 
     def column(self, name: str) -> list[str]:
-        """Each clip's value, "" where it has none. Raises UserError if no clip has one."""
+        """Each clip's value, "" where missing. Raises UserError if no clip has one."""
         values = [row.get(name, "") for row in self.rows]
         if not any(values):
             known = ", ".join(self.columns) or "none"
@@ -60,7 +61,7 @@ class Labels:
 
     @property
     def without(self) -> list[int]:
-        """Positions of the clips of which nothing is known."""
+        """Indices of the clips without labels."""
         return [position for position, row in enumerate(self.rows) if not row]
 
     def has(self, name: str) -> bool:
@@ -76,17 +77,18 @@ class Labels:
             raise UserError(f"{self.source}: column times: {error}") from None
 
     def text(self, position: int) -> str:
-        """What is said in a clip, "" where that is not known."""
+        """Transcript of a clip, "" if it has none."""
         row = self.rows[position]
         return next((row[name] for name in TEXT_COLUMNS if row.get(name)), "")
 
 
 def read_labels(path: str | None, clips: Clips, *, split: str) -> Labels:
-    """The labels of `clips`, which are those of the `split` "train" or "test".
+    """The labels of `clips` of the `split` "train" or "test".
 
-    A table (.tsv, .csv, .jsonl) names clips by `path` as their archive or folder does, with or without the ending. Rows
-    whose column `split` says the other one do not count, those that say this one come first. Without a table: what the
-    manifest says. Raises UserError if the table cannot be read, names no clip, or one twice.
+    A table (.tsv, .csv, .jsonl) identifies clips by `path`, as in their archive or folder, with or
+    without file extension. Rows whose column `split` is the other one are ignored, rows of this one
+    take precedence. Without a table, the manifest fields are used. Raises UserError if the table
+    cannot be read, matches no clip, or lists one twice.
     """
     if path is None:
         rows = [_texts(clips.labels(position)) for position in range(len(clips))]
@@ -111,18 +113,20 @@ def read_labels(path: str | None, clips: Clips, *, split: str) -> Labels:
 
 
 def _same_name(path: str) -> str:
-    """Names as they are compared: some file systems take accents apart (NFD), most tables write them whole (NFC)."""
+    """Unicode-normalised name: some file systems decompose accents (NFD), most tables do not
+    (NFC)."""
     return unicodedata.normalize("NFC", printable(path))
 
 
 def words_of(transcript: str) -> list[list[str]]:
-    """The phones of each word of a transcript; words are separated by |, stress is left out."""
+    """The phones of each word of a transcript; words are separated by |, stress digits are
+    removed."""
     words = [[_STRESS.sub("", phone) for phone in word.split()] for word in transcript.split("|")]
     return [word for word in words if word]
 
 
 def phones_of(transcript: str) -> list[str]:
-    """The phones of a transcript, whatever word they are of."""
+    """The phones of a transcript, without word boundaries."""
     return [phone for word in words_of(transcript) for phone in word]
 
 
@@ -140,7 +144,7 @@ def spans_of(times: str) -> list[Span]:
 
 
 def times_of(spans: Sequence[Span]) -> str:
-    """What `spans_of` reads."""
+    """The inverse of `spans_of`."""
     return " ".join(f"{span.phone}:{span.start:.4f}-{span.end:.4f}" for span in spans)
 
 
@@ -160,7 +164,7 @@ def _bare(name: str) -> str:
 
 
 def _texts(fields: Mapping[str, Any]) -> Row:
-    """As texts; lists with spaces between their items."""
+    """Values as strings; list items are joined by spaces."""
     found = {name: value for name, value in fields.items() if value is not None}
     return {
         str(name): (" ".join(map(str, value)) if isinstance(value, list) else str(value)).strip()
@@ -169,7 +173,7 @@ def _texts(fields: Mapping[str, Any]) -> Row:
 
 
 def _read(path: Path) -> list[Row]:
-    csv.field_size_limit(_LARGEST_FIELD)  # the times of an hour are a long field
+    csv.field_size_limit(_LARGEST_FIELD)  # `times` of long clips exceed the default
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":

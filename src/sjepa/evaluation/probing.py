@@ -1,4 +1,4 @@
-"""Probe tasks over labelled clips: what is measured. [Probing]
+"""Probe tasks on labelled clips. [Probing]
 
 N clips or frames, T frames, L layers, D features.
 """
@@ -25,7 +25,7 @@ from sjepa.evaluation.scores import BySpeaker, Score
 
 FRAME_PHONES, PHONES, CHARACTERS, ABX = "frame_phones", "phones", "characters", "abx"
 
-_CLIP_STEPS, _FRAME_STEPS = 2000, 100  # of L-BFGS; on many frames more change the third digit
+_CLIP_STEPS, _FRAME_STEPS = 2000, 100  # of L-BFGS; on many frames, more steps change only the third digit
 _HEADS: tuple[Head, ...] = ("linear", "bilstm")
 
 Found = Iterator[tuple[str, list[Score], float]]
@@ -42,9 +42,10 @@ class Examples(NamedTuple):
 def run_task(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: Sequence[int], settings: ProbeSettings
 ) -> Found:
-    """The probes of a task on the chosen `columns` of the layers extracted: name, a score for every split, and chance.
+    """Runs the probes of a task on `columns` of the extracted layers; yields name, a score per
+    split, and chance level.
 
-    Raises UserError if the labels do not do for it.
+    Raises UserError if the labels are insufficient.
     """
     kinds: dict[str, Callable[..., Found]] = {
         FRAME_PHONES: _frame_phones,
@@ -56,7 +57,7 @@ def run_task(
 
 
 def check_task(task: str, clips: LabelledClips, settings: ProbeSettings) -> None:
-    """Raises UserError if the labels do not do for a task."""
+    """Raises UserError if the labels are insufficient for a task."""
     if task in (CHARACTERS, PHONES):
         values: Sequence[Any] = _texts(task, clips.labels)
     elif task == ABX:
@@ -87,7 +88,7 @@ def needs_jiwer(task: str) -> bool:
 def _clip_labels(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings
 ) -> Found:
-    """One class per clip, on the mean over time."""
+    """One class per clip, from time-averaged features."""
     values = clips.labels.column(task)
     usable = clips.usable(values, features)
     classes = _classes(task, [values[i] for i in usable])
@@ -108,7 +109,7 @@ def _clip_labels(
 def _frame_phones(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings
 ) -> Found:
-    """The phone at the centre of a frame, silence left out."""
+    """The phone at the centre of each frame, without silence."""
     times = clips.labels.column("times")
     usable = clips.usable(times, features)
     spans = clips.labels.spans
@@ -151,7 +152,7 @@ def _classifiers(
     steps: int,
     settings: ProbeSettings,
 ) -> Found:
-    """A linear probe, called `linear`, and an MLP on the (train, test) examples of every split."""
+    """A linear probe, named `linear`, and an MLP on the (train, test) examples of every split."""
     for train, test in examples:
         if not len(train.class_N) or not len(test.class_N):
             raise UserError("probe.tasks: frame_phones: a split has nothing but silence on one side")
@@ -178,7 +179,7 @@ def _classifiers(
 def _recognition(
     task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings
 ) -> Found:
-    """Phones, or the characters of words, by CTC heads."""
+    """Phone or character recognition with CTC heads."""
     texts = _texts(task, clips.labels)
     usable = clips.usable(texts, features)
     symbols = sorted({symbol for i in usable for symbol in texts[i]})
@@ -209,7 +210,7 @@ def _recognition(
 
 
 def _abx(task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings) -> Found:
-    """Nothing is trained. Of several layers there is no learned weighting, so these have none."""
+    """ABX has no training and hence no learned layer weighting: several columns give no result."""
     if len(columns) > 1:
         return
     readable = [i for i in _tested(clips).tolist() if features.means[i] is not None]
@@ -227,7 +228,7 @@ def _abx(task: str, clips: LabelledClips, features: ClipFeatures, columns: list[
 
 
 def _tested(clips: LabelledClips) -> Positions:
-    """The test set, as nothing is trained."""
+    """Indices of the test clips (ABX has no training)."""
     return np.flatnonzero(~clips.in_train)
 
 
@@ -262,12 +263,12 @@ def _errors(
 
 
 def _texts(task: str, labels: Labels) -> list[list[str]]:
-    """The symbols of each clip."""
+    """The target symbols of each clip."""
     if task == PHONES:
         return [phones_of(text) for text in labels.column("phones")]
     texts = [" ".join(labels.text(position).split()) for position in range(len(labels.rows))]
     if not any(texts):
-        labels.column(TEXT_COLUMNS[0])  # says what is missing
+        labels.column(TEXT_COLUMNS[0])  # raises the error
     return [list(text) for text in texts]
 
 

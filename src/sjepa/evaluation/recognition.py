@@ -1,5 +1,5 @@
-"""Probes that transcribe: CTC heads on frozen features (Graves et al. 2006). T frames, L layers, D features, V symbols and
-the blank, which is symbol 0."""
+"""Recognition probes: CTC heads on frozen features (Graves et al. 2006). T frames, L layers, D
+features, V symbols plus the blank (symbol 0)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLANK = 0
 _LSTM_WIDTH, _LSTM_LAYERS = 128, 2
 _RATES: dict[Head, float] = {"linear": 5e-3, "bilstm": 2e-3}
 _LARGEST_NORM = 5.0
-_LEAST_LOG = -12.0  # symbols less likely than this extend no hypothesis
+_LEAST_LOG = -12.0  # less likely symbols are pruned in beam search
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Transcribed:
 
 
 class BiLSTM(nn.Module):
-    """Two layers, each an LSTM forwards and one backwards over a clip's own frames. Packed sequences would do the same at a
-    fifth of the speed on a CPU."""
+    """Two-layer bidirectional LSTM that ignores padding. Packed sequences give the same result
+    at a fifth of the speed on CPU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class BiLSTM(nn.Module):
         self.backwards = nn.ModuleList(nn.LSTM(size, _LSTM_WIDTH, batch_first=True) for size in widths)
 
     def forward(self, x_BTD: Tensor, length_B: Tensor) -> Tensor:
-        """[B, T, D] → [B, T, 2 × 128]; what lies beyond a clip's frames changes nothing of it."""
+        """[B, T, D] → [B, T, 2 × 128]; padding does not affect a clip's frames."""
         step_T = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         last_B1 = length_B[:, None] - 1
         turned_BT = torch.where(step_T <= last_B1, last_B1 - step_T, step_T)
@@ -60,7 +60,7 @@ def _taken(x_BTD: Tensor, index_BT: Tensor) -> Tensor:
 
 
 class CTCHead(nn.Module):
-    """A weighting of layers, nothing or a BiLSTM, a linear map."""
+    """Layer mix, optional BiLSTM, linear output."""
 
     def __init__(self, mix: LayerMix, num_symbols: int, kind: Head) -> None:
         super().__init__()
@@ -89,9 +89,10 @@ def train_head(
     batch_clips: int = 16,
     lr: float | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """A CTC head trained on `train`: maps features [T, L, D] to log posteriors [T, V + 1].
+    """Trains a CTC head on `train`; returns a function from features [T, L, D] to log posteriors
+    [T, V + 1].
 
-    Clips whose transcript does not fit into their frames are left out. Raises ValueError if none is left.
+    Clips with too few frames for their transcript are skipped. Raises ValueError if none is left.
     """
     fitting = [clip for clip in train if clip.symbols and len(clip.features_TLD) >= _frames_needed(clip.symbols)]
     if not fitting:
@@ -119,7 +120,7 @@ def train_head(
 
 
 def _batches(clips: Sequence[Transcribed], count: int, size: int, seed: int) -> Iterator[list[Transcribed]]:
-    """`count` batches: all clips in random order, then again in another."""
+    """`count` batches; clips are reshuffled every epoch."""
     order: list[int] = []
     for epoch in range(count):
         order += generator(seed, "probe order", epoch).permutation(len(clips)).tolist() if len(order) < size else []
@@ -128,15 +129,15 @@ def _batches(clips: Sequence[Transcribed], count: int, size: int, seed: int) -> 
 
 
 def greedy(log_posteriors_TV: Tensor) -> Symbols:
-    """The likeliest symbol of each frame, repetitions merged, blanks removed."""
+    """Greedy decoding: most likely symbol of each frame, repeats merged, blanks removed."""
     best = torch.unique_consecutive(log_posteriors_TV.argmax(1)).tolist()
     return tuple(symbol for symbol in best if symbol != _BLANK)
 
 
 def beam_search(log_posteriors_TV: Tensor, *, width: int) -> Symbols:
-    """The likeliest sequence that a prefix beam search of `width` hypotheses finds, the paths of each added up, without a
-    language model (Hannun et al. 2014)."""
-    # of each prefix: log probability of the paths that end in a blank, and in its last symbol
+    """Most likely sequence by prefix beam search with `width` hypotheses, summed over
+    alignments, without a language model (Hannun et al. 2014)."""
+    # per prefix: log probability of paths ending in a blank, and in its last symbol
     beam: dict[Symbols, tuple[float, float]] = {(): (0.0, -math.inf)}
     for row in log_posteriors_TV.tolist():
         likely = [symbol for symbol in range(1, len(row)) if row[symbol] > _LEAST_LOG]
@@ -163,7 +164,7 @@ def _log_sum(a: float, b: float) -> float:
 
 
 def _frames_needed(symbols: Sequence[int]) -> int:
-    """A blank must separate a symbol from its repetition."""
+    """Minimum number of frames for CTC: repeated symbols need a blank between them."""
     return len(symbols) + sum(a == b for a, b in pairwise(symbols))
 
 

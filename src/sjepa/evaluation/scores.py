@@ -1,4 +1,4 @@
-"""What probes found, and how sure one can be of it. S speakers."""
+"""Probe scores and their confidence intervals. S speakers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Weights = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BySpeaker:
-    """A figure as a function of how much each speaker counts [S]; `present_S`: those that were measured at all."""
+    """A metric as a function of speaker weights [S]; `present_S`: speakers with data."""
 
     present_S: NDArray[np.bool_]
     figure: Callable[[Weights], float]
 
     @staticmethod
     def ratio(part_N: Sequence[float], whole_N: Sequence[float], speaker_N: NDArray[np.int64], size: int) -> BySpeaker:
-        """Sums of `part_N` over sums of `whole_N`, of examples by the speakers of these numbers."""
+        """The ratio sum(`part_N`) / sum(`whole_N`); `speaker_N`: speaker index of each example,
+        below `size`."""
         part_S = np.bincount(speaker_N, np.asarray(part_N, float), minlength=size)
         whole_S = np.bincount(speaker_N, np.asarray(whole_N, float), minlength=size)
 
@@ -43,8 +44,8 @@ class BySpeaker:
 
 @dataclass(frozen=True)
 class Score:
-    """What one probe found in one split: metric name → value, how many examples it trained and was tested on, and for each
-    metric, where speakers are known, the figure by speaker."""
+    """Result of one probe on one split: metric name → value, number of training and test
+    examples, and, where speakers are known, each metric by speaker."""
 
     values: dict[str, float]
     train: int
@@ -53,9 +54,10 @@ class Score:
 
 
 class ProbeRow(NamedTuple):
-    """A row of probes.csv. `deviation` is that of a sample (n − 1) over splits, NaN for a single one; `chance`: what naming
-    the most frequent class of the training examples gives, NaN where there are no classes; `low` to `high`: 95 % confidence
-    by a bootstrap over speakers, NaN where they are not known."""
+    """A row of probes.csv. `deviation`: sample standard deviation (n − 1) over splits, NaN for a
+    single one; `chance`: accuracy of predicting the most frequent training class, NaN without
+    classes; `low`, `high`: 95 % confidence interval by bootstrap over speakers, NaN if speakers
+    are unknown."""
 
     task: str
     probe: str
@@ -102,8 +104,8 @@ def rows_of(
 
 
 def interval(parts: Sequence[BySpeaker | None], *, seed: int) -> tuple[float, float]:
-    """95 % of the figure's means over the splits when speakers are drawn with replacement (Efron 1979); NaN for fewer than
-    three speakers."""
+    """95 % confidence interval of the mean over splits, by bootstrap over speakers (Efron 1979);
+    NaN for fewer than three speakers."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or not known:
         return float("nan"), float("nan")
@@ -121,6 +123,6 @@ def interval(parts: Sequence[BySpeaker | None], *, seed: int) -> tuple[float, fl
 
 
 def write_rows(path: Path, rows: Sequence[ProbeRow]) -> None:
-    """probes.csv"""
+    """Writes probes.csv."""
     texts = [[f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows]
     write_csv(path, ProbeRow._fields, [["" if value == "nan" else value for value in row] for row in texts])

@@ -1,1 +1,1 @@
-"""What a run tells: folders, log, bars, history, plots."""
+"""Reporting of a run: folders, logs, progress bars, history, plots."""

@@ -1,4 +1,4 @@
-"""The terminal: loguru lines and two tqdm bars that never tear each other; plain lines where there is no terminal."""
+"""Terminal output: loguru messages alongside two tqdm bars; plain lines if not interactive."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ log_file: Path | None = None
 
 
 def is_interactive() -> bool:
-    """Whether someone watches: a terminal on both streams and no CI."""
+    """Whether stdout and stderr are terminals, outside CI."""
     return sys.stderr.isatty() and sys.stdout.isatty() and not os.environ.get("CI")
 
 
 class Console:
-    """Lines to the terminal and the log file, and the bars."""
+    """Messages to terminal and log file, and progress bars."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        """`quiet`: of several processes one speaks, and this is another."""
+        """`quiet`: no output, for ranks other than 0."""
         self.interactive = is_interactive() and not quiet
         self._total_epochs = self._total_steps = 0
         self._epochs: Any = None
@@ -50,7 +50,7 @@ class Console:
         )
 
     def log_to(self, folder: Path, name: str) -> None:
-        """Also writes every line, and tracebacks in full, to a file named by the time."""
+        """Also logs every message, with full tracebacks, to a time-stamped file."""
         global log_file
         log_file = path = folder / f"{name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}.log"
         logger.add(path, format=_FILE_FORMAT, level="DEBUG", encoding="utf-8", backtrace=True, diagnose=False)
@@ -66,18 +66,19 @@ class Console:
         logger.warning("{}", text)
 
     def detail(self, text: str) -> None:
-        """For the log file alone."""
+        """Log file only."""
         logger.debug("{}", text)
 
     def left_out(self, remarks: Iterable[str], dropped: Iterable[tuple[str, str]]) -> None:
-        """What a user should know of sources, and, in the log file, each clip that is not used with the reason."""
+        """Warns with `remarks` about the sources; logs each dropped clip and its reason to the
+        file."""
         for remark in remarks:
             self.warn(remark)
         for name, reason in dropped:
             self.detail(f"dropped {name}: {reason}")
 
     def progress(self, items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-        """A bar where someone watches; nothing where nobody does."""
+        """Progress bar on an interactive terminal; otherwise no output."""
         if not self.interactive:
             yield from items
             return
@@ -110,7 +111,8 @@ class Console:
             self._steps.update(1)
 
     def figures(self, clock: Clock, figures: StepFigures, kinds: Sequence[Figure]) -> None:
-        """One line per `log_every`: to the log file always, to the terminal where there are no bars."""
+        """One line per `log_every` steps: always in the log file, on the terminal only without
+        bars."""
         shown = [kind.text(figures.train[kind.name]) for kind in kinds if kind.where == "both" and not kind.beside]
         line = (
             f"epoch {clock.epoch} step {clock.step}/{self._total_steps}  {'  '.join(shown)}  "
@@ -136,7 +138,7 @@ class Console:
         )
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Closes the progress bars."""
         for bar in (self._steps, self._epochs):
             if bar is not None:
                 bar.close()
@@ -144,7 +146,7 @@ class Console:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as a person reads them: 2 h 05 min, 3 min 20 s, 45 s."""
+    """Human-readable duration: 2 h 05 min, 3 min 20 s, 45 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -17,24 +17,24 @@ Row = dict[str, Any]
 
 
 class History:
-    """The rows so far; the file on disk always holds all of them."""
+    """The rows so far; the file on disk is always complete."""
 
     def __init__(self, path: Path, figures: Sequence[Figure]) -> None:
-        """`figures`: what the rows hold."""
+        """`figures`: the metrics in the rows."""
         self.path, self._figures = path, figures
         self.rows: list[Row] = []
 
     def resume(self, epochs: int) -> None:
-        """Takes the first `epochs` rows of an existing file; what came after belongs to a future that was undone."""
+        """Loads the first `epochs` rows of an existing file; later rows are discarded."""
         if not self.path.exists():  # stopped inside the first epoch
             return
         try:
             self.rows = [row for row in read_history(self.path) if row["epoch"] < epochs]
         except UserError as error:
-            raise UserError(f"{error}; bring it back or delete it to go on without its rows") from None
+            raise UserError(f"{error}; restore it, or delete it to resume without its rows") from None
 
     def append(self, result: EpochResult) -> Row:
-        """Adds an epoch and writes the file anew, whole or not at all."""
+        """Adds an epoch and rewrites the file atomically."""
         self.rows.append(self._row(result))
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         write_csv(self.path, names, [[_text(row.get(name, "")) for name in names] for row in self.rows])
@@ -61,7 +61,7 @@ class History:
 
 
 def _values(figure: Figure, result: EpochResult) -> Row:
-    """A figure of training, if it has one there, and of validation, if it was found."""
+    """Training and validation values of a metric, where available."""
     parts = (
         {"val": result.validation}
         if figure.where == "validation"
@@ -71,7 +71,7 @@ def _values(figure: Figure, result: EpochResult) -> Row:
 
 
 def read_history(path: Path) -> list[Row]:
-    """The rows of a history file, numbers as numbers. Raises UserError if it is damaged."""
+    """The rows of a history file, with numbers parsed. Raises UserError if it is damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""Pictures of a history: train against validation over epochs, phases marked."""
+"""Plots of a history: training and validation curves over epochs, phases shaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen needed
+matplotlib.use("Agg")  # no display needed
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
@@ -33,7 +33,7 @@ _GRADIENT_NORM = Figure(
 
 
 def draw_history(rows: Sequence[Row], figures: Sequence[Figure], folder: Path) -> list[Path]:
-    """Draws every figure of a history as `history_<name>.jpg`; the files written."""
+    """Plots every metric of a history as `history_<name>.jpg`; returns the paths written."""
     if not rows:
         return []
     written = []
@@ -55,7 +55,7 @@ def _column(figure: Figure) -> str:
 
 
 def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Figure | None) -> Path:
-    """Training and validation, and dashed what is drawn beside them."""
+    """Training and validation curves; that of `beside` is dashed."""
     picture, axes = _axes(rows, figure)
     epochs = [row["epoch"] for row in rows]
     for part, colour, label in (("train", _TRAIN, "train"), ("val", _VALIDATION, "validation")):
@@ -79,7 +79,7 @@ def _draw_single(rows: Sequence[Row], figure: Figure, folder: Path) -> Path:
 
 
 def draw_layers(rows: Sequence[Row], figure: Figure, path: Path, *, beside: Figure | None = None) -> Path:
-    """One curve per layer, and dashed that of `beside`."""
+    """One curve per layer; those of `beside` are dashed."""
     picture, axes = _axes(rows, figure)
     colours = matplotlib.colormaps["viridis"]
     epochs = [row["epoch"] for row in rows]
@@ -100,7 +100,7 @@ def draw_layers(rows: Sequence[Row], figure: Figure, path: Path, *, beside: Figu
 
 
 def _mark_changes(axes: Axes, rows: Sequence[Row], column: str, text: str) -> None:
-    """A dotted line where a column changes, with its new value in words."""
+    """A dotted line with a text label wherever a column's value changes."""
     before: Any = ""
     for row in rows:
         value = row.get(column, "")
@@ -138,7 +138,7 @@ def _axes(rows: Sequence[Row], figure: Figure) -> tuple[Picture, Axes]:
 
 
 def _shade_phases(axes: Axes, rows: Sequence[Row]) -> None:
-    """A band of colour and a name for every stretch of epochs in one phase."""
+    """Shades and labels each phase."""
     start = 0
     for index, row in enumerate(rows):
         if index + 1 < len(rows) and rows[index + 1]["phase"] == row["phase"]:
@@ -163,7 +163,7 @@ def _last(values: Sequence[float]) -> str:
 
 
 def save_figure(picture: Picture, path: Path) -> Path:
-    """Writes a picture whole or not at all."""
+    """Saves a plot atomically."""
     with atomic_path(path) as temporary:
         picture.savefig(temporary, format="jpg", dpi=130, pil_kwargs={"quality": 90})
     return path

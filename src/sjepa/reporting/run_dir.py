@@ -1,4 +1,4 @@
-"""runs/<run_name>/train, train2, …: one folder per run, never written into twice by accident."""
+"""runs/<run_name>/train, train2, …: a new folder for every run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sjepa.core.errors import UserError
 
 @dataclass(frozen=True)
 class RunDir:
-    """The places inside one run's folder."""
+    """Paths inside a run folder."""
 
     root: Path
 
@@ -41,7 +41,7 @@ class RunDir:
 
     @property
     def plots(self) -> Path:
-        return self.root / "plotes"  # the contract's spelling
+        return self.root / "plotes"  # spelling required by the specification
 
     @property
     def logs(self) -> Path:
@@ -49,7 +49,7 @@ class RunDir:
 
 
 def existing_runs(runs_root: Path, run_name: str, purpose: str) -> list[RunDir]:
-    """The run folders of a purpose ("train", "eval") in order of their numbers."""
+    """The run folders of a purpose ("train", "eval"), ordered by number."""
     pattern = re.compile(rf"^{re.escape(purpose)}(\d*)$")
     parent = runs_root / run_name
     found = [(int(match[1] or 1), path) for path in _folders(parent) if (match := pattern.match(path.name))]
@@ -57,7 +57,7 @@ def existing_runs(runs_root: Path, run_name: str, purpose: str) -> list[RunDir]:
 
 
 def new_run(runs_root: Path, run_name: str, purpose: str) -> RunDir:
-    """Makes the next folder. Raises UserError if it cannot be made."""
+    """Creates the next numbered folder. Raises UserError if that fails."""
     runs = existing_runs(runs_root, run_name, purpose)
     number = int(runs[-1].root.name[len(purpose) :] or 1) + 1 if runs else 1
     parent = runs_root / run_name
@@ -66,7 +66,7 @@ def new_run(runs_root: Path, run_name: str, purpose: str) -> RunDir:
         try:
             folder.mkdir(parents=True)
             return RunDir(folder)
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # created by another process in the meantime
             if not parent.is_dir():
                 raise UserError(f"runs_root: {parent} is not a folder") from None
             number += 1

@@ -1,4 +1,4 @@
-"""The listener of a training run: terminal, history, pictures and, on request, TensorBoard."""
+"""Reports a training run to terminal, history, plots and, optionally, TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_DRAWINGS = 30.0
 
 
 class RunReport:
-    """Tells one run. `events` is a TensorBoard writer or None."""
+    """Reports one run. `events` is a TensorBoard writer or None."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class RunReport:
         remarks: Callable[[Sequence[Row]], list[str]] = lambda rows: [],
         events: Any = None,
     ) -> None:
-        """`figures` are the system's; `remarks` are warnings at the run's end."""
+        """`figures`: the system's metrics; `remarks` returns the warnings at the end of a run."""
         self.history = History(run_dir.history, figures)
         self._figures, self._remarks = figures, remarks
         self.progress = console.progress
@@ -71,12 +71,12 @@ class RunReport:
                     self._events.add_scalar(f"epochs/{name}", value, result.epoch)
 
     def draw(self) -> None:
-        """Draws the history as it stands."""
+        """Plots the history so far."""
         draw_history(self.history.rows, self._figures, self._run_dir.plots)
         self._drawn = time.monotonic()
 
     def finished(self) -> None:
-        """Warns of what the whole run shows."""
+        """Logs the warnings about the whole run."""
         for text in self._remarks(self.history.rows):
             self._console.warn(text)
 
@@ -87,7 +87,7 @@ class RunReport:
 
 
 class Silence:
-    """Tells nobody: of several processes one does."""
+    """Reports nothing, for ranks other than 0."""
 
     progress = staticmethod(silent)
 

@@ -1,4 +1,4 @@
-"""What a run says before its first step: data, batch, stages."""
+"""Summary printed before training: data, batch, stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sjepa.training.schedule import Schedule
 
 
 def describe_data(data: Data) -> str:
-    """The three sets, one per line."""
+    """The data sets, one per line."""
     kept = ""
     if data.stream is not None:
         kept = f"{data.stream.num_rows:,} rows of {data.stream.options.spec} as they come; kept of them: "
@@ -42,7 +42,7 @@ def describe_batches(config: RunConfig, train: EpochLoader, *, grad_accum: int, 
 
 
 def describe_stages(schedule: Schedule[Any]) -> str:
-    """The stages as a small table."""
+    """The stages as a table."""
     per_epoch = schedule.steps_per_epoch
     rows = [
         {

@@ -1,1 +1,1 @@
-"""The training run: clock, optimiser, one step, validation, checkpoints, the loop."""
+"""Training: run position, schedule, training loop, validation, checkpoints."""

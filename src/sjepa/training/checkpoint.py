@@ -1,4 +1,4 @@
-"""Full state on disk: saved whole or not at all, rotated, and found again."""
+"""Checkpoints of the full training state: atomic writes, rotation, lookup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
 
 
 class Stateful(Protocol):
-    """Anything whose state goes through one door both ways."""
+    """Anything with `state_dict` and `load_state_dict`."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -26,14 +26,15 @@ class Stateful(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run: `epoch_000.pth` after an epoch, `epoch_000_step_0001200.pth` inside one."""
+    """The checkpoints of one run: `epoch_000.pth` at the end of an epoch,
+    `epoch_000_step_0001200.pth` within one."""
 
     def __init__(self, folder: Path, *, keep: int, writes: bool = True) -> None:
-        """`writes` False: of several processes one saves, and this is another."""
+        """`writes`: whether this process writes the files (rank 0 only)."""
         self.folder, self._keep, self._writes = folder, keep, writes
 
     def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
-        """Writes the state of every part, then removes the oldest files over the limit."""
+        """Saves the state of all `parts`, then deletes the oldest files beyond `keep`."""
         name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
         keep = Tensor.cpu if self._writes else _nothing
         states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
@@ -53,7 +54,7 @@ class Checkpoints:
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
-        """The states of all parts. Raises UserError if the file is not a whole checkpoint."""
+        """The states of all parts. Raises UserError if the file is not a complete checkpoint."""
         content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
         states = content.get("parts")
         if not isinstance(states, dict):
@@ -65,8 +66,8 @@ class Checkpoints:
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
-        """Gives every part its state back, in their order. Raises UserError, with nothing changed, if the file does not
-        fit."""
+        """Loads the state of all `parts`, in order. Raises UserError if the file does not match;
+        parts, keys and tensor shapes are checked before anything is loaded."""
         states = Checkpoints.read(path)
         different = set(parts) ^ set(states)
         if different:
@@ -83,11 +84,12 @@ class Checkpoints:
 
 
 def _nothing(tensor: Tensor) -> None:
-    """What a process that does not write keeps of a tensor."""
+    """Discards a tensor, in processes that do not write."""
 
 
 def _mismatch(own: dict[str, Any], given: dict[str, Any]) -> str:
-    """Which keys only one of two states has, or which tensor has another shape; empty if they fit."""
+    """The keys present in only one state, or the first tensor of another shape; empty if the
+    states match."""
     if not isinstance(given, dict):
         return "not a state"
     different = sorted(set(own) ^ set(given))
@@ -100,5 +102,5 @@ def _mismatch(own: dict[str, Any], given: dict[str, Any]) -> str:
 
 
 def _order(match: re.Match[str]) -> tuple[int, float]:
-    """An epoch's own checkpoint comes after those inside it."""
+    """Sort key: an epoch-end checkpoint comes after those within the epoch."""
     return int(match[1]), int(match[2]) if match[2] else float("inf")

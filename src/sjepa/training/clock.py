@@ -1,4 +1,4 @@
-"""Where a run is: everything about time that must survive a restart."""
+"""Position and elapsed time of a run, saved in its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 @dataclass
 class Clock:
-    """`step` counts optimiser updates, `epoch` passes over the data, `batch` micro-batches taken from this epoch by all
-    processes, `per_update` how many of them make an update; `audio_seconds` is how much was trained on in the whole run;
-    `entered` names the stages so far and the step at which each was entered."""
+    """Position of a run: `step` optimiser updates, `epoch` passes over the data, `batch`
+    micro-batches taken from this epoch by all ranks, `per_update` micro-batches per update,
+    `audio_seconds` trained on so far; `entered`: the stages so far and the step at which each
+    was entered."""
 
     step: int = 0
     epoch: int = 0
@@ -21,7 +22,7 @@ class Clock:
     entered: dict[str, int] = field(default_factory=dict)
 
     def tick(self, *, batches: int, audio_seconds: float) -> None:
-        """One optimiser update was made from `batches` micro-batches."""
+        """Counts one optimiser update of `batches` micro-batches."""
         self.step += 1
         self.batch += batches
         self.audio_seconds += audio_seconds
@@ -40,8 +41,9 @@ class Clock:
 
 @dataclass
 class Interval:
-    """What was measured since a moment: `waited` seconds for data, `samples` of audio, `updates`, the sum of their
-    gradient norms; `before` is time that a part of the run before a restart took."""
+    """Measurements since `started`: `waited` seconds waiting for data, `samples` of audio,
+    number of `updates`, sum of their gradient norms; `before`: seconds elapsed before the run
+    was resumed."""
 
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -59,7 +61,7 @@ class Interval:
         return self.waited / max(self.seconds, 1e-9)
 
     def restart(self) -> None:
-        """Begins to measure again, after a pause that does not count."""
+        """Restarts the timer after a pause that is not counted."""
         self.started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:

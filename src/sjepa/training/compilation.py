@@ -1,4 +1,5 @@
-"""`train.compile`: the transformer layers as compiled code, under their own names, with weights of any run."""
+"""`train.compile`: torch.compile for the transformer layers; parameter names do not change, so
+weights of any run can be loaded."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from sjepa.core.errors import UserError
 
 _CPU_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 _C_COMPILERS = ("gcc", "clang", "cc")
-_MOST_VARIANTS = 64  # of a layer: training or not, dropped or not, one clip or many, in each network that has it
+_MOST_VARIANTS = 64  # per layer: train or eval, layer dropped or not, one clip or more, for each network
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UserError if the machine lacks what torch.compile calls: a C++ compiler for a CPU, Triton for a GPU."""
+    """Raises UserError if torch.compile cannot run: it needs a C++ compiler on CPU, Triton and a
+    C compiler on GPU."""
     if device.type == "cpu":
         wanted = os.environ.get("CXX") or _CPU_COMPILER
         if shutil.which(wanted) is None:
@@ -37,10 +39,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_layers(layers: list[nn.Module], *, backend: str = "inductor") -> None:
-    """Compiles modules in place, for any number of frames. Random draws stay torch's own, so that a step gives the same
-    result whatever was compiled before it."""
+    """Compiles `layers` in place with dynamic shapes. Random numbers are those of eager mode, so
+    that results do not depend on what was compiled before."""
     torch._inductor.config.fallback_random = True
-    torch._dynamo.config.optimize_ddp = False  # which would cut a layer into pieces of DDP's buckets, and fails on that
+    torch._dynamo.config.optimize_ddp = False  # would split layers at DDP bucket boundaries, which fails
     torch._dynamo.config.recompile_limit = _MOST_VARIANTS
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)

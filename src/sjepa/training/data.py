@@ -1,4 +1,5 @@
-"""The clips of a run: scanned, filtered, split. Train, validation (a part of the test set) and test."""
+"""The clips of a run, scanned, filtered and split: training, validation (a subset of the test
+set), test."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ _SHOWN_REASONS = 3
 
 @dataclass(frozen=True)
 class Shares:
-    """Corpora that an epoch draws from in proportion to their weights; `corpus_S`: that of every source."""
+    """Corpora sampled in proportion to their weights; `corpus_S`: corpus index of each source."""
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
@@ -38,7 +39,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Usable clips, and what was dropped with the reason."""
+    """Usable clips, and (name, reason) of each dropped clip."""
 
     clips: Clips
     dropped: list[tuple[str, str]]
@@ -46,11 +47,12 @@ class ClipSet:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the sources."""
+        """Warnings about the sources."""
         return self.clips.remarks
 
     def describe(self) -> str:
-        """Clips, hours, and why others were left out, in one line."""
+        """One line: number of clips, hours, reasons for dropped clips; then one line per
+        weighted corpus."""
         text = f"{len(self.clips):,} clips, {self.clips.hours:.2f} h"
         if self.dropped:
             counts = Counter(reason for _, reason in self.dropped).most_common()
@@ -72,10 +74,11 @@ class ClipSet:
 
 
 class Fingerprint:
-    """Which clips and windows a run is made on: a checkpoint gives its position among exactly these."""
+    """Hash of the clips and windows of a run; a checkpoint's data position is valid for these
+    only."""
 
     def __init__(self, clips: Clips, windows: Windows, *, more: str = "") -> None:
-        """`more`: what else the order of an epoch depends on."""
+        """`more`: anything else that determines the order of an epoch."""
         columns = (clips.id_N, clips.length_N, windows.clip_N, windows.start_N, windows.length_N)
         content = b"".join(column.tobytes() for column in columns) + more.encode()
         self._digest = hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -84,11 +87,11 @@ class Fingerprint:
         return {"digest": self._digest}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Raises UserError if the state was made on other data."""
+        """Raises UserError if the state belongs to other data."""
         if state["digest"] != self._digest:
             raise UserError(
                 "checkpoint.resume: the training set is not the one this run was made on (files added, removed or of other "
-                "lengths); bring it back or start a new run"
+                "lengths); restore it or start a new run"
             )
 
 
@@ -102,9 +105,10 @@ def load_clips(
     cache_folder: Path,
     progress: Progress,
 ) -> ClipSet:
-    """Scans sources (or reads their caches), drops clips under `min_seconds`, draws at most `most` by seed.
+    """Scans sources (or reads their caches), drops clips under `min_seconds`, samples at most
+    `most` by seed.
 
-    `name` is the configuration key, for messages. Raises UserError if nothing usable is left.
+    `name` is the configuration key, for messages. Raises UserError if no clip is usable.
     """
     sources, shares = _sources(paths, hub_options(settings), name)
     tables = [scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress) for source in sources]
@@ -130,7 +134,7 @@ def load_clips(
 
 
 def _sources(paths: Any, hub: HubOptions, name: str) -> tuple[list[Source], Shares | None]:
-    """What is named, in order, and the weights if it has any."""
+    """The sources of `paths` in order, and the corpus weights, if any."""
     if not isinstance(paths, list) or not isinstance(paths[0], dict):
         return resolve_sources(paths, hub), None
     corpora = [resolve_sources(corpus["path"], hub) for corpus in paths]
@@ -148,7 +152,7 @@ def hub_options(settings: Dataset) -> HubOptions:
 
 
 def blend(clip_set: ClipSet, windows: Windows, seed: int) -> Blend | None:
-    """How often an epoch takes which windows, if corpora have weights."""
+    """Sampling of an epoch's windows by corpus weight; None without weights."""
     shares = clip_set.shares
     if shares is None:
         return None
@@ -160,12 +164,12 @@ def blend(clip_set: ClipSet, windows: Windows, seed: int) -> Blend | None:
 
 
 def validation_part(test: Clips, fraction: float, seed: int) -> Clips:
-    """A fraction of the test set (at least one clip), drawn by seed."""
+    """A fraction of the test set (at least one clip), sampled by seed."""
     return test.subset(drawn(test, max(1, round(fraction * len(test))), seed, "validation"))
 
 
 def training_windows(clips: Clips, settings: Dataset) -> Windows:
-    """What one epoch goes through: a crop of every clip, or windows that tile it."""
+    """The windows of one epoch: one crop of each clip, or tiles that cover it."""
     longest = round(settings.max_seconds * settings.sample_rate)
     if settings.long_clips == "crop":
         return crops(clips.length_N, longest)
@@ -173,7 +177,7 @@ def training_windows(clips: Clips, settings: Dataset) -> Windows:
 
 
 def tiling(clips: Clips, settings: Dataset, *, overlap: float = 0.0) -> Windows:
-    """Windows of at most `max_seconds` over every sample of every clip."""
+    """Windows of at most `max_seconds` that cover every sample of every clip."""
     longest, shortest = (
         round(seconds * settings.sample_rate) for seconds in (settings.max_seconds, settings.min_seconds)
     )
@@ -181,6 +185,6 @@ def tiling(clips: Clips, settings: Dataset, *, overlap: float = 0.0) -> Windows:
 
 
 def drawn(clips: Clips, count: int, seed: int, purpose: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Positions of `count` of the clips, in order, drawn by seed."""
+    """Sorted indices of `count` clips, sampled by seed."""
     hashes = hash_array(key(seed, purpose), clips.id_N)
     return np.sort(np.argsort(hashes, kind="stable")[:count])

@@ -1,4 +1,5 @@
-"""From a configuration to clips and batches: with `assembly.py` the reader of the whole configuration."""
+"""Builds data sets and loaders from the configuration; only this module and `assembly.py` read
+all of it."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ from sjepa.training.data import (
 
 @dataclass(frozen=True)
 class Data:
-    """The clips of a run and the windows of an epoch over them. With `stream` an epoch is over that, and the clips of the
-    training set are those that are kept of it."""
+    """The clips of a run and the training windows of an epoch. With `stream`, an epoch reads the
+    stream, and `train` holds only the clips kept from it."""
 
     train: ClipSet
     test: ClipSet
@@ -44,13 +45,13 @@ class Data:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What the order of an epoch depends on."""
+        """Hash of everything that determines the order of an epoch."""
         more = "" if self.stream is None else repr((self.stream.options, self.stream.num_rows))
         return Fingerprint(self.train.clips, self.windows, more=more)
 
 
 def load_data(config: RunConfig, *, cache_folder: Path, progress: Progress) -> Data:
-    """Scans what the configuration names. Raises UserError if a set has no usable clip."""
+    """Scans the configured data sets. Raises UserError if one has no usable clip."""
     settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
     load = partial(load_set, config, cache_folder=cache_folder, progress=progress)
     stream = None
@@ -70,7 +71,7 @@ def load_data(config: RunConfig, *, cache_folder: Path, progress: Progress) -> D
 
 
 def _kept_of_stream(config: RunConfig, cache_folder: Path, progress: Progress) -> tuple[HubStream, ClipSet]:
-    """The stream that `dataset.train_path` names, and the clips that are kept of it."""
+    """The stream at `dataset.train_path`, and the clips kept from it."""
     settings, hf = config.dataset, config.dataset.hf
     if config.train.max_batch_seconds is not None:
         raise UserError(
@@ -90,13 +91,13 @@ def _kept_of_stream(config: RunConfig, cache_folder: Path, progress: Progress) -
 def load_set(
     config: RunConfig, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
 ) -> ClipSet:
-    """The clips that `dataset.<name>` names, at most `most` of them."""
+    """The clips at `dataset.<name>`, at most `most`."""
     paths = getattr(config.dataset, name)
     return load_sources(config, paths, f"dataset.{name}", cache_folder=cache_folder, progress=progress, most=most)
 
 
 def noise_set(config: RunConfig, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
-    """The recordings that augmentation takes noise from, if it is on and has its own."""
+    """Noise recordings for augmentation; None if it is disabled or has no `noise_path`."""
     augment = config.dataset.augment
     if not augment.enabled or augment.noise_path is None:
         return None
@@ -108,7 +109,7 @@ def noise_set(config: RunConfig, *, cache_folder: Path, progress: Progress) -> C
 def load_sources(
     config: RunConfig, paths: Any, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
 ) -> ClipSet:
-    """The clips of `paths`, which the key `name` gives, at most `most` of them."""
+    """The clips of `paths`, at most `most`; `name` is the configuration key, for messages."""
     return load_clips(
         paths,
         config.dataset,
@@ -173,7 +174,7 @@ def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
 
 
 def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engine) -> Loader:
-    """Windows in their own order, never augmented."""
+    """Loader over `windows` in order: no shuffling, no augmentation."""
     batching = Batching(config.train.batch_size, shuffle=False)
     dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.fewest_samples)
     return _loader(config, dataset, batching, engine)
@@ -191,5 +192,5 @@ def _loader(config: RunConfig, dataset: WindowDataset, batches: Batching, engine
 
 
 def evaluation_loader(config: RunConfig, clips: Clips, engine: Engine) -> Loader:
-    """Every sample of every clip, longer clips in tiles."""
+    """Loader over every sample of every clip; long clips in tiles."""
     return fixed_loader(config, clips, tiling(clips, config.dataset), engine)

@@ -1,4 +1,5 @@
-"""What a system measures, by name: terminal, history, pictures and the choice of the best weights go by it."""
+"""Metric definitions of a system: used for terminal, history, plots and selection of the best
+weights."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One kind of figure.
+    """One metric.
 
-    `name` is its column in the history: with prefixes train_ and val_ (`where` "both"), val_ ("validation"), none
-    ("run"), or a number for each layer behind it ("layers"). `title` and `axis` (with the unit) are those of its picture;
-    `label`, `shown` (a format) and `unit` serve the terminal. `better`: which way is better, for a figure that can choose
-    the best weights; `across_phases`: whether its values compare between phases. `beside`: drawn dashed in the picture of
-    that figure. `marks`: a column whose changes are marked in the picture, and their text.
+    `name` is its column in the history: with prefixes train_ and val_ (`where` "both"), with val_
+    ("validation"), without prefix ("run"), or with the layer number appended ("layers"). `title`
+    and `axis` (with unit) label its plot; `label`, `shown` (a format) and `unit` its terminal
+    output. `better`: direction of improvement, for a metric that can select the best weights;
+    `across_phases`: whether values are comparable between phases. `beside`: the metric in whose
+    plot this one is drawn dashed. `marks`: a column whose changes are marked in the plot, and the
+    text of the marks.
     """
 
     name: str
@@ -32,20 +35,20 @@ class Figure:
     marks: tuple[str, str] | None = None
 
     def text(self, value: float) -> str:
-        """For the terminal: `kl 1.2345`."""
+        """Terminal text, e.g. `kl 1.2345`."""
         return f"{self.label or self.name} {value:{self.shown}}{self.unit}"
 
 
 @dataclass
 class Best:
-    """The best validation value of one figure so far, and its epoch."""
+    """The best validation value of one metric so far, and its epoch."""
 
     figure: Figure
     value: float = math.nan
     epoch: int = -1
 
     def offer(self, value: float, epoch: int) -> bool:
-        """Takes the value of an epoch; whether it is the best so far."""
+        """Updates the best value; returns whether this epoch improved it."""
         better = value > self.value if self.figure.better == "higher" else value < self.value
         if not better and not (math.isnan(self.value) and not math.isnan(value)):
             return False
@@ -53,7 +56,7 @@ class Best:
         return True
 
     def restart(self) -> None:
-        """Forgets the best value, unless the figure compares across phases."""
+        """Resets the best value, unless the metric is comparable across phases."""
         if not self.figure.across_phases:
             self.value, self.epoch = math.nan, -1
 

@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong: updates that are not finite, clips that cannot be read, a collapse."""
+"""Health checks of a run: non-finite updates, unreadable clips, collapse."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NAMED = 10
 
 
 class RunStopped(SharedError):
-    """The run cannot go on in a useful way; its state was saved."""
+    """A health check stopped the run; its state was saved."""
 
 
 class News(NamedTuple):
-    """What one process has to tell the others after an update: a signal to stop, clips that could not be read, the clips of
-    an update that was not finite."""
+    """Report of one rank to all ranks after an update: stop signal, unreadable clips, and the
+    clips of a non-finite update."""
 
     stop_signal: int | None
     failures: tuple[Failure, ...]
@@ -31,11 +31,11 @@ class News(NamedTuple):
 
 @dataclass
 class NonFiniteUpdates:
-    """Counts updates that were left out because loss or gradient were not finite."""
+    """Counts updates skipped because of a non-finite loss or gradient."""
 
     total: int = 0
     in_a_row: int = 0
-    made: int = 0  # those that were finite
+    made: int = 0  # finite updates
 
     def saw(self, finite: bool) -> None:
         self.total += not finite
@@ -43,7 +43,7 @@ class NonFiniteUpdates:
         self.in_a_row = 0 if finite else self.in_a_row + 1
 
     def check(self) -> None:
-        """Raises RunStopped after ten in a row."""
+        """Raises RunStopped after 10 non-finite updates in a row."""
         if self.in_a_row >= _MOST_IN_A_ROW:
             raise RunStopped(
                 f"{self.in_a_row} updates in a row had a loss or gradient that is not finite; the state is saved. "
@@ -51,7 +51,7 @@ class NonFiniteUpdates:
             )
 
     def check_end(self) -> None:
-        """Raises RunStopped if the run is over and nothing was learned."""
+        """Raises RunStopped if no update of the run was finite."""
         if self.total and not self.made:
             raise RunStopped(
                 f"not one of {self.total} updates had a finite loss and gradient, so nothing was learned; "
@@ -67,8 +67,9 @@ class NonFiniteUpdates:
 
 @dataclass
 class UnreadableClips:
-    """Clips of an epoch that failed to decode, with the reason; `clips` is how many the epoch has. Those that have stopped
-    the run already (`told` of them) do not stop it again when it goes on in the same epoch."""
+    """Clips of an epoch that failed to decode, with the reason; `clips` is the epoch's number of
+    clips. The first `told` of them already stopped the run and are not counted again when it is
+    resumed in this epoch."""
 
     clips: int
     found: dict[str, str] = field(default_factory=dict)
@@ -88,7 +89,8 @@ class UnreadableClips:
         self.found, self.told = dict(state["found"]), state["told"]
 
     def check(self) -> None:
-        """Raises RunStopped, with the list, when more than 1 % of the epoch's clips (and more than one) failed."""
+        """Raises RunStopped, listing the clips, when more than 1 % of the epoch's clips (and
+        more than one) failed."""
         if len(self.found) - self.told > max(1, _MOST_FAILED_SHARE * self.clips):
             self.told = len(self.found)
             shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.found.items())[:_NAMED])
@@ -103,20 +105,20 @@ class UnreadableClips:
 
 @dataclass
 class CollapseAlarm:
-    """Warns once per epoch, or stops the run."""
+    """On signs of collapse, warns once per epoch or stops the run."""
 
     on_collapse: Literal["warn", "stop"]
     epoch: int = -1  # of the last warning
 
     def check(self, signs: Sequence[str], epoch: int, report: Report) -> None:
-        """Raises RunStopped if there are signs and the run is to stop at them."""
+        """Raises RunStopped if there are signs and `on_collapse` is "stop"."""
         if not signs or (self.on_collapse == "warn" and epoch == self.epoch):
             return
         text = f"collapse: {'; '.join(signs)}"
         if self.on_collapse == "stop":
             raise RunStopped(f"{text}. The state is saved; a new run may do better with a lower optimizer.lr")
         self.epoch = epoch
-        report.warn(f"{text}. Going on (health.on_collapse: stop ends such a run)")
+        report.warn(f"{text}. Training continues (health.on_collapse: stop would end it)")
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch}

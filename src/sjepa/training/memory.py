@@ -1,4 +1,4 @@
-"""Whether a run fits into memory: counted beforehand, or tried with its largest micro-batches."""
+"""Memory use of training: estimated beforehand, or measured on the largest micro-batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sjepa.training.task import Task
 
 
 def saved_bytes(build: Callable[[], nn.Module], call: Callable[[Any], Any], *, autocast: torch.dtype | None) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass when `call` calls the network that `build` makes;
-    parameters are not counted. No data and no memory are needed."""
+    """Bytes of activations that autograd saves when `call` runs the network from `build`;
+    parameters are not counted. Uses fake tensors: no data needed, nothing allocated."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -37,17 +37,18 @@ def saved_bytes(build: Callable[[], nn.Module], call: Callable[[Any], Any], *, a
 
 
 def weight_copies(strategy: str, processes: int) -> float:
-    """How many times the weights one process holds as weights, gradients and two moments."""
+    """Memory of one process for weights, gradients and two moments, in multiples of the weights."""
     if strategy == "fsdp":
         return 4 / processes
     if strategy == "deepspeed" and processes > 1:
-        return 2 + 3 / processes  # weights and gradients; a shard of the moments and of the weights that these move
+        return 2 + 3 / processes  # full weights and gradients; shards of moments and master weights
     return 4.0
 
 
 def probe_memory(task: Task, shapes: Iterable[tuple[int, int]], stages: Iterable[Stage], *, sample_rate: int) -> int:
-    """Forward and backward over noise in batches of (clips, samples) `shapes` as each of `stages` does, with room for the
-    moments; nothing moves. The most bytes in use. Raises UserError if they do not fit."""
+    """Peak bytes of forward and backward passes over noise, in batches of (clips, samples)
+    `shapes` and in each of `stages`, with memory reserved for the moments; weights do not
+    change. Raises UserError if out of memory."""
     engine = task.learners[0].engine
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
@@ -78,7 +79,7 @@ def probe_memory(task: Task, shapes: Iterable[tuple[int, int]], stages: Iterable
 
 
 def _moments(model: Any, optimizer: Any) -> list[Tensor]:
-    """Room for what AdamW allocates at its first step, if that is still to come."""
+    """Placeholders for the AdamW moments, if the optimiser has not allocated them yet."""
     if not hasattr(optimizer, "state") or optimizer.state:
         return []
     return [torch.ones_like(parameter) for parameter in model.parameters() for _ in range(2)]
@@ -91,7 +92,7 @@ def _noise(clips: int, samples: int) -> Batch:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had, where the system tells; else 0."""
+    """Peak memory of this process in bytes; 0 where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What a run reports, and to whom. The training code knows no terminal, file or plot."""
+"""Reporting interface of a run. Training code does not depend on terminal, files or plots."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class StepFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """An epoch: figures by name, further columns of the history in front (`columns`) and at the end (`details`), `summary`
-    for the terminal; `gradient_norm` is the mean over the epoch's updates, `seconds` what the epoch took, `waiting` the
-    share of it spent waiting for data."""
+    """Results of an epoch: metrics by name, further history columns in front (`columns`) and at
+    the end (`details`), `summary` for the terminal; `gradient_norm` is the mean over the epoch's
+    updates, `seconds` the duration of the epoch, `waiting` the share of it spent waiting for
+    data."""
 
     epoch: int
     stage: Stage
@@ -47,7 +48,7 @@ class EpochResult:
 
 
 class Report(Messages, Protocol):
-    """The listener."""
+    """Receives the events of a run."""
 
     def epoch_started(self, clock: Clock, steps: int) -> None: ...
 

@@ -1,4 +1,5 @@
-"""The stages of a run and their learning rates, as data. A system says what its stages differ in."""
+"""The stages of a run and their learning-rate schedules. Systems subclass `Stage` for their own
+settings."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ class RateCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of the run within which nothing of the method changes. Steps are optimiser steps, `end_step` excluded.
-    Stages of one phase have comparable figures; `phase_start_step` is where the phase began."""
+    """A part of the run with constant training settings. Steps are optimiser steps, `end_step`
+    excluded. Metrics are comparable within a phase; `phase_start_step` is its first step."""
 
     name: str
     phase: int
@@ -50,7 +51,7 @@ class Stage:
     rate: RateCurve
 
     def describe(self) -> dict[str, str]:
-        """What a system's stages differ in, for the table of stages: column and text."""
+        """System-specific columns of the stage table: name → text."""
         return {}
 
 
@@ -73,7 +74,7 @@ class Schedule(Generic[S]):
         return -(-self.total_steps // self.steps_per_epoch)
 
     def at(self, step: int) -> S:
-        """The stage that optimiser step `step` (counted from 0) belongs to; the last one from the end on."""
+        """The stage of optimiser step `step` (counted from 0); the last stage beyond the end."""
         return next((stage for stage in self.stages if step < stage.end_step), self.stages[-1])
 
     def rate(self, step: int) -> float:
@@ -81,7 +82,7 @@ class Schedule(Generic[S]):
         return self.at(step).rate.at(step)
 
     def warnings(self) -> list[str]:
-        """One line for each warm-up that is longer than what it belongs to."""
+        """One line per warm-up that is longer than its learning-rate curve."""
         curves = {stage.rate: stage.name for stage in reversed(self.stages)}
         return [
             f"{name}: the warm-up of {curve.warmup_steps} steps is longer than the {curve.steps} steps it belongs to: "
@@ -93,8 +94,8 @@ class Schedule(Generic[S]):
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run came: its step, and the stages it entered with the step at which it did. These keep their start when
-    a resumed run is planned for another length."""
+    """Progress of a run: its step, and the stages entered so far with their first step. These
+    starts are kept when a run is resumed with another length."""
 
     step: int
     entered: Mapping[str, int]

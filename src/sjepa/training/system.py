@@ -1,4 +1,4 @@
-"""What the command that trains asks of a system."""
+"""Interface between `trainsjepa` and a training method (system)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sjepa.training.task import Task
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that was checked in every part and has written nothing yet. Not `fresh`: its state is still to be loaded.
-    `stage` is the one it starts in."""
+    """A validated run that has not written anything yet. `fresh` is False if a checkpoint is
+    still to be loaded; `stage` is the stage it starts in."""
 
     config: Any
     engine: Engine
@@ -36,53 +36,54 @@ class Prepared:
 
 
 class Start(Protocol):
-    """What a system begins with: its network, and what else it has read."""
+    """Initial state of a system: its network and anything else it loaded."""
 
     @property
     def network(self) -> nn.Module: ...
 
 
 class System(Protocol):
-    """A method with a configuration of its own. Every `config` is of the schema's root."""
+    """A training method with its own configuration; every `config` is an instance of the
+    schema's root."""
 
     name: str
 
     @property
     def schema(self) -> Schema[Any]:
-        """How its configuration is read."""
+        """Its configuration schema."""
         ...
 
     @property
     def figures(self) -> Sequence[Figure]:
-        """What it measures."""
+        """The metrics it reports."""
         ...
 
     def plan(self, config: Any, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[Any]:
-        """The stages of a run; those that were entered already keep their start. Raises UserError."""
+        """The stages of a run; stages already entered keep their start. Raises UserError."""
         ...
 
     def check(self, config: Any, data: Data, schedule: Schedule[Any]) -> None:
-        """Raises UserError if data and plan do not fit each other."""
+        """Raises UserError if data and schedule are incompatible."""
         ...
 
     def start(self, run: Prepared, *, note: Callable[[str], None]) -> Any:
-        """Reads and builds what the run begins with. Raises UserError; writes nothing."""
+        """Loads and builds the initial state. Raises UserError; writes nothing."""
         ...
 
     def describe(self, start: Any) -> str:
-        """The network in words."""
+        """Text description of the network."""
         ...
 
     def memory_bytes(self, run: Prepared, start: Any) -> int:
-        """An estimate for training."""
+        """Estimated memory for training, in bytes."""
         ...
 
     def task(self, run: Prepared, start: Any, folder: Path, report: Report) -> Task:
-        """The task at the start of the run's stage, which writes into the run's folder."""
+        """The task at the start of the run's stage; it writes to `folder`."""
         ...
 
     def best(self, config: Any) -> Figure:
-        """The figure that chooses the best weights."""
+        """The metric that selects the best weights."""
         ...
 
     def remarks(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -90,5 +91,5 @@ class System(Protocol):
         ...
 
     def results(self, run: Prepared, weights: Path, messages: Messages) -> dict[str, float]:
-        """The figures of the whole test set."""
+        """Metrics on the full test set."""
         ...

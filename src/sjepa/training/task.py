@@ -1,4 +1,4 @@
-"""What the training loop asks of a system. B batch, S samples."""
+"""Interface between the training loop and a system. B batch, S samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sjepa.training.schedule import Stage
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state was saved."""
+    """A signal stopped the run; its state was saved."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -23,8 +23,9 @@ class Interrupted(Exception):
 
 
 class Update(NamedTuple):
-    """What one update did. `finite` is False if loss or gradient were not, and then nothing moved. `samples` are those of
-    all processes, `clips` the names of this one's; `news`: some process has something to tell the others."""
+    """Result of one update. `finite` is False if loss or gradient were not finite; the update is
+    then skipped. `samples` is the sum over all ranks, `clips` the names of this rank's clips;
+    `news`: some rank has something to report."""
 
     finite: bool
     gradient_norm: float
@@ -34,12 +35,12 @@ class Update(NamedTuple):
 
     @property
     def made(self) -> bool:
-        """Whether the weights moved."""
+        """Whether the weights were updated."""
         return self.finite and self.samples > 0
 
 
 class Reading(NamedTuple):
-    """Figures by name, and the signs of a collapse that they show, one text each."""
+    """Metrics by name, and the signs of collapse they show, one text each."""
 
     figures: Mapping[str, float]
     signs: tuple[str, ...] = ()
@@ -47,7 +48,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures by name, the signs of a collapse, and what else the history keeps of this epoch, by column: `columns` stand
+    """Metrics by name, signs of collapse, and further history columns of this epoch: `columns`
     in front, `details` at the end."""
 
     figures: Mapping[str, float]
@@ -57,16 +58,17 @@ class Validation:
 
 
 class Task(Protocol):
-    """A system in training. It owns its networks, losses and optimisers; the loop owns time, data and files."""
+    """A system during training. It owns networks, losses and optimisers; the training loop owns
+    run position, data and checkpoints."""
 
     @property
     def figures(self) -> Sequence[Figure]:
-        """What it measures."""
+        """The metrics it reports."""
         ...
 
     @property
     def stage(self) -> Stage:
-        """The stage it is in."""
+        """The current stage."""
         ...
 
     @property
@@ -76,50 +78,54 @@ class Task(Protocol):
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """All that must survive a restart, by name."""
+        """Everything saved in a checkpoint, by name."""
         ...
 
     def enter(self, stage: Stage, *, pause: Callable[[], None], best_stays: bool) -> None:
-        """Goes over to the next stage. `pause` is called now and then, as long as nothing has changed, and may raise
-        Interrupted. `best_stays`: in a new phase, the best weights so far remain the best."""
+        """Switches to `stage`. `pause` is called repeatedly before any state changes and may
+        raise Interrupted. `best_stays`: on a new phase, keep the best weights so far as the
+        best."""
         ...
 
     def prepare(self, step: int) -> bool:
-        """Does what is due before update `step`; whether figures no longer compare with those before."""
+        """Runs the work due before update `step`; returns whether metrics are no longer
+        comparable with earlier ones."""
         ...
 
     def update(self, window: Sequence[Batch], *, step: int, rate: float, news: bool) -> Update:
-        """Makes one update from this process's micro-batches, at the learning rate `rate`; all processes give as many,
-        some without clips. `news`: this process has something to tell the others."""
+        """One update on this rank's micro-batches at learning rate `rate`. All ranks pass the
+        same number of micro-batches, some of which may be empty. `news`: this rank has something
+        to report to the others."""
         ...
 
     def recent(self) -> Reading:
-        """Training figures since the last call; they become part of the epoch's."""
+        """Training metrics since the last call; they are also added to those of the epoch."""
         ...
 
     def epoch(self) -> Reading:
-        """Training figures of the epoch so far."""
+        """Training metrics of the epoch so far."""
         ...
 
     def restart_epoch(self) -> None:
-        """Figures of an epoch start anew."""
+        """Resets the metrics of the epoch."""
         ...
 
     def validate(
         self, batches: Iterable[Batch], *, warn: Callable[[str], None], pause: Callable[[], None]
     ) -> Validation:
-        """Figures over all batches, in evaluation mode. `pause` is called before every batch and may raise."""
+        """Metrics over all batches, in evaluation mode. `pause` is called before every batch and
+        may raise."""
         ...
 
     def keep_weights(self, clock: Clock, validation: Validation, *, is_best: bool) -> None:
-        """Writes the weights, and if they are the best so far, says so on disk."""
+        """Saves the weights; if `is_best`, also marks them as the best on disk."""
         ...
 
     def summary(self, train: Mapping[str, float], validation: Validation) -> str:
-        """An epoch's figures in one line of the terminal."""
+        """The metrics of an epoch as one line for the terminal."""
         ...
 
     def rehearse(self, batch: Batch, stages: Sequence[Stage]) -> None:
-        """Forward and backward passes over a micro-batch as each of `stages` makes them; nothing moves but gradients.
-        Waits for the device."""
+        """Forward and backward passes over a micro-batch in each of `stages`, without an update:
+        only gradients change. Synchronises the device."""
         ...

@@ -1,4 +1,4 @@
-"""How long a run will take, from a few real micro-batches."""
+"""Estimate of training time from a few real micro-batches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ _PROBE_SECONDS = 2.0
 
 
 def seconds_per_audio_second(task: Task, batches: Iterable[Batch], *, sample_rate: int) -> float | None:
-    """Seconds that a second of audio takes this process in training, loading included; None if no batch could be read.
+    """Seconds of training per second of audio on this rank, data loading included; None if no batch
+    could be read.
 
-    Runs forward and backward passes for about two seconds after a first one to warm up; nothing moves.
+    Runs forward and backward passes for about two seconds after one warm-up batch; weights do not
+    change.
     """
     ranks = task.learners[0].engine.ranks
     for learner in task.learners:
@@ -27,7 +29,7 @@ def seconds_per_audio_second(task: Task, batches: Iterable[Batch], *, sample_rat
             seconds, samples = time.perf_counter() - started, samples + batch.total_samples
             if samples:
                 is_first, rate = rate is None, seconds * sample_rate / samples
-                if is_first:  # warm-up: counted only if nothing else comes
+                if is_first:  # warm-up: counted only if no batch follows
                     started, seconds, samples = time.perf_counter(), 0.0, 0
         if ranks.any(seconds > _PROBE_SECONDS):
             break

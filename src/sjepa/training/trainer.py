@@ -1,4 +1,4 @@
-"""The training loop: the same for every system."""
+"""The training loop, shared by all systems."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from sjepa.training.task import Interrupted, Task, Update, Validation
 
 @dataclass(frozen=True)
 class Cadence:
-    """When what is due, in optimiser steps; `grad_accum` micro-batches of each process make an update."""
+    """Schedule and intervals in optimiser steps; an update takes `grad_accum` micro-batches per
+    rank."""
 
     schedule: Schedule[Stage]
     grad_accum: int
@@ -31,13 +32,13 @@ class Cadence:
 
     @property
     def batches_per_update(self) -> int:
-        """Micro-batches of all processes that make one update."""
+        """Micro-batches per update over all ranks."""
         return self.grad_accum * self.processes
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run has beside its task: the engine, its data with their fingerprint, and where its state is saved."""
+    """What a run needs besides its task: engine, data loaders with fingerprint, checkpoints."""
 
     engine: Engine
     train: EpochLoader
@@ -47,7 +48,7 @@ class RunParts:
 
 
 class Trainer:
-    """Runs epochs from wherever the clock stands to the schedule's end."""
+    """Runs epochs from the current position (`clock`) to the end of the schedule."""
 
     def __init__(
         self, task: Task, parts: RunParts, cadence: Cadence, report: Report, *, best: Best, alarm: CollapseAlarm
@@ -55,7 +56,7 @@ class Trainer:
         self.task, self.parts, self.cadence, self.report, self.best = task, parts, cadence, report, best
         stage = task.stage
         self.clock = Clock(entered={stage.name: stage.start_step}, per_update=cadence.batches_per_update)
-        self.stop_signal: int | None = None  # this process was asked to stop
+        self.stop_signal: int | None = None  # stop signal received by this rank
         self._alarm, self._ranks = alarm, parts.engine.ranks
         self._non_finite = NonFiniteUpdates()
         self._unreadable = UnreadableClips(parts.train.num_clips)
@@ -63,7 +64,7 @@ class Trainer:
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """Everything that a resumed run needs, by name, in the order in which it is loaded."""
+        """Everything needed to resume, by name, in loading order."""
         return {
             "data": self.parts.fingerprint,
             **self.task.state,
@@ -77,7 +78,7 @@ class Trainer:
 
     def run(self) -> None:
         """Trains to the end of the schedule. Raises Interrupted or RunStopped with the state saved."""
-        while not self._finished or self.clock.batch > 0:  # an epoch that was begun is also ended
+        while not self._finished or self.clock.batch > 0:  # a started epoch is completed
             self._start_epoch()
             self._train_epoch()
             self._end_epoch()
@@ -106,7 +107,7 @@ class Trainer:
         if stage.name == old.name:
             return
         new_phase = stage.phase != old.phase
-        if new_phase and self.clock.batch > 0:  # inside an epoch: no validation or checkpoint came just before
+        if new_phase and self.clock.batch > 0:  # mid-epoch: not validated and saved yet
             self._keep_weights(self._validate())
             self._train_mode()
             self._save(inside_epoch=True)
@@ -121,12 +122,13 @@ class Trainer:
         self._recent = Interval()
 
     def _stop_if_asked(self) -> None:
-        """For long work that changes nothing until it is done. Raises Interrupted."""
+        """Raises Interrupted if any rank received a stop signal; for long work that changes no
+        state before its end."""
         if self._ranks.any(self.stop_signal is not None):
             raise Interrupted(max(number or 0 for number in self._ranks.each(self.stop_signal)))
 
     def _save_if_stopped(self) -> None:
-        """For work that a resumed run repeats. Raises Interrupted with the state saved."""
+        """Like `_stop_if_asked`, but saves the state first; for work that a resumed run repeats."""
         try:
             self._stop_if_asked()
         except Interrupted:
@@ -147,7 +149,8 @@ class Trainer:
             learner.model.train()
 
     def _windows(self) -> Iterator[list[Batch]]:
-        """The micro-batches of one update each, from the clock's position on; the epoch's last may be fewer."""
+        """Yields the micro-batches of one update at a time, from the current position; the last
+        update of an epoch may have fewer."""
         schedule, per_update = self.cadence.schedule, self.cadence.batches_per_update
         first_step = self.clock.step - self.clock.batch // per_update
         augment = [
@@ -190,11 +193,11 @@ class Trainer:
             self._save(inside_epoch=True)
 
     def _watch(self, update: Update, window: list[Batch]) -> int | None:
-        """Warns of unreadable clips and of an update that was not finite, in any process; raises RunStopped, with the
-        state saved, when there are too many. Returns the signal to stop if some process got one."""
+        """Warns of unreadable clips and non-finite updates on any rank. Raises RunStopped, with
+        the state saved, if there are too many. Returns the stop signal if any rank received one."""
         failures = tuple(failure for batch in window for failure in batch.failures)
         own = News(self.stop_signal, failures, () if update.finite else update.clips)
-        talk = update.news or not update.finite or self._ranks.size == 1  # a signal of just now waits for the next
+        talk = update.news or not update.finite or self._ranks.size == 1  # later signals wait for the next update
         told = self._ranks.each(own) if talk else []
         for failure in [failure for news in told for failure in news.failures]:
             self.report.warn(f"skipped {failure.name}: {failure.reason}")
@@ -244,7 +247,7 @@ class Trainer:
         if whole:
             task.restart_epoch()
             clock.next_epoch()
-        self._save(inside_epoch=not whole)  # max_steps may end inside an epoch, from where more steps continue
+        self._save(inside_epoch=not whole)  # max_steps may end mid-epoch; a longer run resumes there
         self._alarm.check(signs, epoch, self.report)
         self._stop_if_asked()
 
@@ -254,7 +257,8 @@ class Trainer:
         return self.task.validate(batches, warn=self.report.warn, pause=self._save_if_stopped)
 
     def _keep_weights(self, validation: Validation, *, collapsed: bool = False) -> bool:
-        """Writes the weights; whether they are the best so far, which those of a collapse never are."""
+        """Saves the weights; returns whether they are the best so far, which is never so if
+        `collapsed`."""
         value = validation.figures.get(self.best.figure.name, math.nan)
         is_best = not collapsed and self.best.offer(value, self.clock.epoch)
         self.task.keep_weights(self.clock, validation, is_best=is_best)
@@ -280,7 +284,7 @@ class Trainer:
         )
 
     def _save(self, *, inside_epoch: bool) -> None:
-        """A checkpoint of an epoch that ended is named after it; one inside an epoch also by its step."""
+        """Names the checkpoint by epoch at the end of an epoch, by epoch and step within one."""
         epoch = self.clock.epoch if inside_epoch else self.clock.epoch - 1
         path = self.parts.checkpoints.save(self.state, epoch=epoch, step=self.clock.step if inside_epoch else None)
         self.report.detail(f"saved {path.name}")
