@@ -113,7 +113,7 @@ def test_any_piece_is_that_piece_of_the_whole(tmp_path, rate):
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "opus"])
-def test_any_format_of_libsndfile(path, tmp_path, ending):
+def test_any_format_of_libsndfile_gives_the_frames_of_its_length(path, tmp_path, ending):
     rate = 48000 if ending == "opus" else 44100
     (tmp_path / f"a.{ending}").write_bytes(encode(tone(1.5, rate, 2), rate, ending))
     assert abs(len(Model(path).file(tmp_path / f"a.{ending}")) - 74) <= 3
@@ -171,7 +171,7 @@ def test_three_hours_take_flat_memory(path, tmp_path):
     assert peaks[1] < peaks[0] + 150
 
 
-def test_several_recordings_and_folders(path, tmp_path, capsys):
+def test_several_recordings_and_folders_get_a_file_for_each_recording(path, tmp_path, capsys):
     for name in ("x/a.wav", "x/sub/b.flac", "y/a.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(tmp_path / name, tone(1.0)[:, 0], 16000)
@@ -257,7 +257,7 @@ def test_a_resource_fork_of_a_mac_beside_a_recording_does_no_harm(path, tmp_path
     assert main(["--model", str(path), "--audio", str(tmp_path)]) == 0
 
 
-def test_a_terminal_that_knows_no_such_letters(path, tmp_path):
+def test_a_terminal_that_knows_no_such_letters_gets_them_escaped(path, tmp_path):
     soundfile.write(tmp_path / "bär→.wav", 0.1 * np.ones(1600), 16000)
     command = [sys.executable, "-m", "sjepa.inference", "--model", str(path), "--audio", str(tmp_path), "nowhere→.wav"]
     done = subprocess.run(
@@ -317,7 +317,7 @@ def test_the_configuration_gives_what_arguments_do_not(path, clip, tmp_path, cap
 
 
 @pytest.mark.parametrize("ending", ["mp3", "ogg"])
-def test_compressed_files_have_the_same_features_in_any_chunks(path, tmp_path, ending):
+def test_compressed_files_have_the_same_samples_in_any_pieces(path, tmp_path, ending):
     (tmp_path / f"long.{ending}").write_bytes(encode(tone(30.0), 16000, ending))
     model = Model(path)
     with Recording(tmp_path / f"long.{ending}", 16000) as recording:

@@ -22,6 +22,7 @@ from sjepa.dataset.sources import resolve_sources
 from sjepa.entrypoints.evaluate import evaluate_weights
 from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.entrypoints.train import train
+from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.s_jepa.schema import load_config
 
 ARCHIVE = Path(__file__).parent / "older" / "version_0_1_0.zip"
@@ -96,3 +97,7 @@ def test_a_mixture_is_taken_for_phase_1(older):
         ["gmm.path=runs/old/train/gmm.pt", "run_name=new", "train.max_steps=2", "train.phase2_start_step=null"],
     )
     assert train(SYSTEMS["s-jepa"], config) == 0
+    given, used = (DiagonalGMM.load(Path(f"runs/{name}/train/gmm.pt")).state_dict() for name in ("old", "new"))
+    assert given.keys() == used.keys()
+    for name in ("weights", "means", "variances"):
+        assert torch.equal(used[name], given[name]), name

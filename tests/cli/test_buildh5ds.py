@@ -51,7 +51,7 @@ def test_a_run_from_the_files_is_the_run_from_the_archives(corpus, tmp_path, cap
     assert [row["train_loss"] for row in one] == [row["train_loss"] for row in other]
 
 
-def test_what_is_there_is_not_built_again_unless_the_source_changed(corpus, tmp_path, capsys, monkeypatch):
+def test_what_is_there_is_not_built_again_unless_the_source_changed(corpus, tmp_path, capsys):
     assert build(corpus, tmp_path) == 0
     before = (tmp_path / "h5/train.h5").stat().st_mtime_ns
     capsys.readouterr()
@@ -215,7 +215,7 @@ def test_an_interrupted_build_says_how_it_goes_on(corpus, tmp_path, monkeypatch,
     assert "resuming after" in capsys.readouterr().out
 
 
-def test_the_command(corpus, tmp_path):
+def test_the_command_builds_the_files_without_a_word_on_standard_error(corpus, tmp_path):
     done = subprocess.run(
         [BIN / "buildh5ds", *settings(corpus, tmp_path, "dataset.num_workers=1")], cwd=tmp_path, capture_output=True, text=True,
         timeout=300, check=False,

@@ -79,7 +79,7 @@ def assert_same_training(a, b, tolerance=1e-5):
     with (a / "history.csv").open() as one, (b / "history.csv").open() as other:
         for row, expected in zip(csv.DictReader(one), csv.DictReader(other), strict=True):
             for name in ("epoch", "phase", "lr", "active_layer", "reseeded"):
-                assert row.get(name) == expected.get(name)
+                assert row[name] == expected[name], (row["epoch"], name)
             for name in (
                 "train_loss",
                 "val_loss",
@@ -305,7 +305,7 @@ def test_what_fails_in_the_main_process_is_told_once(corpus, together):
     assert "history.csv: damaged" in errors
 
 
-def test_machines_need_a_launcher(monkeypatch):
+def test_machines_need_a_launcher():
     with pytest.raises(UserError, match="torchrun or SLURM"):
         Engine(device="cpu", precision="fp32", processes=Processes(1, 2), launch=False)
 

@@ -90,7 +90,7 @@ def test_the_two_switches_make_three_stages_without_gaps():
         (["gmm.online=true", "train.masked_only_epoch=5"], [(PHASE2, 0, 50), (MASKED_ONLY, 50, 100)]),
     ],
 )  # fmt: skip
-def test_switches_in_steps_epochs_and_fractions(overrides, expected):
+def test_switches_come_at_the_steps_epochs_and_fractions_asked_for(overrides, expected):
     assert stages("train.epochs=10", *overrides) == expected
 
 

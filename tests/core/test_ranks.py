@@ -59,5 +59,5 @@ def test_one_process_alone_keeps_what_it_has():
         True,
         7,
     )
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"^x$"):
         ranks.main_first(lambda: (_ for _ in ()).throw(UserError("x")))

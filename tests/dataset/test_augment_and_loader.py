@@ -256,7 +256,7 @@ print(sum(len(batch.names) for batch in batches))
     assert done.stdout.strip() == "16", done.stderr
 
 
-def test_a_connection_that_breaks_before_its_worker_is_known_to_be_dead():
+def test_a_connection_that_breaks_waits_until_its_worker_is_known_to_be_dead():
     def items():
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         raise ConnectionResetError

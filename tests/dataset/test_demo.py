@@ -80,7 +80,7 @@ def test_phones_sound_different(corpus):
     assert 5 / len(classes) < accuracy < 0.95
 
 
-def test_command_line(tmp_path, capsys):
+def test_the_command_writes_both_sets(tmp_path, capsys):
     main([str(tmp_path), "--speakers", "2", "--clips", "1"])
     assert "train.zip" in capsys.readouterr().out
     assert (tmp_path / "test.zip").exists()

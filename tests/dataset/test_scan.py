@@ -173,4 +173,5 @@ def test_processes_give_the_same_table(tmp_path, monkeypatch):
     monkeypatch.setattr(scan_module, "_CHUNK_CLIPS", 2)
     together = table_of(path)
     assert together.names == alone.names
+    assert np.array_equal(together.samples, alone.samples)
     assert np.array_equal(together.offset, alone.offset)

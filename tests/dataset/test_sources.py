@@ -178,7 +178,7 @@ def test_encrypted_and_linked_zip_entries_are_dropped(tmp_path):
     assert sorted(reason for _, reason in clips.dropped) == ["encrypted", "symbolic link"]
 
 
-def test_broken_links_and_strange_names_in_folders(tmp_path):
+def test_broken_links_are_dropped_and_strange_names_read(tmp_path):
     (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
     strange = os.fsencode(tmp_path) + b"/caf\xe9.wav"
     try:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sjepa.core.errors import UserError
-from sjepa.dataset import hub
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubOptions, HubStream
@@ -97,7 +96,7 @@ def test_an_epoch_goes_on_anywhere(places, tmp_path, threads):
         assert not np.array_equal(first.clean_BS, first.heard_BS)
 
 
-def test_processes_take_as_many_batches(places, tmp_path):
+def test_processes_take_equally_many_batches_and_no_clip_twice(places, tmp_path):
     ranks = [loader_of(places / "many", tmp_path, batch_size=3, rank=rank, size=2) for rank in (0, 1)]
     parts = [list(loader.epoch(0)) for loader in ranks]
     assert [len(part) for part in parts] == [3, 3] == [loader.num_rounds for loader in ranks]
@@ -171,7 +170,9 @@ def test_leaving_early_leaves_no_thread(places, tmp_path):
 
 def test_a_line_that_breaks_is_one_clear_error(places, tmp_path, monkeypatch):
     loader = loader_of(places / "many", tmp_path)
-    monkeypatch.setattr(hub, "_dotted", lambda *_: (_ for _ in ()).throw(ConnectionError("line\nbroke")))
+    monkeypatch.setattr(
+        datasets.IterableDataset, "__iter__", lambda *_: (_ for _ in ()).throw(ConnectionError("line\nbroke"))
+    )
     with pytest.raises(UserError, match=r"hf://.*many: line broke"):
         list(loader.epoch(0))
 

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from sjepa.core.distributed import Engine
-from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Failure
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import Batching, Loader, WindowDataset
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import tiles
+from sjepa.evaluation.features import ClipBatches
 from sjepa.s_jepa.units.dump import encoder_reader, units, write_dump
 from tests.support.steps import Setup
 
@@ -29,7 +29,9 @@ def dumped(parts, folder, *, batch_size, max_samples=10**9, top_k=3, break_windo
     if break_window is not None:
         batches = [batch for batch in batches if break_window not in batch.window]
     failures: list[Failure] = []
-    found = units(engine, encoder_reader(engine, model), batches, windows, SPEECH, top_k=top_k, warn=failures.append)
+    found = units(
+        encoder_reader(engine, model), ClipBatches(batches, windows, len(clips)), top_k=top_k, warn=failures.append
+    )
     written = write_dump(folder, clips, found)
     return written, dict(np.load(folder / "posteriors.npz")), (folder / "units.km").read_text().splitlines()
 

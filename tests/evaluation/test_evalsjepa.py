@@ -97,7 +97,8 @@ def test_every_probe_has_a_row_for_every_source_of_features(whole):
     ]  # fmt: skip
     assert len(rows) == 8 * len(measured)
     for row in rows:
-        assert float(row["mean"]) >= 0
+        assert np.isfinite(float(row["mean"]))
+        assert row["metric"] != "accuracy" or float(row["mean"]) <= 1
         assert row["splits"] == "2"
     frames = {
         row["probe"]: float(row["mean"]) for row in rows if row["task"] == "frame_phones" and row["features"] == "MFCC"
@@ -228,7 +229,10 @@ def test_a_hugging_face_folder_is_probed(corpus, tmp_path, capsys):
         (["probe.tasks=[words]", "probe.compare=[absent.pt]"], "absent.pt: no such file"),
         (["evaluation.utterance=absent.flac"], "no clip's name ends with 'absent.flac'"),
         (["dump.path=absent"], "absent: no such file or folder"),
-        (["probe.tasks=[words]", "probe.apart=speaker"], "are too few for training and test, with probe.apart: speaker"),
+        (
+            ["probe.tasks=[words]", "probe.apart=speaker"],
+            "are too few for training and test, with probe.apart: speaker",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(corpus, trained, tmp_path, options, message):

@@ -7,7 +7,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.windows import tiles
-from sjepa.evaluation.features import extract, mfcc_extractor
+from sjepa.evaluation.features import ClipBatches, extract, mfcc_extractor
 from sjepa.modules.transformer import TransformerShape
 from sjepa.s_jepa.extractors import encoder_extractor
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
@@ -27,7 +27,7 @@ def parts():
 
 
 def extracted(parts, *, broken=None, keep_frames=True, layers=(0, 2)):
-    engine, extractor, _, clips = parts
+    _, extractor, _, clips = parts
     windows = tiles(LENGTHS, 16000, min_samples=4000)
     items = []
     for number in range(len(windows)):
@@ -37,7 +37,7 @@ def extracted(parts, *, broken=None, keep_frames=True, layers=(0, 2)):
         items.append(lost if number == broken else (Sample(audio, audio, clip, number, ""), []))
     told = []
     batches = [collate(items[:3]), collate(items[3:])]
-    found = extract(engine, extractor, layers, batches, windows, 3, keep_frames=keep_frames, warn=told.append)
+    found = extract(extractor, layers, ClipBatches(batches, windows, 3), keep_frames=keep_frames, warn=told.append)
     return found, windows, told
 
 

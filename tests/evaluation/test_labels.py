@@ -26,7 +26,7 @@ def test_a_table_is_joined_by_path(corpus, clips):
 
 
 @pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
-def test_every_form_of_table_and_paths_without_their_ending(tmp_path, clips, ending):
+def test_every_form_of_table_and_paths_without_their_ending_are_understood(tmp_path, clips, ending):
     names = [clips.path(position).removesuffix(".flac") for position in range(len(clips))]
     rows = [("path", "mood", "split"), *((name, f"m{number}", "test") for number, name in enumerate(names))]
     rows.insert(1, (names[0], "wrong", "train"))  # the other split's clip of that name
@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path, corpus, clips):
         read_labels(None, clips, split="test").column("age")
 
 
-def test_phones_and_their_times():
+def test_phones_and_their_times_are_read_from_text():
     assert phones_of("W IY0 | K AO1 L") == ["W", "IY", "K", "AO", "L"]
     assert phones_of("t1 x2") == ["t1", "x2"]  # not stress: ARPAbet is in capitals
     spans = spans_of("SIL:0.0-0.1 AH0:0.1-0.25 B:0.3-0.4")

@@ -32,12 +32,12 @@ def told(features_of, unit_of, monitor):
     return judge.figures(4, 3, ALONE)
 
 
-def test_features_and_units_that_show_the_phone(monitor):
+def test_features_and_units_that_show_the_phone_score_one(monitor):
     found = told(lambda b: b[:, None].float().expand(-1, 3), lambda b: b.long() + 1, monitor)
     assert found == pytest.approx({"pnmi": 1.0, "frame_phones": 1.0})
 
 
-def test_features_and_units_that_show_nothing(monitor):
+def test_features_and_units_that_show_nothing_score_little(monitor):
     torch.manual_seed(0)
     found = told(lambda b: torch.randn(FRAMES, 3), lambda b: torch.randint(0, 4, (FRAMES,)), monitor)
     assert found["pnmi"] < 0.1

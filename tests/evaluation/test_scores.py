@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sjepa.evaluation.scores import BySpeaker, Score, interval, rows_of
+from sjepa.evaluation.scores import BySpeaker, Probed, Score, interval, rows_of
 
 
 def test_a_ratio_counts_speakers_as_weights_say():
@@ -28,6 +28,6 @@ def test_there_is_none_without_speakers_or_with_too_few():
     few = BySpeaker.ratio([1, 0], [1, 1], np.array([0, 1]), 2)
     for parts in ([None], [few], [few, None]):
         assert all(np.isnan(interval(parts, seed=0)))
-    (row,) = rows_of("t", "p", "f", "", [Score({"accuracy": 0.5}, 3, 4)], float("nan"), seed=0)
+    (row,) = rows_of("t", Probed("p", [Score({"accuracy": 0.5}, 3, 4)], float("nan")), "f", "", seed=0)
     assert np.isnan(row.low)
     assert row.mean == 0.5

@@ -16,7 +16,7 @@ from sjepa.dataset.batch import Sample, collate
 from sjepa.modules.transformer import TransformerShape
 from sjepa.s_jepa.model import SJEPA, ModelShape
 from sjepa.s_jepa.modules.encoder import EncoderShape
-from sjepa.s_jepa.step import StepSettings, choose_frames
+from sjepa.s_jepa.step import Forward, StepSettings, choose_frames
 from sjepa.s_jepa.units.components import ComponentReport
 from sjepa.s_jepa.units.readings import EntropyHistogram, entropy_bits, read_encoder, read_frames, real_frames
 
@@ -46,7 +46,7 @@ def test_real_frames_leave_padding_out(batch):
 @torch.no_grad()
 def test_the_encoder_is_read_without_masks_and_the_predictor_where_masked(model, batch):
     engine = Engine(device="cpu", precision="fp32", launch=False)
-    readings = read_frames(engine, model, batch, SETTINGS)
+    readings = read_frames(Forward(engine, model, SETTINGS), batch)
     samples = torch.tensor(batch.num_samples)
     features = model.encoder(batch.clean_BS, samples).features_BTD.flatten(0, 1)[readings.frame_N]
     assert (readings.encoder_NK - model.head(features).log_softmax(1)).abs().max() < 1e-5
@@ -66,7 +66,7 @@ def test_the_encoder_is_read_without_masks_and_the_predictor_where_masked(model,
     assert row == len(readings.frame_N)
 
 
-def test_entropies_and_their_shares():
+def test_entropies_and_their_shares_are_those_of_plain_computations():
     posterior = torch.rand(500, 8, generator=torch.Generator().manual_seed(0)).pow(8)
     posterior /= posterior.sum(1, keepdim=True)
     bits = entropy_bits(posterior.log())
@@ -83,7 +83,7 @@ def test_entropies_and_their_shares():
     assert histogram.count_E.sum() == 504
 
 
-def test_purity_and_pnmi_and_what_lies_nearest(tmp_path):
+def test_purity_pnmi_and_what_lies_nearest_are_those_of_plain_computations(tmp_path):
     rng = np.random.default_rng(1)
     unit, phone = rng.integers(0, 5, 400), rng.integers(-1, 3, 400)
     phone = np.where((unit == 2) & (phone >= 0), 1, phone)

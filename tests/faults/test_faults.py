@@ -134,7 +134,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_is_really_full(corpus, tmp_path):
+def test_a_disk_that_is_really_full_is_told_and_leaves_whole_checkpoints(corpus, tmp_path):
     ended(begin(corpus, tmp_path, "train.epochs=1"), 0)
     size = checkpoints(tmp_path)[0].stat().st_size
     with small_disk(tmp_path / "disk", size * 5 // 2) as disk:

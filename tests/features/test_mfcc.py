@@ -49,7 +49,7 @@ def test_mfcc_stays_in_float32_under_autocast():
         assert torch.equal(MFCC(SPEECH)(waveform, torch.tensor([20000])), plain)
 
 
-def test_effective_rank_of_known_spectra():
+def test_effective_rank_is_the_exponential_of_the_spectrums_entropy():
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(400, 8)).Q
     basis = torch.linalg.qr(basis - basis.mean(0)).Q  # centring must not change it

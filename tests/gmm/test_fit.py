@@ -9,6 +9,7 @@ from sjepa.core.errors import SharedError
 from sjepa.core.ranks import ALONE
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.fit import fit_gmm
+from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.s_jepa.fitting import MixtureFitter
 from tests.support.processes import in_processes
 
@@ -92,12 +93,17 @@ def test_a_mixture_of_frames_that_are_not_usable_is_known_as_such(value):
 
 
 def test_training_stops_at_a_mixture_that_is_not_usable():
-    frames = SimpleNamespace(seed=0, ranks=ALONE)
-    fitter = MixtureFitter(frames, 500, 1, 1, SimpleNamespace(detail=lambda text: None))
     sample = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
     sample[3] = 1e25
     draw = torch.rand(500, dtype=torch.float64)
+    frames = SimpleNamespace(
+        seed=0, ranks=ALONE, device=torch.device("cpu"), gather=lambda *_: (sample, draw),
+        draw=lambda *_: (None, SimpleNamespace(epoch=lambda _: [], num_rounds=0)),
+    )  # fmt: skip
+    report = SimpleNamespace(detail=lambda text: None, progress=lambda items, **_: items)
+    fitter = MixtureFitter(frames, 500, 1, 1, report)
+    gmm, space = DiagonalGMM(4, 8, features="mfcc39"), MixtureSpace(SpaceSettings(), 8)
     with pytest.raises(
         SharedError, match=r"the mixture over mfcc39 is not finite \(largest value of a frame: 1e\+25\)"
     ):
-        fitter._mixture(sample, draw, DiagonalGMM(4, 8, features="mfcc39"))
+        fitter.fit(lambda batch: batch, gmm, space, pause=lambda: None)

@@ -61,6 +61,6 @@ def test_every_frame_away_from_the_edges_is_masked_equally_often():
 
 
 @pytest.mark.parametrize("frames", [0, 1])
-def test_no_frames_and_one_frame(frames):
+def test_of_one_frame_it_is_masked_and_of_none_nothing(frames):
     assert num_masked(frames, 0.65) == frames
     assert span_mask([frames], torch.tensor([0]), mask_ratio=0.65, mask_length=10, base_key=0).sum() == frames

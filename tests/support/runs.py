@@ -8,6 +8,7 @@ import torch
 
 from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.entrypoints.train import train
+from sjepa.reporting.run_report import RunReport
 from sjepa.s_jepa.schema import load_config
 from sjepa.training.trainer import Trainer
 
@@ -34,15 +35,20 @@ def run(corpus, root, *overrides):
 @contextmanager
 def stopping_after(step):
     """Runs inside receive SIGTERM right after that update."""
-    original = Trainer._follow_up
+    running, begin, updated = [], Trainer.run, RunReport.updated
 
-    def stop(self, *arguments):
-        if self.clock.step == step:
-            self.stop_signal = 15
-        original(self, *arguments)
+    def remember(self):
+        running.append(self)
+        begin(self)
+
+    def stop(self, clock):
+        if clock.step == step:
+            running[-1].stop_signal = 15
+        updated(self, clock)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_follow_up", stop)
+        patch.setattr(Trainer, "run", remember)
+        patch.setattr(RunReport, "updated", stop)
         yield
 
 

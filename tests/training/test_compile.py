@@ -34,6 +34,8 @@ def test_a_compiled_run_has_the_same_losses(corpus, tmp_path):
 
 def test_layers_that_ddp_would_cut_are_compiled_whole(tmp_path):
     """A layer of more weights than a bucket: without its code being generated, which would take long."""
+    torch._dynamo.reset()
+    compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
     try:
         layers = torch.nn.ModuleList(TransformerLayer(TransformerShape(64, 2, 128)) for _ in range(2))
@@ -53,6 +55,7 @@ def test_layers_that_ddp_would_cut_are_compiled_whole(tmp_path):
         for clips, frames, passed_by in ((3, 11, -1), (2, 17, 1), (1, 9, -1)):
             network(torch.randn(clips, frames, 64), passed_by).sum().backward()
         assert all(parameter.grad is not None for parameter in network.parameters())
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled_before
     finally:
         torch.distributed.destroy_process_group()
         torch._dynamo.reset()

@@ -57,10 +57,11 @@ def test_nothing_observed_is_no_figure():
 
 
 def test_several_clips_of_a_batch_are_told_apart():
-    """One of two clips is chosen at random features: the other one's frames do not enter."""
+    """The frames of the second are those that the first begins with: over both at once they would be found in the first."""
     samples = [
         Sample(x, x, clip, clip, "") for clip, x in enumerate((np.zeros(16000, np.float32), np.zeros(8000, np.float32)))
     ]
     batch, judge = collate([(sample, []) for sample in samples]), PitchMatch(2, SPEECH)
-    judge.observe(batch, torch.eye(49 + 24), torch.zeros(73), torch.eye(49 + 24))
+    frames = torch.eye(49)[[*range(49), *range(24)]]
+    judge.observe(batch, frames, torch.zeros(73), frames)
     assert judge.figures(4, 3, ALONE) == {NAME: 1.0}

@@ -164,6 +164,9 @@ def test_weight_decay_acts_on_matrices_only():
     in_decay = {names[id(parameter)] for parameter in decayed["params"]}
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0.0
+    linear = {f"{name}.weight" for name, part in setup.network.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert "encoder.encoder.layers.0.attention.k_proj.weight" in linear
+    assert linear <= in_decay
     assert all(name.endswith((".weight", "original1")) for name in in_decay)
     assert "predictor.positions" not in in_decay
     assert "encoder.encoder.pos_conv_embed.conv.parametrizations.weight.original0" not in in_decay
@@ -250,7 +253,7 @@ def test_a_waveform_frontend_learns_the_spectrum_of_its_frames():
 
 
 @pytest.mark.parametrize("frontend", ["waveform", "logmel"])
-def test_a_step_at_another_geometry(frontend):
+def test_a_step_at_another_geometry_counts_the_frames_of_that_geometry(frontend):
     """8 kHz and frames of 25 ms every 10 ms: masks, targets, loss and mel spectrum all follow."""
     geometry = FrameGeometry(sample_rate=8000, kernels=(10, 8, 5), strides=(5, 4, 4))
     assert (geometry.receptive_field_samples, geometry.hop_samples) == (125, 80)

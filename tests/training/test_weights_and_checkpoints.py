@@ -145,7 +145,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
         def state_dict(self):
             return {"value": lambda: 0}  # cannot be pickled
 
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
         checkpoints.save({"a": Broken(1)}, epoch=0)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["epoch_000.pth"]

@@ -1,1 +1,1 @@
-"""The configuration: what may be set (schema), how it is read (load), what it means over time (schedule)."""
+"""Configuration: schema of the keys, YAML loading and overrides, `--help-config`."""

@@ -1,4 +1,4 @@
-"""The keys of `dataset`: what is read, how it is cut, and what the encoder hears of it."""
+"""Schema of `dataset`: sources, clip lengths, loading and augmentation."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from sjepa.config.values import Corpora, Fraction, Paths, Range, Section
 
 
 class Augment(Section):
-    enabled: bool = Field(
-        True, description="Corrupt the waveform that the encoder sees (of the one that targets see, only the speed)."
-    )
-    p_noise: Fraction = Field(0.25, description="Probability that a clip gets noise over its whole length.")
-    p_mix: Fraction = Field(0.25, description="Probability that a slice of another clip is mixed in.")
+    enabled: bool = Field(True, description="Augment the encoder input; of the targets, only the speed changes.")
+    p_noise: Fraction = Field(0.25, description="Probability of adding noise to a clip.")
+    p_mix: Fraction = Field(0.25, description="Probability of mixing in a segment of another clip.")
     snr_noise: Range = Field((-5.0, 20.0), description="Signal-to-noise ratio of the noise, dB [low, high].")
-    ratio_mix: Range = Field((-5.0, 5.0), description="Energy of the mixed-in slice over the clip's, dB [low, high].")
-    p_pitch: Fraction = Field(0.0, description="Probability that a clip is heard at another pitch, formants and all.")
-    pitch_semitones: Range = Field((-4.0, 4.0), description="By how much, semitones [low, high].")
-    p_reverb: Fraction = Field(0.0, description="Probability that a clip is heard in a room.")
-    reverb_seconds: Range = Field(
-        (0.2, 0.8), description="Time in which its echoes fall by 60 dB, seconds [low, high]."
+    ratio_mix: Range = Field(
+        (-5.0, 5.0), description="Energy ratio of the mixed-in segment to the clip, dB [low, high]."
     )
+    p_pitch: Fraction = Field(0.0, description="Probability of a pitch shift (formants are shifted too).")
+    pitch_semitones: Range = Field((-4.0, 4.0), description="Pitch shift, semitones [low, high].")
+    p_reverb: Fraction = Field(0.0, description="Probability of reverberation.")
+    reverb_seconds: Range = Field((0.2, 0.8), description="Reverberation time (RT60), seconds [low, high].")
     p_speed: Fraction = Field(
-        0.0, description="Probability that a clip is played faster or slower, for targets and encoder alike."
+        0.0, description="Probability of a speed perturbation, of targets and encoder input alike."
     )
-    speed: Range = Field((0.9, 1.1), description="How many times as fast [low, high]; a slower clip loses its end.")
+    speed: Range = Field((0.9, 1.1), description="Speed factor [low, high]; slowed clips are truncated.")
     noise_path: Paths | None = Field(
-        None, description="Recordings to take noise from, in any form train_path takes; null: other clips."
+        None, description="Noise recordings, in any format of train_path; null: use other clips."
     )
 
     @model_validator(mode="after")
@@ -51,21 +49,22 @@ class Augment(Section):
 
 
 class Hub(Section):
-    split: str = Field("train", description="Split that an hf:// path means unless it says ?split=….")
+    split: str = Field("train", description="Default split of hf:// addresses without ?split=….")
     config: str | None = Field(None, description="Configuration (subset) of the data set.")
-    audio_field: str = Field("audio", description="Field with the audio; dots lead into nested fields.")
+    audio_field: str = Field("audio", description="Field with the audio; dots separate nested fields.")
     speaker_field: str | None = Field(None, description="Field with the speaker, kept as a label.")
     duration_field: str | None = Field(None, description="Field with the duration, kept as a label.")
     streaming: bool = Field(
-        False, description="Train from train_path (one hf:// address) as it comes over the line, nothing stored."
+        False,
+        description="Stream train_path (one hf:// address) while training, without storing it.",
     )
-    rows: int | None = Field(None, ge=1, description="Rows of the stream, where the data set does not say.")
-    shuffle_buffer: int = Field(1000, ge=1, description="Rows of the stream, encoded, that change places in memory.")
+    rows: int | None = Field(None, ge=1, description="Number of rows of the stream, if the data set does not state it.")
+    shuffle_buffer: int = Field(1000, ge=1, description="Size of the shuffle buffer, rows (encoded audio).")
     kept_clips: int = Field(
         1000,
         ge=1,
-        description="Clips of the stream that are kept in the run's cache folder: to fit mixtures and rank layers on, and "
-        "to mix in.",
+        description="Clips of the stream stored in the run's cache folder, for fitting mixtures, "
+        "ranking layers and mixing in.",
     )
 
 
@@ -74,36 +73,45 @@ class Dataset(Section):
     scan: bool | Literal["full", "header"] = Field(
         True,
         alias="validate",
-        description="Check every file once before training: true decodes its header, start and end; full every sample; "
-        "header the header alone; false trusts an existing cache as it is.",
+        description="Validate every file once before training: true decodes header, start and end; "
+        "full decodes all samples; header reads headers only; false uses an existing cache "
+        "without checking it.",
     )
     train_path: Corpora = Field(
         "data/train.zip",
         description="Folder, .zip, .tar, .tar.gz, .h5, manifest (.jsonl, .tsv), glob of these, or a list of any of them; "
-        "hf://NAME of the Hugging Face library; a list of {path, weight}, of which an epoch draws in these proportions.",
+        "hf://NAME of the Hugging Face library; a list of {path, weight}: mixing proportions.",
     )
     shards_at_once: int | None = Field(
         None,
         ge=1,
-        description="Shuffle the sources of train_path and go through this many at a time, each batch from one of them: for "
-        "network storage; best a multiple of processes × num_workers. null: shuffle everything.",
+        description="Shuffle the sources of train_path and read this many at a time, each batch "
+        "from one source: for network storage; best a multiple of processes × num_workers. "
+        "null: shuffle over all sources.",
     )
-    test_path: Paths = Field("data/test.zip", description="The same for the test set; validation is a part of it.")
-    train_h5: str = Field("data/train.h5", description="HDF5 file of the training set, which buildh5ds makes.")
+    test_path: Paths = Field(
+        "data/test.zip",
+        description="As train_path, for the test set, which the validation set is drawn from.",
+    )
+    train_h5: str = Field("data/train.h5", description="HDF5 file of the training set, made by buildh5ds.")
     test_h5: str = Field("data/test.h5", description="HDF5 file of the test set.")
     max_train_samples: int | None = Field(
         None, ge=1, description="Use this many training clips (drawn by seed); null: all."
     )
     max_test_samples: int | None = Field(None, ge=1, description="Use this many test clips (drawn by seed); null: all.")
     val_prob: float = Field(0.5, gt=0, le=1, description="Validation is this fraction of the test set, drawn by seed.")
-    sample_rate: int = Field(ge=1, description="Samples per second; every file is brought to it.")
-    max_seconds: float = Field(15.0, gt=0, description="Longest piece of a clip in a batch, seconds.")
-    min_seconds: float = Field(0.1, gt=0, description="Shorter clips are dropped, seconds (two frames at the least).")
+    sample_rate: int = Field(ge=1, description="Sample rate, Hz; audio is resampled to it.")
+    max_seconds: float = Field(15.0, gt=0, description="Maximum length of a clip in a batch, seconds.")
+    min_seconds: float = Field(
+        0.1,
+        gt=0,
+        description="Minimum clip length, seconds; shorter clips are dropped (at least two frames).",
+    )
     long_clips: Literal["crop", "windows"] = Field(
         "crop", description="Clips over max_seconds: a new random crop each epoch, or windows that tile the clip."
     )
     window_overlap: float = Field(0.5, ge=0, lt=1, description="Overlap of neighbouring windows, as a fraction.")
-    num_workers: int = Field(2, ge=0, description="Processes that decode audio; 0: the training process does.")
+    num_workers: int = Field(2, ge=0, description="Data loading worker processes; 0: decode in the training process.")
     augment: Augment = Augment()
     hf: Hub = Hub()
 

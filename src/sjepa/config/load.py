@@ -1,4 +1,4 @@
-"""YAML and overrides to a checked configuration; every problem of a file is reported at once."""
+"""Parses YAML and overrides into a validated configuration; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class Schema(Generic[C]):
-    """What a system's configuration may say. `problems`: why a configuration whose keys are all right cannot mean what it
-    says; `more_problems`: of plain values, beyond what `root` checks; `resolved`: with defaults that depend on other keys;
-    `appendix`: further lines of `--help-config`."""
+    """Configuration schema of a system. `problems`: inconsistencies between keys of a valid
+    configuration; `more_problems`: checks on the raw values beyond those of `root`; `resolved`:
+    fills in defaults that depend on other keys; `appendix`: additional lines of `--help-config`."""
 
     root: type[C]
     problems: Callable[[C], list[str]] = lambda config: []
@@ -49,12 +49,13 @@ def load_config(schema: Schema[C], path: Path | None, overrides: Sequence[str] =
 
 
 def stated(config: BaseModel) -> dict[str, Any]:
-    """Every key that the file or the command line gave a value, dotted; entries of `model.overrides` each for itself."""
+    """Explicitly set keys (file or command line), dotted, with their values; entries of
+    `model.overrides` individually."""
     return dict(_flat(config.model_dump(mode="json", by_alias=True, exclude_unset=True)))
 
 
 def overridden(overrides: Sequence[str]) -> set[str]:
-    """The keys that overrides of the command line set."""
+    """Dotted keys set by command-line overrides."""
     values: dict[str, Any] = {}
     for override in overrides:
         _apply(values, override)
@@ -84,7 +85,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def describe(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[str]:
-    """pydantic's findings as lines `section.key: value is not …`, one per key."""
+    """pydantic's errors as lines `section.key: value is not …`, one per key."""
     found: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):
         path, field = _resolve(model, item["loc"])
@@ -97,7 +98,7 @@ def describe(error: ValidationError, model: type[BaseModel], *, prefix: str = ""
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key as (dotted path, field), sections followed by their own keys."""
+    """All keys as (dotted path, field); a section precedes its keys."""
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
         yield path, field
@@ -114,7 +115,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _resolve(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
-    """The dotted key that a location points into, without pydantic's own marks for unions."""
+    """The dotted key of an error location, without pydantic's union tags, and its field."""
     parts: list[str] = []
     field: FieldInfo | None = None
     current: type[BaseModel] | None = model
@@ -132,10 +133,10 @@ def _resolve(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[s
 
 
 def _expectation(item: Any, field: FieldInfo | None, model: type[BaseModel], path: str) -> str:
-    """What would be right; a text that starts with '=' is a whole sentence by itself."""
+    """The expected value, for "… is not X"; texts that start with '=' are complete messages."""
     kind = item["type"]
     if kind == "invalid_key":
-        return "=the key is not a text"
+        return "=the key is not a string"
     if kind == "extra_forbidden":
         return "=unknown key" + _suggestion(path, model)
     if kind == "value_error":
@@ -144,7 +145,7 @@ def _expectation(item: Any, field: FieldInfo | None, model: type[BaseModel], pat
         return _bounds(field, item)
     names = {
         "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-        "bool_type": "true or false", "string_type": "a text", "finite_number": "a finite number",
+        "bool_type": "true or false", "string_type": "a string", "finite_number": "a finite number",
         "model_type": "a section with keys of its own", "dict_type": "a mapping", "tuple_type": "a list of two numbers",
         "missing": "a list of two numbers", "too_long": "a list of two numbers",
     }  # fmt: skip
@@ -174,15 +175,15 @@ def _sentence(value: Any, texts: list[str]) -> str:
 
 
 def _quotes(path: str, value: Any, texts: list[str]) -> str:
-    """What to do where a text was wanted and YAML reads something else."""
+    """Hint on quoting, where a string was expected and YAML parsed another type."""
     kinds = {bool: "true or false", int: "a number", float: "a number", date: "a date"}
-    if type(value) not in kinds or not any(text == "a text" or "is not a path" in text for text in texts):
+    if type(value) not in kinds or not any(text == "a string" or "is not a path" in text for text in texts):
         return ""
-    return f" (YAML reads {kinds[type(value)]}; in quotes it is a text, on the command line {_quoted(path, '…')})"
+    return f" (YAML reads {kinds[type(value)]}; in quotes it is a string, on the command line {_quoted(path, '…')})"
 
 
 def _quoted(name: str, text: str) -> str:
-    """An override whose value YAML takes for a text, as a shell passes it on."""
+    """A shell-quoted override whose value YAML parses as a string."""
     inner = text.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{name}="{inner}"')
 
@@ -207,7 +208,7 @@ def _suggestion(path: str, model: type[BaseModel]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as a number and refuses a key written twice."""
+    """SafeLoader that parses `1e-4` as a float and rejects duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -227,7 +228,7 @@ _Loader.add_implicit_resolver(
 
 
 def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: tags that build objects are refused
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader: rejects tags that construct objects
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -269,7 +270,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _has_comment(text: str, value: Any) -> bool:
-    """Whether YAML leaves out what follows a #."""
+    """Whether YAML drops a part of `text` as a comment."""
     for place in (match.start() for match in re.finditer("#", text)):
         try:
             if _parse_yaml(text[:place]) == value:

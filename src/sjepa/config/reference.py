@@ -1,4 +1,4 @@
-"""The text of `--help-config`: every key with its default and meaning, from the schema itself."""
+"""Text of `--help-config`: all keys with default and description, generated from the schema."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reference(schema: Schema[Any]) -> str:
 
 
 def key_lines(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Two lines for each key, a blank one for each section."""
+    """Two lines per key, a blank line per section."""
     lines = []
     for path, field in keys(model, prefix):
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -1,4 +1,4 @@
-"""What kinds of values keys take, and what is said of one that is not."""
+"""Value types of configuration keys and their validation errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 class Section(BaseModel):
-    """A frozen group of keys: unknown keys, wrong types, NaN and infinity are errors."""
+    """Frozen pydantic model; rejects unknown keys, wrong types, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -77,7 +77,7 @@ def _valid_corpora(value: Any) -> Any:
 
 
 def _epoch(value: float) -> float:
-    """Whole epochs stay whole; 0 < value < 1 is a fraction of the run; -1 is off."""
+    """An integer epoch; 0 < value < 1: fraction of the run; -1: never."""
     if 0 < value < 1:
         return value
     if value != int(value) or (value < 0 and value != -1):

@@ -1,1 +1,1 @@
-"""What everything else stands on: frames, keyed randomness, devices, files, errors, logs."""
+"""Shared foundations: frame geometry, keyed randomness, devices, files, errors, progress."""

@@ -1,7 +1,8 @@
-"""Threads that compute together, kept on cores of their own while other programs compete for them.
+"""CPU affinity: keeps the threads of one compute team on distinct cores under CPU contention.
 
-A scheduler that balances cores by the number of threads is content with two of ours on one core and two of other programs on
-the next. Threads that wait for each other then take twice as long. Linux alone.
+A scheduler that balances the number of runnable threads per core may put two threads of the team
+on one core and two threads of other programs on the next. Since the team synchronises at
+barriers, its work then takes twice as long. Linux only.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ _BUSY = 0.05  # of a core
 
 @dataclass
 class Apart:
-    """Looks at the busiest `team` threads of this process. One that shares a core with another is kept off the cores of the
-    others for a while; never the main thread, whose cores the processes that it starts inherit."""
+    """Monitors the `team` busiest threads of this process. If two share a core, one is pinned
+    temporarily to cores the others do not use; never the main thread, whose affinity is inherited
+    by child processes."""
 
     team: int
     main: int = field(default_factory=os.getpid)
-    _used: dict[int, int] = field(default_factory=dict)  # clock ticks, by thread
-    _held: dict[int, float] = field(default_factory=dict)  # until when, by thread
+    _used: dict[int, int] = field(default_factory=dict)  # CPU time in clock ticks, by thread
+    _held: dict[int, float] = field(default_factory=dict)  # release time, by thread
 
     def look(self, seconds: float) -> int:
-        """`seconds` after the look before; how many threads were moved."""
+        """One check, `seconds` after the previous one. Returns the number of threads moved."""
         now = {thread: found for thread in _threads() if (found := _ticks_and_core(thread)) is not None}
         used = {thread: ticks - self._used.get(thread, ticks) for thread, (ticks, _) in now.items()}
         self._used = {thread: ticks for thread, (ticks, _) in now.items()}
@@ -43,7 +45,8 @@ class Apart:
         allowed, moved = os.sched_getaffinity(self.main), 0
         taken: set[int] = set()
         used_cores = {now[thread][1] for thread in busiest}
-        for thread in sorted(busiest, key=lambda thread: thread != self.main):  # it comes first, so it stays
+        # main thread first: never moved
+        for thread in sorted(busiest, key=lambda thread: thread != self.main):
             core = now[thread][1]
             free = allowed - taken - used_cores or allowed - taken
             if core in taken and free:
@@ -54,7 +57,7 @@ class Apart:
         return moved
 
     def _hold(self, thread: int, cores: set[int]) -> None:
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # the thread has ended
             os.sched_setaffinity(thread, cores)
             self._held[thread] = time.monotonic() + _SECONDS_HELD
 
@@ -65,10 +68,10 @@ class Apart:
                 os.sched_setaffinity(thread, allowed)
 
 
-@functools.cache  # one in a process
+@functools.cache  # once per process
 def keep_apart(team: int) -> None:
-    """From now on, in a thread that ends with the process. `team`: how many threads compute together. Does nothing where
-    there are no cores to choose from."""
+    """Starts the monitor in a daemon thread. `team`: number of compute threads. Does nothing if
+    there is only one, or fewer usable cores than threads, or not on Linux."""
     if not sys.platform.startswith("linux") or not 1 < team <= len(os.sched_getaffinity(0)):
         return
     threading.Thread(target=_watch, args=(Apart(team),), name="apart", daemon=True).start()
@@ -77,7 +80,7 @@ def keep_apart(team: int) -> None:
 def _watch(apart: Apart) -> None:
     while True:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-        with contextlib.suppress(OSError, ValueError):  # a system without these files: nothing is done
+        with contextlib.suppress(OSError, ValueError):  # /proc not available: do nothing
             apart.look(_SECONDS_BETWEEN_LOOKS)
 
 
@@ -86,7 +89,7 @@ def _threads() -> list[int]:
 
 
 def _ticks_and_core(thread: int) -> tuple[int, int] | None:
-    """Clock ticks that a thread has had, and the core of its last one (proc(5)); None if it is gone."""
+    """CPU time of a thread, clock ticks, and its last core (proc(5)); None if it has ended."""
     try:
         fields = (_TASKS / str(thread) / "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""The one face of the parallel engine (Lightning Fabric): devices, processes and precision."""
+"""Wrapper around Lightning Fabric and DeepSpeed: devices, processes and precision."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SECONDS_BETWEEN_LOOKS = 0.5
-_PATIENCE = timedelta(hours=2)  # that processes wait for each other: the main one may scan a large corpus first
+_PATIENCE = timedelta(hours=2)  # collective timeout: rank 0 may scan a large corpus first
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes share a run: `devices` on each of `nodes` machines."""
+    """Number of processes of a run: `devices` on each of `nodes` machines."""
 
     devices: int = 1
     nodes: int = 1
@@ -54,7 +54,7 @@ class Processes:
 
 
 class Engine:
-    """Where a run computes, in how many processes, and in which arithmetic."""
+    """Device, number of processes, strategy and precision of a run."""
 
     def __init__(
         self,
@@ -67,10 +67,11 @@ class Engine:
     ) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
 
-        More than one process: those that torchrun or SLURM started find each other; else this one starts the others on
-        its machine by the command that it was started with. `strategy`: each keeps all weights, gradients and moments
-        (ddp, auto), a piece of all these (fsdp), or a piece of the moments (deepspeed). `launch` False only plans.
-        Raises UserError if the machine has no such devices or arithmetic, or if another number of processes was started.
+        Several processes are started by torchrun or SLURM, else this process starts the others of
+        its machine by re-running its own command line. `strategy`: ddp (auto) replicates weights,
+        gradients and moments on every rank, fsdp shards all of them, deepspeed shards the moments.
+        With `launch=False` no processes are started. Raises UserError if the device or precision
+        is not available, or if the number of started processes differs from the configured one.
         """
         if strategy in ("fsdp", "deepspeed") and precision == "fp16":
             raise UserError(f"train.precision: fp16 does not go with train.strategy: {strategy}; use bf16 or fp32")
@@ -78,13 +79,13 @@ class Engine:
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
         _check_devices(kind, self.processes.devices)
-        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # its banners are not ours
-        warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")  # nor are these
+        logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # suppress its banners
+        warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")
         parallel = launch and self.processes.total > 1
-        if "OMP_NUM_THREADS" not in os.environ:  # torch knows the affinity, not the quota
+        if "OMP_NUM_THREADS" not in os.environ:  # torch respects the affinity, not the cgroup quota
             share = max(1, usable_cores() // (self.processes.devices if parallel else 1))
             torch.set_num_threads(min(torch.get_num_threads(), share))
-            if parallel:  # the others on this machine
+            if parallel:  # inherited by the other local ranks
                 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         if kind == "cpu" and launch:
             keep_apart(torch.get_num_threads())
@@ -110,7 +111,7 @@ class Engine:
 
     @property
     def scales_loss(self) -> bool:
-        """float16: the gradient scaler itself leaves out steps that overflow, and must see them."""
+        """fp16: the gradient scaler skips updates with non-finite gradients; it must see them."""
         return self.precision == "fp16"
 
     @property
@@ -118,7 +119,7 @@ class Engine:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     def describe(self) -> str:
-        """Device, arithmetic and threads in words."""
+        """Summary for the log: device, precision and threads."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         count, nodes = self.processes.total, self.processes.nodes
@@ -127,17 +128,17 @@ class Engine:
         return f"{many}{name}, {self.precision}{threads}{machines}"
 
     def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.AdamW]) -> tuple[Any, Any]:
-        """Model and optimiser on the device, their calls in the chosen arithmetic; any number of networks may be set up.
-        With FSDP the network's own tensors are sharded afterwards; its `shards()` names the parts that are gathered
-        one at a time, a part before what contains it."""
+        """Wrapped model (on the device, with autocast) and optimiser. May be called for several
+        networks. With FSDP the parameters of `network` are sharded in place; its `shards()` lists
+        the submodules that are FSDP units, inner ones before the modules that contain them."""
         if self._zero is not None:
             return self._zero.setup(network, build)
-        gc.collect()  # a model that was set up before and is no longer used has buffers as large as the weights
+        gc.collect()  # frees a discarded wrapped model, whose buffers are as large as the weights
         model = self._fabric.setup_module(network)
         return model, self._fabric.setup_optimizers(build(network))
 
     def release(self, model: Any) -> None:
-        """Frees what `setup` made of a network that is to be set up anew; the model can no longer be used."""
+        """Frees a wrapped model before `setup` is called again."""
         if self._zero is not None:
             model.destroy()
 
@@ -145,18 +146,20 @@ class Engine:
         return module.to(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The chosen arithmetic for calls outside `setup`'s model."""
+        """Autocast context for calls outside the model that `setup` returned."""
         return self._fabric.autocast()
 
     def backward(self, model: Any, loss: Tensor) -> None:
-        """Gradients are those of the sum of all processes' losses, which both engines average."""
+        """Gradients of the loss summed over ranks: the loss is scaled by the number of ranks, since
+        DDP, FSDP and DeepSpeed average gradients."""
         if self._zero is not None:
             model.backward(loss * self.ranks.size)
         else:
             self._fabric.backward(loss * self.ranks.size)
 
     def accumulating(self, model: Any, *, more: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around forward and backward; with `more` to come, gradients are not yet all-reduced."""
+        """Context for forward and backward of a micro-batch; with `more` micro-batches to follow in
+        this update, the gradient all-reduce is skipped."""
         if self._zero is not None:
             model.set_gradient_accumulation_boundary(not more)
             return contextlib.nullcontext()
@@ -165,8 +168,8 @@ class Engine:
         return self._fabric.no_backward_sync(model, enabled=more)
 
     def clip_gradients(self, model: nn.Module, optimizer: Any, max_norm: float) -> Tensor:
-        """Scales the gradient down to `max_norm` (deepspeed: when the update is made); its norm before, which may be inf or
-        NaN."""
+        """Clips the gradient to `max_norm` (deepspeed: inside `step`). Returns the norm before
+        clipping, which may be inf or NaN."""
         if self._zero is not None:
             return optimizer.limit(max_norm)
         norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
@@ -186,7 +189,8 @@ def _strategy(processes: Processes, *, sharded: bool) -> Strategy:
 
 
 def _launcher(wanted: Processes, environment: Mapping[str, str]) -> tuple[ClusterEnvironment, Processes]:
-    """What starts the processes, and how many there are: torchrun and SLURM know, whatever the configuration says."""
+    """The launcher and the number of processes; those of torchrun or SLURM must match the
+    configuration."""
     if TorchElasticEnvironment.detect():
         world, here = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
         return TorchElasticEnvironment(), _agreed("torchrun", Processes(here, world // here), wanted)
@@ -207,7 +211,7 @@ def _launcher(wanted: Processes, environment: Mapping[str, str]) -> tuple[Cluste
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process once the one that started it is gone."""
+    """Exits this process when its parent process has ended."""
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     os._exit(1)
@@ -217,7 +221,7 @@ def _agreed(launcher: str, started: Processes, wanted: Processes) -> Processes:
     if wanted not in (Processes(), started):
         raise UserError(
             f"train.devices: {wanted.devices} on train.num_nodes: {wanted.nodes}, but {launcher} started "
-            f"{started.devices} on each of {started.nodes}; leave both keys at 1 to take what it started"
+            f"{started.devices} on each of {started.nodes}; leave both keys at 1 to use these"
         )
     return started
 
@@ -235,7 +239,7 @@ def _device_kind(device: str) -> str:
         return "cuda" if has_cuda else "mps" if has_mps else "cpu"
     present = {"cpu": True, "cuda": has_cuda and not is_rocm, "rocm": is_rocm, "mps": has_mps}
     if device == "cuda" and is_rocm:
-        return "cuda"  # the ROCm build of PyTorch answers to that name
+        return "cuda"  # PyTorch for ROCm uses the device name cuda
     if not present[device]:
         there = [name for name, yes in present.items() if yes]
         build = f"PyTorch {torch.__version__}"
@@ -257,7 +261,7 @@ def _gpu_multiplies_bf16() -> bool:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the processor has bf16 products of its own (AVX-512 BF16, AMX; Arm's bf16)."""
+    """Whether the CPU has native bf16 instructions (AVX-512 BF16, AMX, Arm bf16)."""
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:  # not Linux

@@ -1,18 +1,18 @@
-"""Errors that are the user's to mend, as opposed to faults of the program."""
+"""Errors caused by invalid input or environment, as opposed to bugs."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the thing, its value and what would be right.
+    """Invalid input or environment: the message gives the key or file, its value and what is valid.
 
-    The commands print it as one line and exit with code 2.
+    The commands print the message without a traceback and exit with code 2.
     """
 
 
 class SharedError(UserError):
-    """One that every process of a run has at the same point; the main one tells it."""
+    """A UserError raised on all ranks at the same point; only rank 0 reports it."""
 
 
 class ToldByMain(Exception):
-    """This is one of several processes; the main one stopped and has said why."""
+    """Raised on the other ranks when rank 0 failed; rank 0 raised and reported the error."""

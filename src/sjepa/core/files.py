@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes and helpers for files and folders."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from unicodedata import category
 
 from sjepa.core.errors import UserError
 
-_BREAK_TEXT = frozenset({"Cc", "Cs", "Zl", "Zp"})  # kinds of characters: controls, halves of pairs, separators of lines
+# Unicode categories: control, surrogate, line and paragraph separator
+_BREAK_TEXT = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _FAILED_WRITES = (
     "PytorchStreamWriter",
     "inline_container",
     "iostream error",
-)  # how torch.save says that a write failed
+)  # in error messages of torch.save when a write fails
 
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path beside `target`: synced and renamed onto it on success, removed on any failure.
 
-    Raises UserError if the file cannot be written, with what stood there before untouched.
+    Raises UserError if the file cannot be written; an existing `target` is then unchanged.
     """
     temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
@@ -46,7 +47,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Gives a whole file its final name, on disk for good."""
+    """Renames a complete file to its final name, with fsync of the file and its folder."""
     with temporary.open("rb+") as written:
         os.fsync(written.fileno())
     os.replace(temporary, target)
@@ -54,7 +55,7 @@ def publish(temporary: Path, target: Path) -> None:
 
 
 def write_csv(target: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table with a header, whole or not at all."""
+    """Writes a table with a header, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -68,15 +69,14 @@ def write_text(target: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files below `folder` that a killed process of ours left; nobody may be writing there."""
+    """Removes temporary files of killed processes in `folder`. No process may write there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def is_writable_folder(folder: Path) -> bool:
-    """Whether a file can be made there: tried, since permission bits tell little on network file systems.
-
-    A folder that nobody may write to by its permission bits is left alone, whoever we are.
+    """Whether a file can be created there. It is tried, as permission bits are unreliable on
+    network file systems; only a folder without any write bit is never written to, not even by root.
     """
     try:
         if not folder.stat().st_mode & 0o222:
@@ -88,8 +88,8 @@ def is_writable_folder(folder: Path) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` with undecodable bytes of file names, line breaks, tabs and other controls shown as escapes, so that it can be
-    printed, logged and written to a table anywhere."""
+    """`text` with undecodable bytes, line breaks, tabs and other control characters escaped, for
+    terminals, logs and tables."""
     if text.isprintable():
         return text
     escaped = (char.encode("unicode_escape").decode() if category(char) in _BREAK_TEXT else char for char in text)
@@ -97,7 +97,7 @@ def printable(text: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
+    if os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""The one geometry that targets, masks, padding and encoder share. [Architecture Details]"""
+"""Frame geometry shared by targets, masks, padding and encoder. [Architecture Details]"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """How samples become frames: a stack of valid convolutions over raw audio.
+    """Mapping of samples to frames: a stack of unpadded 1-D convolutions over raw audio.
 
     The default is the HuBERT frontend: 16 kHz, a receptive field of 400 samples and a hop of 320 (50 frames per second).
     """
@@ -30,7 +30,7 @@ class FrameGeometry:
 
     @property
     def receptive_field_samples(self) -> int:
-        """Samples that one frame sees."""
+        """Receptive field of one frame in samples."""
         field, hop = 1, 1
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             field += (kernel - 1) * hop
@@ -38,7 +38,7 @@ class FrameGeometry:
         return field
 
     def frames(self, samples: Any) -> Any:
-        """Number of whole frames in `samples`: an int, or element by element for an integer array or tensor."""
+        """Number of frames of `samples`: an int, or element-wise for an integer array or tensor."""
         return self._positions(samples, self.receptive_field_samples, self.hop_samples)
 
     def first_layer_frames(self, samples: Any) -> Any:
@@ -46,11 +46,11 @@ class FrameGeometry:
         return self._positions(samples, self.kernels[0], self.strides[0])
 
     def samples(self, frames: int) -> int:
-        """The fewest samples that give `frames` frames."""
+        """Minimum number of samples for `frames` frames."""
         return 0 if frames <= 0 else (frames - 1) * self.hop_samples + self.receptive_field_samples
 
     def centres(self, start_sample: int, num_frames: int) -> NDArray[np.float64]:
-        """The time at the middle of each frame of a window that starts at `start_sample` of its clip, seconds [T]."""
+        """Frame centres in seconds [T], for a window that starts at `start_sample` of its clip."""
         first = start_sample + self.receptive_field_samples / 2
         return (first + self.hop_samples * np.arange(num_frames)) / self.sample_rate
 

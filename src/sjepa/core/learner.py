@@ -1,4 +1,4 @@
-"""A network in training: what the engine made of it, and its optimiser."""
+"""A network in training: the module, its wrapped model and its optimiser."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sjepa.core.sharding import load_state, whole
 
 
 class Network(Protocol):
-    """What a module must offer so that the engine can shard it and it can be rebuilt during a run."""
+    """Interface of modules that can be sharded and rebuilt during a run."""
 
     def shards(self) -> list[nn.Module]:
-        """The parts that are gathered one at a time, a part before what contains it."""
+        """Submodules that are FSDP units, inner ones before the modules that contain them."""
         ...
 
     def in_one_piece(self) -> Any:
-        """The network, or a copy with whole weights if they are sharded; all processes must call it."""
+        """The network, or an unsharded copy if it is sharded. Collective: all ranks call it."""
         ...
 
 
@@ -29,42 +29,45 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Learner(Generic[N]):
-    """`network` with `model`, its form in the engine, and `optimizer`. A run may have several, each with its own update."""
+    """`network`, its wrapped form `model` and its `optimizer`. A run may have several learners."""
 
     def __init__(self, engine: Engine, network: N, build: Callable[[nn.Module], torch.optim.AdamW]) -> None:
-        """`build` makes the optimiser of a network."""
+        """`build`: creates the optimiser of a network."""
         self.engine, self.network, self._build = engine, network, build
         self.model, self.optimizer = engine.setup(network, build)
 
     def set_rate(self, rate: float) -> None:
-        """Gives every parameter group its own share (`scale`) of the learning rate."""
+        """Sets the learning rate of every parameter group to `rate` times its `scale`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("scale", 1.0)  # checkpoints of early versions have none
+            group["lr"] = rate * group.get("scale", 1.0)  # missing in old checkpoints
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of the sum of all processes' losses."""
+        """Accumulates the gradient of the loss summed over all ranks."""
         self.engine.backward(self.model, loss)
 
     def accumulating(self, *, more: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward; with `more` to come, gradients are not yet all-reduced."""
+        """Context for forward and backward of a micro-batch; with `more` micro-batches to follow in
+        this update, the gradient all-reduce is skipped."""
         return self.engine.accumulating(self.model, more=more)
 
     def clip_gradients(self, max_norm: float) -> Tensor:
-        """Scales the gradient down to `max_norm`; its norm before, which may be inf or NaN."""
+        """Clips the gradient to `max_norm`. Returns the norm before clipping, may be inf or NaN."""
         return self.engine.clip_gradients(self.model, self.optimizer, max_norm)
 
     def step(self) -> None:
         self.optimizer.step()
 
     def rebuild(self, change: Callable[[N], None], *, forget: str) -> None:
-        """Lets `change` alter the network, and sets it up anew. The optimiser keeps the moments of every parameter by its
-        name, but for names that start with `forget`. All processes must call it."""
+        """Applies `change` to the unsharded network and wraps it again. Optimiser moments are kept
+        by parameter name, except for names that start with `forget`. Collective: all ranks call
+        it."""
         network, moments = self.network.in_one_piece(), self._moments()  # type: ignore[operator]
         self.engine.release(self.model)
-        del self.model, self.optimizer, self.network  # they hold as much memory as what is set up now
+        # free their memory before the new ones are created
+        del self.model, self.optimizer, self.network
         change(network)
         self.network = network
         self.model, self.optimizer = self.engine.setup(network, self._build)
@@ -76,12 +79,12 @@ class Learner(Generic[N]):
         load_state(self.optimizer, {**self.optimizer.state_dict(), "state": kept})
 
     def _moments(self) -> dict[str, Any]:
-        """What the optimiser keeps of every parameter, whole and on the host."""
+        """Optimiser state per parameter name, unsharded and on the CPU."""
         names, state = self._names(), self.optimizer.state_dict()["state"]
         return {names[number]: whole(moments, Tensor.cpu) for number, moments in state.items()}
 
     def _names(self) -> dict[int, str]:
-        """The names of the parameters by their numbers in the optimiser's state."""
+        """Parameter names by their index in the optimiser's state."""
         names = {parameter: name for name, parameter in self.network.named_parameters()}
         ordered = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         return {number: names[parameter] for number, parameter in enumerate(ordered)}

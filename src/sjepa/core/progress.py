@@ -1,4 +1,4 @@
-"""Messages and progress of long work, for code that knows no terminal."""
+"""Protocols for messages and progress bars, independent of the terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Passes items through and shows how far along they are."""
+    """Yields the items unchanged while showing a progress bar."""
 
     def __call__(self, items: Iterable[T], *, total: int, label: str) -> Iterator[T]: ...
 
 
 class Messages(Protocol):
-    """Lines of text for the user, and for the log file alone (`detail`); and progress."""
+    """Messages for terminal and log file (`note`, `warn`) or log file only (`detail`); progress."""
 
     @property
     def progress(self) -> Progress: ...
@@ -28,5 +28,5 @@ class Messages(Protocol):
 
 
 def silent(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
-    """Shows nothing."""
+    """A `Progress` without output."""
     return iter(items)

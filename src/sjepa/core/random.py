@@ -1,7 +1,8 @@
-"""Randomness that depends on names, never on what ran before.
+"""Stateless keyed randomness: draws depend on a key only, not on earlier draws.
 
-Every draw is keyed by (seed, name, …): the same key gives the same numbers in any process, after any resume and with
-any number of workers. Two forms: a generator for a key, and a counter-based hash for whole arrays at once.
+Every draw is keyed by (seed, name, …): the same key gives the same numbers in any process, after a
+resume and with any number of workers. Two forms: a generator per key, and a vectorised
+counter-based hash for arrays.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def hash_array(base: int, *counters: ArrayLike) -> NDArray[np.uint64]:
 
 
 def uniform_tensor(base: int, *counters: torch.Tensor) -> torch.Tensor:
-    """U(0, 1) float32 numbers for broadcast int64 counters, computed on their device; the hash is `hash_array`'s."""
+    """U(0, 1) float32 for broadcast int64 counters, on their device; same hash as `hash_array`."""
     import torch
 
     def signed(value: int) -> int:

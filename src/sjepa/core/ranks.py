@@ -1,4 +1,4 @@
-"""The processes that train together, and what passes between them. N rows."""
+"""Collective operations between the ranks of a run. N rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """`rank` is one of `size` processes; what they exchange passes through `device`. All of them must call the same methods
-    in the same order. `ALONE`, every method gives back what it was given."""
+    """Process `rank` of `size`; collectives run on `device`. All ranks must call the same methods
+    in the same order. `ALONE` is the single-process case: collectives return their input."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size = rank, size
@@ -24,11 +24,11 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes, logs and draws."""
+        """Whether this is rank 0, which alone writes files and logs and plots."""
         return self.rank == 0
 
     def add_up(self, *tensors: Tensor) -> None:
-        """Replaces every tensor by its sum over the processes; tensors of one type travel together."""
+        """All-reduces (sums) the tensors in place; tensors of one dtype share one call."""
         if self.size == 1:
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
@@ -40,7 +40,7 @@ class Ranks:
                 tensor.copy_(part.view_as(tensor))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+        """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         raised = torch.tensor(float(flag), device=self._device)
@@ -48,7 +48,7 @@ class Ranks:
         return bool(raised)
 
     def rows(self, rows: Tensor, *, most: int | None = None) -> Tensor:
-        """The rows [N, …] of all processes, in their order, or the first `most` of them; a process may have none."""
+        """All-gathers rows [N, …] in rank order, at most `most`; N may differ or be 0."""
         if self.size == 1:
             return rows[:most]
         counts = torch.zeros(self.size, dtype=torch.int64)
@@ -63,14 +63,14 @@ class Ranks:
         return every
 
     def stack(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, of one shape, along a new first axis."""
+        """Gathers tensors of one shape from all ranks, stacked along a new first axis."""
         stacked = tensor.new_zeros(self.size, *tensor.shape)
         stacked[self.rank] = tensor
         self.add_up(stacked)
         return stacked
 
     def each(self, item: T) -> list[T]:
-        """What every process has, in their order; for small things that can be pickled."""
+        """Gathers small picklable objects from all ranks, in rank order."""
         if self.size == 1:
             return [item]
         found: list[Any] = [None] * self.size
@@ -78,7 +78,7 @@ class Ranks:
         return found
 
     def from_main(self, item: T) -> T:
-        """What the main process has."""
+        """Broadcasts `item` from rank 0."""
         if self.size == 1:
             return item
         found = [item]
@@ -86,8 +86,8 @@ class Ranks:
         return found[0]
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What `work` gives, after the main process has done it: the others find what that left on disk. If it fails there,
-        they end with ToldByMain."""
+        """Result of `work`, run on rank 0 first and then on the other ranks, which find the files
+        that rank 0 wrote. If rank 0 fails, the other ranks raise ToldByMain."""
         if not self.is_main:
             if not self.from_main(True):
                 raise ToldByMain
@@ -101,7 +101,8 @@ class Ranks:
         return done
 
     def only_main(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the main process, which alone does it. If it fails there, the others end with ToldByMain."""
+        """Runs `work` on rank 0 only and broadcasts its result. If it fails, the other ranks raise
+        ToldByMain."""
         done = self.main_first(lambda: work() if self.is_main else None)
         return self.from_main(done)  # type: ignore[return-value]
 

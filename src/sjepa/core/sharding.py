@@ -1,4 +1,4 @@
-"""Tensors that lie in pieces on several processes (FSDP), and whole ones, which files hold."""
+"""Conversion between sharded tensors (FSDP DTensors) and the full tensors stored in files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def whole(value: Any, keep: Callable[[Tensor], Any] = lambda tensor: tensor) -> Any:
-    """A tensor, or nested containers of them, with every tensor in pieces put together, one at a time: what `keep` makes of
-    it stays. All processes must call it."""
+    """Gathers every DTensor in nested containers into a full tensor, one at a time, and applies
+    `keep` to it (e.g. a copy to the CPU). Collective: all ranks call it."""
     if isinstance(value, DTensor):
         return keep(value.full_tensor())
     if isinstance(value, dict):
@@ -24,14 +24,15 @@ def whole(value: Any, keep: Callable[[Tensor], Any] = lambda tensor: tensor) -> 
 
 
 def split_like(value: Tensor, own: Any) -> Tensor:
-    """This process's piece of a whole tensor, split as `own` is; the whole if that is whole."""
+    """This rank's shard of a full tensor, like `own`; `value` itself if `own` is unsharded."""
     if not isinstance(own, DTensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def in_one_piece(module: Module, rebuild: Callable[[], Module]) -> Module:
-    """The module, or what `rebuild` makes with its weights if these lie in pieces: all processes must call it."""
+    """The module, or, if it is sharded, an unsharded copy made by `rebuild`. Collective: all ranks
+    call it."""
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         return module
     copied = rebuild().to(next(module.parameters()).device)
@@ -42,8 +43,8 @@ def in_one_piece(module: Module, rebuild: Callable[[], Module]) -> Module:
 
 
 def load_state(part: Any, state: dict[str, Any]) -> None:
-    """`part.load_state_dict` of a state of whole tensors, whichever way the part is split."""
-    if hasattr(part, "param_groups"):  # an optimiser: it numbers its parameters
+    """`part.load_state_dict` from full tensors, for a sharded or unsharded module or optimiser."""
+    if hasattr(part, "param_groups"):  # an optimiser: its state is keyed by parameter index
         parameters = [parameter for group in part.param_groups for parameter in group["params"]]
         moments = {
             number: {name: split_like(value, parameters[number]) for name, value in values.items()}

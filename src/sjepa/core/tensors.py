@@ -1,4 +1,4 @@
-"""Small host values on their way to a device."""
+"""Non-blocking copies of small values to a device."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import torch
 
 
 def to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """An int64 tensor on `device`, copied without waiting for what the device is doing."""
+    """An int64 tensor on `device`, copied without synchronising with the device."""
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)

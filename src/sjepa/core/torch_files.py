@@ -1,4 +1,4 @@
-"""Files of torch: tensors and plain values, written whole or not at all, read without running code."""
+"""torch files of tensors and plain values: atomic writes, reads with weights_only=True."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sjepa.core.files import atomic_path
 
 
 def write_torch_file(path: Path, content: dict[str, Any], *, kind: str, format_number: int) -> None:
-    """Writes `content` with its kind, its format and the version of the program."""
+    """Writes `content` with a header: file kind, format number and package version."""
     header = {"kind": kind, "format": format_number, "version": sjepa.__version__}
     with atomic_path(path) as temporary:
         torch.save({**header, **content}, temporary)
 
 
 def read_torch_file(path: Path, *, kind: str, format_number: int, older: tuple[int, ...] = ()) -> dict[str, Any]:
-    """What `write_torch_file` wrote. Raises UserError if it is missing, damaged or something else, and if its format is
-    neither `format_number` nor one of the `older` ones that can still be read."""
+    """Reads a file of `write_torch_file`. Raises UserError if it is missing, corrupt or of another
+    kind, or if its format is neither `format_number` nor one of the supported `older` formats."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # torch.load raises a dozen kinds
+    except Exception as error:  # torch.load raises many types
         raise UserError(f"{path}: not a file of {kind}, or damaged ({' '.join(str(error).split())[:80]})") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise UserError(f"{path}: not a file of {kind}")

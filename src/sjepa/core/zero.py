@@ -1,4 +1,4 @@
-"""AdamW whose moments lie in pieces on several processes: stage 1 of ZeRO, as DeepSpeed has it."""
+"""AdamW with sharded moments: DeepSpeed ZeRO stage 1."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from sjepa.core.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_BUCKET = 50_000_000  # numbers that are summed across processes at a time
+_BUCKET = 50_000_000  # elements per all-reduce
 
 
 def deepspeed(device: str) -> Any:
-    """The package, for a kind of device. Raises UserError without it."""
+    """Imports DeepSpeed for a device type. Raises UserError if it is not installed."""
     os.environ.setdefault("DS_ACCELERATOR", device)
     try:
         import deepspeed as package
@@ -28,26 +28,26 @@ def deepspeed(device: str) -> Any:
 
 
 class Zero:
-    """Makes updates with DeepSpeed, in processes that have found each other."""
+    """Optimiser updates with DeepSpeed; requires an initialised process group."""
 
     def __init__(self, device: torch.device, autocast_dtype: torch.dtype | None) -> None:
         package = deepspeed(device.type)
-        if device.type == "cpu":  # its own sums across processes would be compiled first
+        if device.type == "cpu":  # avoids compiling its shared-memory all-reduce
             package.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._device, self._initialize = device, package.initialize
         self._config = {
-            "train_micro_batch_size_per_gpu": 1,  # of no effect, but asked for
+            "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, no effect here
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": 1, "reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET},
             "torch_autocast": {
                 "enabled": autocast_dtype is not None,
                 "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],  # gradients are summed in float32
+                "lower_precision_safe_modules": [],  # gradients are reduced in float32
             },
         }
 
     def setup(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.AdamW]) -> tuple[Any, MomentsInPieces]:
-        """Model (an engine of its own) and optimiser."""
+        """DeepSpeed engine (the model) and optimiser."""
         network.to(self._device)
         whole = build(network)
         child_of = {parameter: name.split(".")[0] for name, parameter in network.named_parameters()}
@@ -57,10 +57,10 @@ class Zero:
 
 
 class MomentsInPieces:
-    """What DeepSpeed made of an AdamW, with the state and the parameter groups of that AdamW."""
+    """ZeRO optimiser with the interface, parameter groups and state dict of a plain AdamW."""
 
     def __init__(self, engine: Any, zero: Any, whole: torch.optim.AdamW) -> None:
-        """`whole` names the groups and numbers the parameters; it makes no update itself."""
+        """`whole`: unsharded AdamW, for groups and parameter order; its step is never called."""
         self._engine, self._zero, self._whole = engine, zero, whole
         self.param_groups = whole.param_groups
         for flat in self._flat:
@@ -70,14 +70,14 @@ class MomentsInPieces:
 
     @property
     def _flat(self) -> list[Tensor]:
-        """This process's piece of each of DeepSpeed's groups."""
+        """This rank's flat shard of each DeepSpeed parameter group."""
         return [group["params"][0] for group in self._zero.optimizer.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._zero.zero_grad(set_to_none=set_to_none)
 
     def limit(self, max_norm: float) -> Tensor:
-        """The norm of the whole gradient, inf if it is not finite; `step` scales it down to `max_norm`."""
+        """Global gradient norm, inf if not finite; `step` clips the gradient to `max_norm`."""
         self._zero.clip_grad = max_norm
         norm = torch.as_tensor(self._zero.scaled_global_norm())
         return torch.where(norm < 0, torch.inf, norm)
@@ -88,7 +88,7 @@ class MomentsInPieces:
         self._engine.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """As of an AdamW in one process: whole tensors, on the host. All processes must call it."""
+        """As of an unsharded AdamW: full tensors, on the CPU. Collective: all ranks call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state: dict[int, dict[str, Tensor]] = {}
@@ -98,8 +98,8 @@ class MomentsInPieces:
         return {**self._whole.state_dict(), "state": state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the state of an AdamW in one process; parameters without one begin anew. The weights, which must be in place
-        by now, are read again as well."""
+        """Loads the state of an unsharded AdamW; parameters without state keep zero moments. Also
+        refreshes the fp32 copy of the weights, which must be loaded before."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         self._zero.refresh_fp32_params()
@@ -111,7 +111,7 @@ class MomentsInPieces:
                     safe_set_full_optimizer_state(parameter, moments[name].to(flat.device), name)
 
     def _numbered(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Every parameter in AdamW's order, with the piece of the group that it belongs to."""
+        """Every parameter in AdamW's order, with the flat shard of its group."""
         flat_of = {
             parameter: flat
             for group, flat in zip(self._zero.bit16_groups, self._flat, strict=True)
@@ -123,8 +123,8 @@ class MomentsInPieces:
 
 
 def _by_child(groups: list[dict[str, Any]], child_of: dict[nn.Parameter, str]) -> Iterator[dict[str, Any]]:
-    """Parameter groups, split by the part of the network that they belong to: a group counts its steps in one figure, and
-    a part that is renewed begins to count anew. `whole` is the number of the group that one came from."""
+    """Parameter groups split by top-level submodule: DeepSpeed has one step counter per group, and
+    a submodule that is re-initialised restarts its count. `whole`: index of the original group."""
     for number, group in enumerate(groups):
         for child in dict.fromkeys(child_of[parameter] for parameter in group["params"]):
             own = [parameter for parameter in group["params"] if child_of[parameter] == child]

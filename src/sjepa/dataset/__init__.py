@@ -1,1 +1,1 @@
-"""Audio in, batches out: sources, containers, decoding, the scan, windows, augmentation, loading."""
+"""Data pipeline: sources, containers, decoding, scan, windows, augmentation, loading."""

@@ -1,7 +1,7 @@
-"""Decoding: any format to mono float32 at the model's rate, whole or a window of it.
+"""Audio decoding: any format to mono float32 at the model's sample rate, whole files or windows.
 
-libsndfile reads what it can (wav, flac, ogg, opus, mp3, aiff, …), in the file that also reads for `runinfer`; PyAV reads the
-rest (m4a, aac, webm, …).
+libsndfile decodes the formats it supports (wav, flac, ogg, opus, mp3, aiff, …), through
+`sjepa.inference`, which `runinfer` uses too; PyAV decodes the others (m4a, aac, webm, …).
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from sjepa.inference import Downmix, Sound, SoundError, UnknownFormatError, chec
 
 Waveform = NDArray[np.float32]
 
-_EXACT_SEEK = frozenset({"mov", "mp4"})  # containers whose positions are those of the samples, after a seek too
-_THE_END = 1 << 62  # samples: no file has them
-_RESAMPLER_MARGIN_SECONDS = 0.1  # the filter's reach is shorter, so a window equals the slice of the whole
+# containers with sample-accurate timestamps, also after a seek
+_EXACT_SEEK = frozenset({"mov", "mp4"})
+_THE_END = 1 << 62  # samples: more than any file has
+# more than half the filter length: a window equals the slice of the resampled clip
+_RESAMPLER_MARGIN_SECONDS = 0.1
 _AV_CHANNELS = 8
-_AV_TAIL_SECONDS = 1.0  # before the stated end, which is some packets off
-_AV_PREROLL_SECONDS = 0.25  # decoders of lossy formats need a few packets before their output is right
+_AV_TAIL_SECONDS = 1.0  # decoded before the stated end, which is off by some packets
+_AV_PREROLL_SECONDS = 0.25  # lossy decoders need a few packets of pre-roll
 
 
 class DecodeError(Exception):
-    """Why one clip cannot be used."""
+    """A clip cannot be decoded or is not usable; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """A file's length at its own rate, its rate (Hz) and its channels. `levels`: how loud it is, if it was decoded to the
-    end to know its length."""
+    """Samples at the file's own rate, rate (Hz) and channels. `levels`: level statistics, if the
+    file was decoded completely to measure its length."""
 
     samples: int
     rate: int
@@ -49,13 +51,13 @@ class AudioInfo:
 
 
 def resampled_length(samples: Any, rate: Any, target_rate: int) -> Any:
-    """Samples that `samples` at `rate` become at `target_rate` (integers or arrays): the one definition of a length."""
+    """Length of `samples` after resampling from `rate` to `target_rate` (integers or arrays)."""
     return samples * target_rate // rate
 
 
 def probe(file: BinaryIO, *, measure: bool = True) -> AudioInfo:
-    """Length, rate and channels. `measure`: decode it to the end where the header is no proof of the length. Raises
-    DecodeError."""
+    """Length, rate and channels. `measure`: decode the whole file if the length in its header is
+    not reliable. Raises DecodeError."""
     with _reading(file) as reader:
         samples = reader.measure() if measure else reader.samples
         info = AudioInfo(
@@ -67,8 +69,8 @@ def probe(file: BinaryIO, *, measure: bool = True) -> AudioInfo:
 
 
 def verify(file: BinaryIO, claimed: int, parts: list[tuple[int, int]]) -> Downmix:
-    """Decodes samples start … stop−1 of each part of a file that claims to have so many; how loud they are. Raises
-    DecodeError."""
+    """Decodes samples [start, stop) of each part and returns their level statistics. `claimed`: the
+    stated length of the file. Raises DecodeError, also if a part is shorter than requested."""
     with _reading(file) as reader:
         for start, stop in parts:
             found = len(reader.read(start, stop))
@@ -81,8 +83,8 @@ def verify(file: BinaryIO, claimed: int, parts: list[tuple[int, int]]) -> Downmi
 def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[Waveform, int]:
     """Samples [start, stop) at the file's own rate, channels averaged: float32 in −1…1, and the rate in Hz.
 
-    Fewer samples come back where the file ends early. Raises DecodeError on damage, on no samples, on NaN and on values that
-    no recording has.
+    Returns fewer samples if the file ends early. Raises DecodeError if the file is corrupt or has
+    no samples, NaN or out-of-range values.
     """
     with _reading(file) as reader:
         mono, rate = reader.read(start, _THE_END if stop is None else stop), reader.rate
@@ -94,14 +96,14 @@ def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[
 def decode_window(file: BinaryIO, info: AudioInfo, *, start: int, length: int, rate: int, first: int = 0) -> Waveform:
     """`length` samples from `start` on, counted at `rate`, of a clip that begins at sample `first` of its file.
 
-    `info.samples` is the clip's length at the file's own rate. Only the window and the resampler's reach are decoded,
-    and the samples equal that slice of the whole clip resampled. Shorter where the clip ends. Raises DecodeError, also if
-    the file has another rate by now.
+    `info.samples` is the clip's length at the file's own rate. Only the window and a margin for the
+    resampling filter are decoded; the result equals that slice of the resampled clip, truncated at
+    the clip's end. Raises DecodeError, also if the file's rate is not `info.rate`.
     """
     if info.rate == rate:
         stop = min(start + length, info.samples)
         return _decode_at(file, info.rate, first + start, first + stop)
-    # whole blocks of the two rates' common period, so that the resampled window keeps the sample grid of the whole
+    # whole periods of the rate ratio, to stay on the sample grid of the resampled clip
     common = math.gcd(info.rate, rate)
     native_block, block = info.rate // common, rate // common
     margin = -(-int(_RESAMPLER_MARGIN_SECONDS * rate) // block)
@@ -124,7 +126,7 @@ def _decode_at(file: BinaryIO, rate: int, start: int, stop: int) -> Waveform:
 
 
 def resample(mono: Waveform, rate: float, target_rate: float) -> Waveform:
-    """Band-limited resampling (soxr, high quality); only the ratio of the rates counts."""
+    """Band-limited resampling (soxr, high quality); depends on the ratio of the rates only."""
     if rate == target_rate:
         return mono
     return np.asarray(soxr.resample(mono, rate, target_rate, quality="HQ"), dtype=np.float32)
@@ -132,8 +134,8 @@ def resample(mono: Waveform, rate: float, target_rate: float) -> Waveform:
 
 @contextmanager
 def _reading(file: BinaryIO) -> Iterator[Any]:
-    """A reader, closed afterwards: libsndfile's if it knows the format, else PyAV's. Raises DecodeError, for all that fails
-    inside too."""
+    """A libsndfile reader if the format is supported, else a PyAV reader; closed on exit.
+    Exceptions in the body are re-raised as DecodeError."""
     reader: Any = None
     try:
         try:
@@ -143,7 +145,7 @@ def _reading(file: BinaryIO) -> Iterator[Any]:
         yield reader
     except DecodeError:
         raise
-    except Exception as error:  # bytes of any kind make the decoders raise anything; it always means: not usable
+    except Exception as error:  # corrupt input makes the decoders raise arbitrary exceptions
         raise DecodeError(_reason(error)) from None
     finally:
         if reader is not None:
@@ -156,11 +158,11 @@ def _by_av(file: BinaryIO, error: UnknownFormatError) -> _AvReader:
     except SoundError:
         raise
     except Exception:
-        raise error from None  # neither knows it: libsndfile's words are the plainer ones
+        raise error from None  # neither supports it: libsndfile's message is clearer
 
 
 class _AvReader:
-    """What `Sound` is, by PyAV."""
+    """Reader with the interface of `Sound`, using PyAV."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.downmix = Downmix()
@@ -182,7 +184,7 @@ class _AvReader:
         return self.measure()
 
     def measure(self) -> int:
-        """Where the last packets end if positions are exact; else all is decoded and counted."""
+        """Length in samples: from the last packets if seeks are exact, else by full decoding."""
         stated = int(self._stream.duration or 0)
         if stated and self.exact:
             tail = max(0, stated - round(_AV_TAIL_SECONDS * self.rate))
@@ -192,7 +194,7 @@ class _AvReader:
         return sum(len(mono) for mono, _ in self._decoded())
 
     def read(self, start: int, stop: int) -> Waveform:
-        """Decodes from a little before `start` where positions are exact, else from the beginning; never past `stop`."""
+        """Samples [start, stop). Seeks close to `start` if seeks are exact, else decodes from 0."""
         origin = self._stream.start_time or 0
         preroll = start - int(_AV_PREROLL_SECONDS * self.rate)
         seeks = preroll > 0 and self.exact
@@ -212,7 +214,7 @@ class _AvReader:
         return np.concatenate([*pieces, np.zeros(0, np.float32)])
 
     def _open(self) -> None:
-        """Anew, where it was read from: a container that is wound back may leave out its first packets."""
+        """Opens or reopens the container: seeking back to 0 may lose its first packets."""
         self.close()
         self._begun = False
         self._file.seek(0)
@@ -226,7 +228,7 @@ class _AvReader:
         self.exact = bool(self.rate and base is not None and base * self.rate == 1 and _EXACT_SEEK & set(formats))
 
     def _decoded(self) -> Iterator[tuple[Waveform, int | None]]:
-        """Samples and their time, in samples if times are exact."""
+        """Decoded mono blocks with their timestamp (in samples if seeks are exact)."""
         self._begun = True
         for frame in self._container.decode(self._stream):
             if frame.sample_rate != self.rate:
@@ -235,7 +237,7 @@ class _AvReader:
 
 
 def _samples_of(frame: Any) -> NDArray[np.float32]:
-    """[S, C] in −1…1. Raises DecodeError for more channels than PyAV has places for."""
+    """[S, C] in −1…1. Raises DecodeError for planar audio with more channels than PyAV supports."""
     if frame.format.is_planar and frame.layout.nb_channels > _AV_CHANNELS:
         raise DecodeError(f"{frame.layout.nb_channels} channels")
     values = frame.to_ndarray()  # planar: (channels, samples); packed: (1, samples × channels)

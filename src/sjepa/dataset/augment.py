@@ -1,6 +1,10 @@
-"""What the encoder hears in place of the clean clip: another voice or noise on it, in the style of WavLM
-[Augmentation Details]; the clip at another pitch or in a room, as Kharitonov et al. 2020 do for CPC; and what targets
-and encoder both hear: the clip faster or slower [Ko et al. 2015]."""
+"""Waveform augmentation. Of the encoder input only: noise or utterance mixing as in WavLM
+[Augmentation Details], pitch shift and reverberation (Kharitonov et al. 2020, for CPC). Of encoder
+input and targets alike: speed perturbation [Ko et al. 2015].
+
+Throughout, `heard` is the encoder's input waveform and `clean` the one that targets are computed
+from.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,11 @@ from sjepa.dataset.clips import Clips
 
 _PITCH_WINDOW = 512  # samples: 32 ms
 _NOT_HEARD = ("sample_rate", "fewest_samples", "noise", "p_speed", "speed")
-_DIRECT_DB = (0.0, 10.0)  # energy of the direct sound over that of all echoes
+_DIRECT_DB = (0.0, 10.0)  # direct-to-reverberant energy ratio
 
 
 class PartnerError(Exception):
-    """The clip that was drawn to be mixed in cannot be read."""
+    """The clip drawn for mixing cannot be read."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -31,10 +35,12 @@ class PartnerError(Exception):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and ranges: levels in dB, pitch in semitones, reverberation time in seconds. A clip gets noise,
-    another voice or neither, and independently of that another pitch, a room, both or neither; and independently of
-    that, clean and heard alike, another speed (1: its own), which must leave at least `fewest_samples`. `noise`:
-    recordings for the noise, or None to take other clips. `never_clean`: drawn again until something changes."""
+    """Augmentation probabilities and ranges: levels in dB, pitch in semitones, RT60 in seconds.
+
+    Each clip gets at most one of noise and mixing; independently a pitch shift and reverberation;
+    and independently a speed factor, for clean and heard alike, unless fewer than `fewest_samples`
+    would remain. `noise`: noise recordings, None: other clips. `never_clean`: redrawn until at
+    least one augmentation other than speed applies."""
 
     sample_rate: int
     fewest_samples: int
@@ -53,22 +59,23 @@ class Augmentation:
 
     @property
     def probability(self) -> float:
-        """That what is heard differs from the clean clip."""
+        """Probability that the encoder input differs from the clean clip (apart from speed)."""
         return 1 - (1 - self.p_noise - self.p_mix) * (1 - self.p_pitch) * (1 - self.p_reverb)
 
     @property
     def settings(self) -> list[Any]:
-        """All that what is heard at the clip's own speed is made from but the recordings, plain values."""
+        """Settings of the encoder input before speed perturbation, without the recordings."""
         return [getattr(self, entry.name) for entry in fields(self) if entry.name not in _NOT_HEARD]
 
     def always(self) -> Augmentation:
-        """The same, with every clip changed."""
+        """The same settings with `never_clean`."""
         return replace(self, never_clean=True)
 
     def __call__(self, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator) -> Waveform:
-        """The waveform the encoder hears, as long as `clean`; `clean` itself if nothing was drawn.
+        """The augmented waveform, of the same length; `clean` itself if no augmentation was drawn.
 
-        `position` is the clip's own among `partners`. Raises PartnerError if the partner that was drawn cannot be read.
+        `position` is the clip's own among `partners`. Raises PartnerError if the drawn partner
+        cannot be read.
         """
         draw, pitch, reverb = self._drawn(rng)
         while self.never_clean and draw >= self.p_mix + self.p_noise and not (pitch or reverb):
@@ -86,7 +93,8 @@ class Augmentation:
         return heard
 
     def paced(self, clean: Waveform, heard: Waveform, rng: np.random.Generator) -> tuple[Waveform, Waveform]:
-        """Both at a speed that is drawn. They get no longer: a slower clip loses its end."""
+        """Applies a random speed factor to both waveforms; slowed ones are truncated to their
+        length."""
         if self.p_speed == 0 or rng.random() >= self.p_speed:
             return clean, heard
         speed = float(rng.uniform(*self.speed))
@@ -96,8 +104,8 @@ class Augmentation:
         return paced, paced if heard is clean else at_speed(heard, speed)
 
     def _drawn(self, rng: np.random.Generator) -> tuple[float, bool, bool]:
-        """The draw that decides between noise, another voice and neither; whether the pitch changes; whether it is in a
-        room."""
+        """Uniform draw that selects noise, mixing or neither; whether to shift the pitch; whether
+        to add reverberation."""
         return (
             rng.random(),
             self.p_pitch > 0 and rng.random() < self.p_pitch,
@@ -122,14 +130,15 @@ class Augmentation:
         other = _other(choices, position if self.noise is None else -1, rng)
         if other is None:
             return clean
-        noise = np.resize(_random_piece(source, other, len(clean), rng), len(clean))  # repeats a shorter one
+        # shorter noise is repeated
+        noise = np.resize(_random_piece(source, other, len(clean), rng), len(clean))
         return clean + mix_gain(clean, noise, ratio_db=-float(rng.uniform(*self.snr_db))) * noise
 
 
 def augmented(
     augmentation: Augmentation, clean: Waveform, position: int, partners: Clips, rng: np.random.Generator
 ) -> tuple[Waveform, list[Failure]]:
-    """What the encoder hears; a partner that cannot be read leaves the clip as it is, and is named."""
+    """The augmented clip; if the partner cannot be read, the clean clip and the failure."""
     try:
         return augmentation(clean, position, partners, rng), []
     except PartnerError as error:
@@ -137,19 +146,20 @@ def augmented(
 
 
 def at_pitch(clean: Waveform, semitones: float, sample_rate: int) -> Waveform:
-    """The clip with all frequencies, pitch and formants, moved by `semitones`; as long, and at every moment what it was."""
+    """Shifts pitch and formants by `semitones`; duration and timing are unchanged."""
     shifted = effects.pitch_shift(clean, sr=sample_rate, n_steps=semitones, n_fft=_PITCH_WINDOW, res_type="soxr_mq")
     return np.asarray(shifted, np.float32)
 
 
 def at_speed(clip: Waveform, speed: float) -> Waveform:
-    """The clip `speed` times as fast, and as much higher; at most as long as it was."""
+    """Resamples by the factor `speed` (pitch changes too), truncated to the original length."""
     return resample(clip, speed, 1.0)[: len(clip)]
 
 
 def in_room(clean: Waveform, samples: float, direct_db: float, rng: np.random.Generator) -> Waveform:
-    """The clip with echoes of noise that fall by 60 dB in so many `samples`, `direct_db` below the direct sound in
-    all; as loud and as long as it was."""
+    """Convolves the clip with a synthetic impulse response: exponentially decaying noise with an
+    RT60 of `samples` and a direct-to-reverberant ratio of `direct_db`. Length and power are
+    unchanged."""
     times = np.arange(1, max(2, round(samples)))
     echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / samples)
     echoes *= 10 ** (-direct_db / 20) / np.sqrt(np.sum(echoes**2))
@@ -159,13 +169,14 @@ def in_room(clean: Waveform, samples: float, direct_db: float, rng: np.random.Ge
 
 
 def mix_gain(clean: Waveform, other: Waveform, *, ratio_db: float) -> np.float32:
-    """The factor that brings `other` to `ratio_db` relative to `clean` (mean powers); 0 if `other` is silent."""
+    """Gain that scales `other` to `ratio_db` relative to `clean` (mean power); 0 if `other` is
+    silent."""
     clean_power, other_power = (float(np.mean(np.square(x, dtype=np.float64))) for x in (clean, other))
     return np.float32(np.sqrt(clean_power * 10 ** (ratio_db / 10) / other_power) if other_power > 0 else 0.0)
 
 
 def _other(choices: NDArray[np.int64], own: int, rng: np.random.Generator) -> int | None:
-    """One of `choices` that is not one's own (`own` −1: any), or None if there is none."""
+    """A random element of `choices` other than `own` (−1: any), or None if there is none."""
     if len(choices) <= (own >= 0):
         return None
     drawn = int(choices[rng.integers(0, len(choices))])

@@ -1,4 +1,4 @@
-"""What a training step receives. B batch, S samples."""
+"""Batches of padded waveforms for the training step. B batch, S samples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sjepa.dataset.audio import Waveform
 
 
 class Sample(NamedTuple):
-    """One window: the clean waveform, the one the encoder hears, the clip's id, the window's number, the name, and the key
-    of who speaks (0: not known)."""
+    """One window: clean waveform, encoder input, clip id, window index, name and speaker key (0:
+    unknown)."""
 
     clean: Waveform
     heard: Waveform
@@ -25,19 +25,20 @@ class Sample(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A clip that could not be read when its turn came, and why."""
+    """A clip that could not be read while loading, with the reason."""
 
     name: str
     reason: str
-    is_own: bool = True  # False: the partner of an augmentation, whose clip was used as it is
+    # False: a mixing partner or stored copy; the clip was used without augmentation
+    is_own: bool = True
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows padded with zeros to the longest: `clean_BS` for targets, `heard_BS` for the encoder, float32; `speaker_B`:
-    keys of who speaks, 0 where that is not known.
+    """Windows zero-padded to the longest: `clean_BS` for targets, `heard_BS` for the encoder,
+    float32; `speaker_B`: speaker keys, 0 for unknown.
 
-    `num_samples` stays on the host, so that counts derived from it never wait for the device.
+    `num_samples` stays on the CPU, so that counts derived from it need no device synchronisation.
     """
 
     clean_BS: torch.Tensor
@@ -54,8 +55,8 @@ class Batch:
         return sum(self.num_samples)
 
     def or_silence(self, samples: int) -> Batch:
-        """The batch; or, if it has no clips, so many samples of silence: with several processes, one that has run out of
-        batches makes as many passes as the others."""
+        """The batch, or `samples` of silence if it is empty: all ranks must run the same number of
+        forward passes."""
         if self.num_samples:
             return self
         waveform = torch.zeros(1, samples)
@@ -77,7 +78,7 @@ class Batch:
 
 
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
-    """A batch of the windows that could be read; the failures ride along. All failed: a batch of no clips."""
+    """Collates the windows that could be read, and all failures; an empty batch if none could."""
     samples = [sample for sample, _ in items if sample is not None]
     clean = _padded([sample.clean for sample in samples])
     heard = clean

@@ -1,4 +1,4 @@
-"""Several corpora in given proportions: which windows an epoch draws from each."""
+"""Weighted sampling of windows from several corpora."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Blend:
-    """An epoch is as long as all windows together; each corpus has its share of them.
+    """An epoch has as many draws as there are windows in total, divided over corpora by their
+    shares.
 
-    A corpus goes through all its windows in shuffled order before any comes again, over epochs or inside one: a small one
-    with a large share several times an epoch, a large one with a small share once in several epochs.
+    Each corpus is sampled without replacement: all its windows are used once, in shuffled order,
+    before any is repeated, within or across epochs.
     """
 
-    corpus_M: Ints  # of every window
-    shares: tuple[float, ...]  # of every corpus, in any unit
+    corpus_M: Ints  # corpus index of every window
+    shares: tuple[float, ...]  # weight of every corpus, not necessarily normalised
     seed: int
 
     def draws(self) -> Ints:
-        """Windows that an epoch takes of each corpus."""
+        """Number of windows per epoch of each corpus."""
         exact = np.array(self.shares) / sum(self.shares) * len(self.corpus_M)
         counts = np.floor(exact).astype(np.int64)
         left = len(self.corpus_M) - int(counts.sum())
@@ -34,13 +35,13 @@ class Blend:
         return counts
 
     def draw(self, epoch: int) -> Ints:
-        """The windows of an epoch, some of them more than once."""
+        """Window indices of an epoch, possibly with repetitions."""
         drawn = [self._of_corpus(number, count, epoch) for number, count in enumerate(self.draws().tolist())]
         return np.concatenate(drawn)
 
     def _of_corpus(self, number: int, count: int, epoch: int) -> Ints:
         own = np.flatnonzero(self.corpus_M == number)
-        first, parts = epoch * count, []  # its place in an endless row of passes over the corpus
+        first, parts = epoch * count, []  # offset in the concatenated passes over the corpus
         while count > 0:
             turn, start = divmod(first, len(own))
             order = own[np.argsort(hash_array(key(self.seed, "corpus", number, turn), own), kind="stable")]
@@ -50,7 +51,7 @@ class Blend:
 
 
 def turns(batches: Sequence[Ints]) -> list[Ints]:
-    """For every window of every batch, how often it came before in the epoch."""
+    """For every window of every batch, its number of earlier occurrences in the epoch."""
     flat = np.concatenate(batches) if batches else np.zeros(0, np.int64)
     order = np.argsort(flat, kind="stable")
     first = np.flatnonzero(np.diff(flat[order], prepend=-1))

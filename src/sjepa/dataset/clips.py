@@ -1,4 +1,4 @@
-"""One dataset over any number of scanned sources."""
+"""A collection of clips from one or several scanned sources."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from sjepa.dataset.table import ClipTable
 class Clips:
     """Clips of one or several tables, read at `sample_rate`.
 
-    `length_N`: samples at `sample_rate`. `id_N`: the clip's position in the whole listing, which keys every random draw
-    about it, so that leaving others out changes nothing. `locality_N`: clips of one number lie close together in a
-    container that rewards it, −1 where that does not matter. `source_N`: the number of the clip's source.
+    `length_N`: samples at `sample_rate`. `id_N`: the clip's index in the full listing; random draws
+    are keyed by it, so that they do not depend on the subset. `locality_N`: clips with equal
+    numbers are in the same block of a compressed archive, −1 if not applicable. `source_N`: index
+    of the source.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Clips:
         sources_apart: bool = False,
         _keep: NDArray[np.int64] | None = None,
     ) -> None:
-        """`sources_apart`: clips of another source are not read cheaply together with one."""
+        """`sources_apart`: reading clips of different sources together is expensive."""
         self.sample_rate, self.sources_apart = sample_rate, sources_apart
         self._tables = list(tables)
         self._containers = Containers()
@@ -56,7 +57,7 @@ class Clips:
 
     @property
     def dropped(self) -> list[tuple[str, str]]:
-        """(name, reason) of every entry that the scan could not use."""
+        """(name, reason) of every entry dropped by the scan."""
         return [
             (f"{table.source.path.name}/{printable(name)}", reason)
             for table in self._tables
@@ -65,7 +66,7 @@ class Clips:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know of the sources."""
+        """Warnings about the sources, for the user."""
         return [text for table in self._tables for text in table.remarks]
 
     @property
@@ -74,7 +75,7 @@ class Clips:
 
     @property
     def listed(self) -> int:
-        """Clips of the whole listing, which the ids count."""
+        """Number of clips in the full listing; ids are below it."""
         return int(self._first_id[-1])
 
     def subset(self, positions: NDArray[Any]) -> Clips:
@@ -87,8 +88,9 @@ class Clips:
         )
 
     def neighbours(self, position: int) -> NDArray[np.int64]:
-        """Positions that are read cheaply together with this one, itself included: those of its part of a compressed
-        archive or, with `sources_apart`, of its source if that holds others, else all."""
+        """Positions (including this one) that are cheap to read together with it: those in its
+        block of a compressed archive or, with `sources_apart`, in its source; all, if there are no
+        others."""
         locality = self.locality_N[position]
         if locality >= 0:
             near = np.flatnonzero(self.locality_N == locality)
@@ -105,30 +107,31 @@ class Clips:
         return f"{table.source.path.name}/{printable(table.names[row])}"
 
     def path(self, position: int) -> str:
-        """The path inside the clip's source, printable; for an HDF5 file, inside the source that it was made from."""
+        """Printable path inside the clip's source; for HDF5, inside the source the file was built
+        from."""
         table, row = self._row(position)
         name = table.names[row]
         return printable(name if table.stored is None else name.partition("/")[2])
 
     def labels(self, position: int) -> dict[str, Any]:
-        """The fields that a manifest gave for this clip."""
+        """The manifest fields of this clip."""
         table, row = self._row(position)
         return {name: column[row] for name, column in table.labels.items()}
 
     def speaker(self, position: int) -> int:
-        """A key of who speaks, from the manifest's field `speaker`; 0 where there is none."""
+        """Speaker key, from the manifest field `speaker`; 0 if unknown."""
         table, row = self._row(position)
         speakers = table.labels.get("speaker")
         return 0 if speakers is None or speakers[row] in (None, "") else key("speaker", str(speakers[row]))
 
     def copies(self, position: int) -> int:
-        """How many augmented copies of a clip are stored beside it."""
+        """Number of stored augmented copies of a clip (HDF5)."""
         table, row = self._row(position)
         return 0 if table.stored is None else int((table.stored.copy_offset_CN[:, row] >= 0).sum())
 
     def read(self, position: int, *, start: int = 0, length: int | None = None, copy: int | None = None) -> Waveform:
-        """`length` samples from `start` on (to the end if None), mono float32 at `sample_rate`; of the clip or of a stored
-        copy. Raises DecodeError."""
+        """`length` samples from `start` on (None: to the end), mono float32 at `sample_rate`, of
+        the clip or of a stored copy. Raises DecodeError."""
         table, row = self._row(position)
         length = int(self.length_N[position]) - start if length is None else length
         if table.stored is not None:

@@ -1,4 +1,4 @@
-"""The kinds of containers that clips may lie in. Each says in one place how its clips are listed, opened and known again."""
+"""Container formats of clips: listing, opening and fingerprints, one class per format."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from sjepa.dataset.manifests import list_jsonl, list_tsv
 
 
 class Place(NamedTuple):
-    """Where a clip's bytes are: its name in the source, byte positions for containers that are read directly (else −1), and
-    the file with the restart points of a compressed archive, if there is one."""
+    """Location of a clip's bytes: name in the source, byte range for containers that are read
+    directly (else −1), and the index file of a compressed archive, if any."""
 
     name: str
     offset: int = -1
@@ -35,18 +35,20 @@ class Place(NamedTuple):
 
 
 class Container(Protocol):
-    """One kind. Everything may raise what its library raises; `list_source` and `Containers` turn that into words."""
+    """Interface of a container format. Methods may raise any library exception; `list_source` and
+    `Containers` convert them to UserError and DecodeError."""
 
     @property
     def kind(self) -> str: ...
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of its files' names."""
+        """File extensions."""
         ...
 
     def list(self, source: Source, index: Path | None) -> Listing:
-        """Every audio file, in a fixed order. `index`: where the restart points of a compressed archive are kept."""
+        """All audio files, in a fixed order. `index`: index file of a compressed archive
+        (written)."""
         ...
 
     def open(self, source: Source, place: Place, handles: Handles) -> BinaryIO:
@@ -54,20 +56,20 @@ class Container(Protocol):
         ...
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
-        """Plain values; other ones mean that the source has changed."""
+        """JSON values that change when the source changes."""
         ...
 
     def blocks(self, offset_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Equal numbers for clips that are inflated together; −1 where a clip is read by itself."""
+        """Number of the compressed block of each clip; −1 if clips are read individually."""
         ...
 
     def index_path(self, cache: Path) -> Path | None:
-        """Where restart points are kept, by the cache of the scan; None for containers without any."""
+        """Path of the index file, derived from the scan cache; None if the format has none."""
         ...
 
 
 class _Plain:
-    """Clips that are read by themselves, without restart points; the fingerprint is that of one file."""
+    """Defaults: clips are read individually, no index file, fingerprint of a single file."""
 
     suffixes: tuple[str, ...] = ()
 
@@ -103,7 +105,7 @@ class Folder(_Plain):
 
 
 class Zip(_Plain):
-    """Stored entries are read directly, compressed ones by the library."""
+    """Uncompressed entries are read directly, compressed ones with zipfile."""
 
     kind, suffixes = "zip", (".zip",)
 
@@ -164,7 +166,7 @@ class TarGz(_Plain):
 
 
 class Hdf5(_Plain):
-    """Samples that are decoded already: `hdf5.py` reads the table, and rows directly."""
+    """Decoded samples; `hdf5.py` reads the table and the samples."""
 
     kind, suffixes = "h5", (".h5", ".hdf5")
 
@@ -192,7 +194,7 @@ class Hub(_Plain):
 
 
 class _Manifest(_Plain):
-    """Names of files beside it, or absolute ones; the files count for its fingerprint."""
+    """A list of paths, relative to the manifest or absolute; the fingerprint includes the files."""
 
     kind = ""
 
@@ -227,7 +229,7 @@ SUFFIXES = {suffix: container.kind for container in _KINDS for suffix in contain
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of container that a file's name says; None if it says none."""
+    """The container format by file extension; None if unknown."""
     name = path.name.lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
 
@@ -235,7 +237,8 @@ def kind_of(path: Path) -> str | None:
 def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
     """Every audio file of a source, recursively, sorted by name (manifests and archives: in their own order).
 
-    `gzip_index` is where the random-access index of a .tar.gz is kept. Raises UserError if the source itself is broken.
+    `gzip_index`: where to write the random-access index of a .tar.gz. Raises UserError if the
+    source cannot be read.
     """
     try:
         return CONTAINERS[source.kind].list(source, gzip_index)
@@ -244,29 +247,30 @@ def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
 
 
 class Containers:
-    """Opens clips of any source, from handles that stay open."""
+    """Opens clips of any source, with cached file handles."""
 
     def __init__(self) -> None:
         self._handles = Handles()
 
     def open(self, source: Source, place: Place) -> BinaryIO:
-        """A seekable file of one clip's bytes. Raises DecodeError if they cannot be had."""
+        """A seekable file of one clip's bytes. Raises DecodeError if it cannot be read."""
         try:
             return CONTAINERS[source.kind].open(source, place, self._handles)
         except FileNotFoundError:
             raise DecodeError("no such file") from None
         except DecodeError:
             raise
-        except Exception as error:  # damaged archives make their libraries raise anything
+        except Exception as error:  # corrupt archives make the libraries raise arbitrary exceptions
             raise DecodeError(f"unreadable in its container ({error or type(error).__name__})") from None
 
     def close(self) -> None:
-        """Closes what this thread opened."""
+        """Closes the file handles of this thread."""
         self._handles.close()
 
 
 def audio_files(folder: Path, listing: Listing | None = None) -> Iterator[Path]:
-    """Audio files below a folder; linked folders are followed once. `listing` counts the others."""
+    """Audio files below a folder; symbolic links to folders are followed once. `listing` counts
+    others."""
     listing = listing or Listing()
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -282,8 +286,8 @@ def audio_files(folder: Path, listing: Listing | None = None) -> Iterator[Path]:
 
 
 def _zip_data_offset(raw: Any, entry: zipfile.ZipInfo) -> int | None:
-    """Where the bytes of a stored entry start: its local header is 30 bytes, a name and an extra field.
-    None if there is no such header."""
+    """Offset of the data of an uncompressed entry, after its local header (30 bytes, name, extra
+    field). None if the header is invalid."""
     raw.seek(entry.header_offset)
     header = raw.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
@@ -312,12 +316,12 @@ def _part_of_file(path: Path, place: Place, handles: Handles) -> BinaryIO:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
         raise DecodeError("not a regular file")
     return path.open("rb")
 
 
 def _options(source: Source) -> HubOptions:
     if source.hub is None:
-        raise UserError(f"{source.path}: nothing says which split of the data set is meant")
+        raise UserError(f"{source.path}: no split of the data set is given")
     return source.hub

@@ -3,10 +3,10 @@
 `python -m sjepa.dataset.demo OUT --speakers N --clips N --seed S` writes OUT/train.zip, OUT/test.zip,
 OUT/labels.tsv and OUT/sample.flac (the first clip of the test set).
 
-A source–filter model (Fant 1960): a glottal sawtooth and noise, shaped by formant resonances that glide from phone to
-phone and often miss their targets. Formants of the vowels are the averages that Peterson & Barney (1952) measured. Speakers
-differ in pitch, length of the vocal tract, breathiness and rate; recordings in room, microphone, noise and level. Every file
-is a function of (seed, speaker, clip).
+A source–filter model (Fant 1960): a glottal sawtooth and noise, filtered by formant resonances with
+coarticulation and target undershoot. Vowel formants are the averages of Peterson & Barney (1952).
+Speakers differ in pitch, vocal tract length, breathiness and speaking rate; recordings in room,
+microphone, noise and level. Every file is a function of (seed, speaker, clip).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ SAMPLE_RATE = SPEECH.sample_rate
 _HOP, _WINDOW = SAMPLE_RATE // 200, SAMPLE_RATE // 50  # 5 ms control rate
 _CONTROL_HZ = SAMPLE_RATE // _HOP
 _COARTICULATION_SECONDS = 0.08
-_CHANNEL_HZ = (0, 125, 250, 500, 1000, 2000, 4000, 8000)  # where a microphone's gain is drawn
+# frequencies of the random microphone response
+_CHANNEL_HZ = (0, 125, 250, 500, 1000, 2000, 4000, 8000)
 
 Floats = NDArray[np.float64]
 
@@ -151,7 +152,7 @@ def _synthesise(
 
 
 def _recorded(speech: Floats, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Speech as a microphone takes it up: echoes of a room, a microphone that favours some bands, noise, some level."""
+    """Simulated recording: reverberation, noise, microphone frequency response and level."""
     samples, reach = len(speech), SAMPLE_RATE // 2
     decay_seconds, share = rng.uniform(0.05, 0.25), rng.uniform(0.1, 0.5)
     echoes = rng.standard_normal(reach) * np.exp(-np.arange(reach) / (decay_seconds * SAMPLE_RATE))
@@ -168,7 +169,8 @@ def _recorded(speech: Floats, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _control_tracks(names: list[str], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> dict[str, Floats]:
-    """Formants [3, C] and one-row tracks of the rest over C control frames, gliding across phone boundaries."""
+    """Tracks over C control frames, smoothed across phone boundaries: formants [3, C], others
+    [C]."""
     frames = int(ends[-1])
     formants, rows = (
         np.zeros((3, frames)),
@@ -210,7 +212,7 @@ def _band_gain(centre: Floats, width: Floats) -> Floats:
 
 
 def _shape(source: Floats, gain: Floats) -> Floats:
-    """`source` filtered by a gain that changes every control frame."""
+    """Filters `source` with a time-varying spectral gain, one column per control frame."""
     _, _, spectrum = stft(source, SAMPLE_RATE, nperseg=_WINDOW, noverlap=_WINDOW - _HOP)
     columns = np.minimum(np.arange(spectrum.shape[1]), gain.shape[1] - 1)
     _, shaped = istft(spectrum * gain[:, columns], SAMPLE_RATE, nperseg=_WINDOW, noverlap=_WINDOW - _HOP)
@@ -218,7 +220,8 @@ def _shape(source: Floats, gain: Floats) -> Floats:
 
 
 def write_corpus(folder: Path, *, speakers: int = 12, clips: int = 20, seed: int = 0) -> dict[str, float]:
-    """Writes train.zip, test.zip (a quarter of the speakers), labels.tsv and sample.flac; returns the hours of each set."""
+    """Writes train.zip, test.zip (a quarter of the speakers), labels.tsv and sample.flac; returns
+    the hours of each set."""
     held_out = max(1, speakers // 4)
     rows = ["\t".join(("split", "path", "seconds", "speaker", "gender", "words", "phones", "times"))]
     hours: dict[str, float] = {}
@@ -232,7 +235,8 @@ def write_corpus(folder: Path, *, speakers: int = 12, clips: int = 20, seed: int
                     spoken = utterance(voice, generator(seed, "clip", number, clip))
                     path = f"{voice.name}/{voice.name}_{clip:03d}.flac"
                     content = _flac(spoken.audio)
-                    archive.writestr(zipfile.ZipInfo(path), content)  # a fixed date: the same bytes again
+                    # fixed timestamp: reproducible bytes
+                    archive.writestr(zipfile.ZipInfo(path), content)
                     if split == "test" and len(sample) == 0:
                         sample = content
                     rows.append(_row(split, path, voice, spoken))

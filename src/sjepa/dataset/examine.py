@@ -1,4 +1,4 @@
-"""One clip looked into by the scan: where it lies in its file, whether its ends can be decoded, and what is odd about it."""
+"""Validation of one clip during the scan: segment bounds, decodability and signal problems."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sjepa.dataset.audio import AudioInfo, DecodeError, verify
 from sjepa.inference import Downmix
 
 _END_SECONDS = 0.5
-_FULL_SCALE = 8.0  # recordings of floats may exceed 1 by a little
-_CANCELS = 1e-4  # of the energy of the channels is left when they are averaged (−40 dB)
+_FULL_SCALE = 8.0  # float recordings may exceed 1 slightly
+_CANCELS = 1e-4  # mono energy over mean channel energy (−40 dB): channels cancel
 _LOUD = "values far above full scale, which is 1 (integers written as floats? divide them)"
 _OPPOSITE = "channels that cancel each other when they are averaged (of opposite polarity? invert one)"
 
 
 class Examined(NamedTuple):
-    """A clip's first sample in its file and its length, at the file's rate (Hz); its channels, and what is odd about it."""
+    """First sample and length at the file's rate (Hz), channels, and a warning about the signal."""
 
     first: int
     samples: int
@@ -27,7 +27,7 @@ class Examined(NamedTuple):
 
 
 class Remarks:
-    """What is odd about clips that are used all the same, one line per kind."""
+    """Collects warnings about usable clips, one line per kind of warning."""
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
@@ -39,7 +39,7 @@ class Remarks:
             self._example.setdefault(remark, printable(name))
 
     def lines(self, clips: int) -> list[str]:
-        """`clips`: how many there are in all."""
+        """Summary lines. `clips`: total number of clips."""
         return [
             f"{remark}: {count:,} of {clips:,} clips, first {self._example[remark]}"
             for remark, count in self._count.items()
@@ -47,8 +47,9 @@ class Remarks:
 
 
 def examine(file: Any, info: AudioInfo, start_seconds: float, duration_seconds: float | None, check: str) -> Examined:
-    """The clip of `info`'s file from `start_seconds` on. `check`: "header", or decode its "ends" or all of it ("full"),
-    unless that was done to know its length. Raises DecodeError."""
+    """Validates the segment of a file from `start_seconds` on. `check`: "header" decodes nothing,
+    "ends" its start and end, "full" all of it (nothing if `info` was measured by decoding the whole
+    file). Raises DecodeError."""
     first, samples = _segment(info, start_seconds, duration_seconds)
     levels, end = info.levels, first + samples
     if levels is None and check != "header":
@@ -67,7 +68,7 @@ def _segment(info: AudioInfo, start_seconds: float, duration_seconds: float | No
         return first, available
     wanted = round(duration_seconds * info.rate)
     if wanted < 1:
-        raise DecodeError("segment of no length")
+        raise DecodeError("empty segment")
     return first, min(wanted, available)
 
 

@@ -1,4 +1,4 @@
-"""Sizes and times of files: another fingerprint means that a source has changed."""
+"""Fingerprints of files from size and modification time, to detect changed sources."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def of_file(path: Path) -> dict[str, Any]:
 
 
 def of_files(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Of files by their names, which start from `folder` or are absolute: sizes together, the latest modification time, how
-    many there are, and a digest of all."""
+    """Fingerprint of files, named relative to `folder` or absolute: total size, latest modification
+    time, number of files and a digest of all."""
     parts = [names[start : start + _FILES_AT_ONCE] for start in range(0, len(names), _FILES_AT_ONCE)]
     digest = hashlib.blake2b(digest_size=16)
     size = modified = count = 0
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # a network file system takes its time for each
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # stat is slow on network file systems
         for part, states in zip(parts, pool.map(partial(_sizes_and_times, str(folder)), parts), strict=True):
             for name, state in zip(part, states, strict=True):
                 if state is not None:
@@ -35,7 +35,7 @@ def of_files(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _sizes_and_times(folder: str, names: list[str]) -> list[tuple[int, int] | None]:
-    """None for what is no file: the scan says so."""
+    """(size, modification time) per file, None if missing; the scan reports those."""
     found: list[tuple[int, int] | None] = []
     for name in names:
         try:

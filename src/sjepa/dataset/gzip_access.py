@@ -1,8 +1,8 @@
-"""Random access inside .tar.gz: an index of restart points, and blocks that are inflated once and kept a while.
+"""Random access in .tar.gz: an index of restart points and a cache of decompressed blocks.
 
-Inflating from a restart point costs as much as inflating the megabytes around it, so single clips are never read by
-themselves: the reader inflates whole blocks and serves the clips inside them from memory. `order.py` visits clips so
-that the blocks in use at any time fit into that memory.
+Decompression starts at a restart point and so costs at least the surrounding megabytes. The reader
+therefore decompresses whole blocks and serves clips from memory. `order.py` orders clips so that
+the blocks in use at any time fit in that cache.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sjepa.core.threads import usable_cores
 
 BLOCK_BYTES = 4 << 20
 BLOCKS_IN_USE = 12  # blocks that an epoch's order draws from at a time
-_BLOCKS_KEPT = 2 * BLOCKS_IN_USE  # a clip may reach into the block after its own
+_BLOCKS_KEPT = 2 * BLOCKS_IN_USE  # a clip may extend into the next block
 
 
 class GzipIndex:
-    """The restart points of one compressed file, kept on disk beside the scan's cache."""
+    """The index of one compressed file, stored on disk beside the scan cache."""
 
     @staticmethod
     @contextlib.contextmanager
     def build(path: Path, index: Path | None) -> Iterator[Any]:
-        """The inflated stream of `path`; once it was read to its end the index is written to `index`."""
+        """The decompressed stream of `path`; after a complete read, writes the index to `index`."""
         stream = rapidgzip.open(str(path), parallelization=usable_cores())
         try:
             yield stream
@@ -41,14 +41,14 @@ class GzipIndex:
 
 
 class BlockReader:
-    """Byte ranges of the inflated stream, through a few blocks kept in memory."""
+    """Byte ranges of the decompressed stream, with an LRU cache of blocks."""
 
     def __init__(self, path: Path, index: Path | None) -> None:
         self._stream = rapidgzip.open(str(path), parallelization=1)
         if index is not None and index.exists():
             try:
                 self._stream.import_index(str(index))
-            except Exception:  # whatever a damaged index makes the library raise: without one it is slow, and right
+            except Exception:  # corrupt index: reading without it is slower but correct
                 self._stream.close()
                 self._stream = rapidgzip.open(str(path), parallelization=1)
         self._blocks: OrderedDict[int, bytes] = OrderedDict()

@@ -1,4 +1,4 @@
-"""Open archives of this thread, and parts of a file as files of their own."""
+"""Per-thread cache of open files, and file objects for byte ranges of a file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_READ_WHOLE_BYTES = 8 << 20  # smaller clips are read in one go; larger ones stay on disk and are sought in
+_READ_WHOLE_BYTES = 8 << 20  # larger clips are read on demand with seeks
 _OPEN_HANDLES = 64
 
 
 class Handles:
-    """Open files, the least recently used closed first. They belong to the thread that opened them, since each has one
-    position: other threads, copies and forks start empty."""
+    """LRU cache of open files. Per thread, since a file has a single position: other threads,
+    pickled copies and forked processes start with an empty cache."""
 
     def __init__(self) -> None:
         self._own = _Own()
@@ -28,8 +28,9 @@ class Handles:
         self.__init__()  # type: ignore[misc]
 
     def get(self, path: Path, kind: str, opened: Callable[[], Any]) -> Any:
-        """What `opened` made of this path at its first use."""
-        if self._own.process != os.getpid():  # after a fork: the parent's file positions are not ours to move
+        """The cached handle of `path`, created by `opened` on first use."""
+        # after a fork, file positions are shared with the parent
+        if self._own.process != os.getpid():
             self._own = _Own()
         handles, key = self._own.handles, (str(path), kind)
         if key not in handles:
@@ -40,13 +41,13 @@ class Handles:
         return handles[key]
 
     def close(self) -> None:
-        """Closes what this thread opened."""
+        """Closes the file handles of this thread."""
         while self._own.handles:
             self._own.handles.popitem()[1].close()
 
 
 class _Own(threading.local):
-    """Each thread sees its own."""
+    """Thread-local handles."""
 
     def __init__(self) -> None:
         self.handles: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -54,7 +55,7 @@ class _Own(threading.local):
 
 
 def part_of(raw: io.FileIO, offset: int, size: int) -> BinaryIO:
-    """`size` bytes of an open file from `offset` on."""
+    """File object for `size` bytes of an open file from `offset` on."""
     if size > _READ_WHOLE_BYTES:
         return io.BufferedReader(_Slice(raw, offset, size), buffer_size=1 << 16)
     raw.seek(offset)
@@ -62,7 +63,7 @@ def part_of(raw: io.FileIO, offset: int, size: int) -> BinaryIO:
 
 
 class _Slice(io.RawIOBase):
-    """Part of an open file as a file of its own, with its own position."""
+    """A byte range of an open file as a file object with its own position."""
 
     def __init__(self, raw: io.FileIO, offset: int, size: int) -> None:
         self._raw, self._offset, self._size, self._position = raw, offset, size, 0

@@ -1,8 +1,8 @@
-"""Audio that was decoded once: the HDF5 file, and how it is read.
+"""Reading HDF5 files of decoded audio.
 
-All samples of all clips lie in one contiguous array, so a window of a clip is one read of known bytes, without a library.
-Rows of the columns: row i is clip i of the listing that the file was built from; after all clips come their augmented
-copies, so that row (1 + c) · clips + i is copy c of clip i. A clip that was not stored has length 0.
+All samples are in one contiguous dataset, so a window is read as a plain byte range, without h5py.
+Rows of the columns: row i is clip i of the listing that the file was built from; the augmented
+copies follow: row (1 + c) · clips + i is copy c of clip i. Clips that are not stored have length 0.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from sjepa.dataset.table import ClipTable, ScanDepth, StoredAudio
 KIND, FORMAT = "sjepa audio", 1
 PROBLEM_BYTES = 120
 COLUMNS: dict[str, str] = {  # one value per row
-    "offset": "<i8",  # of its first sample
+    "offset": "<i8",  # index of the first sample
     "length": "<i8",  # samples
-    "crc32": "<u4",  # of its bytes
-    "augmented": "|u1",  # 1: what the encoder may hear in place of clip `source`
+    "crc32": "<u4",  # of the stored bytes
+    "augmented": "|u1",  # 1: an augmented copy of clip `source`
     "source": "<i8",
-    "problem": f"|S{PROBLEM_BYTES}",  # why it was not stored
+    "problem": f"|S{PROBLEM_BYTES}",  # reason if not stored
 }
 SAMPLE_TYPES = {"int16": "<i2", "float32": "<f4"}
 _FULL_SCALE = 32768
 
 
 def read_table(source: Source, depth: ScanDepth) -> ClipTable:
-    """The clips of an HDF5 file, which is its own cache. `depth` "full" compares every clip with its checksum, False does
-    not look at what the file was built from. Raises UserError if the file is not one of ours or cut off."""
+    """The clips of an HDF5 file; no scan cache is needed. `depth`: "full" verifies all checksums;
+    False does not check whether the original sources have changed. Raises UserError if the file was
+    not made by buildh5ds or is truncated."""
     try:
-        with h5py.File(source.path, "r", locking=False) as file:  # some network file systems have no locks
+        # some network file systems lack locks
+        with h5py.File(source.path, "r", locking=False) as file:
             _check(source.path, file)
             table = _table(source, file)
             built_from = [
@@ -62,8 +64,8 @@ def read_table(source: Source, depth: ScanDepth) -> ClipTable:
 def read_stored(
     containers: Containers, table: ClipTable, row: int, start: int, length: int, *, copy: int | None = None
 ) -> Waveform:
-    """`length` samples from `start` on of a clip of such a file, or of one of its copies. A clip that is read as a whole is
-    compared with its checksum, once in each process. Raises DecodeError."""
+    """`length` samples from `start` on of a clip or of one of its copies. The checksum is verified
+    on the first complete read of a clip in each process. Raises DecodeError."""
     stored = table.stored
     assert stored is not None
     item, whole = stored.sample_type.itemsize, int(table.samples[row])
@@ -72,7 +74,7 @@ def read_stored(
     with containers.open(table.source, Place(table.names[row], offset + start * item, length * item)) as file:
         content = file.read()
     if len(content) < length * item:
-        raise DecodeError("the file ends inside its samples")
+        raise DecodeError("file truncated inside the clip")
     version = 0 if copy is None else 1 + copy
     if length == whole and not stored.intact_VN[version, row]:
         crc32 = stored.crc32_N[row] if copy is None else stored.copy_crc32_CN[copy, row]
@@ -83,7 +85,7 @@ def read_stored(
 
 
 def to_samples(waveform: Waveform, sample_type: np.dtype[Any]) -> NDArray[Any]:
-    """A waveform as it is stored; int16 takes nothing beyond full scale."""
+    """Converts a waveform to the stored type; int16 is clipped at full scale."""
     if sample_type.kind == "f":
         return waveform.astype(sample_type, copy=False)
     scaled = np.rint(waveform * np.float32(_FULL_SCALE))
@@ -108,7 +110,7 @@ def _check(path: Path, file: h5py.File) -> None:
         )
     samples = file["samples"]
     if samples.id.get_offset() + samples.nbytes > path.stat().st_size:
-        raise ValueError("cut off inside its samples")
+        raise ValueError("truncated inside its samples")
 
 
 def _table(source: Source, file: h5py.File) -> ClipTable:
@@ -116,7 +118,7 @@ def _table(source: Source, file: h5py.File) -> ClipTable:
     column = {name: file[name][:].reshape(-1, count) for name in ("offset", "length", "crc32")}
     outside = (column["length"] < 0) | (column["offset"] < 0) | (column["offset"] + column["length"] > samples.size)
     if outside.any():
-        raise ValueError("clips outside its samples")
+        raise ValueError("clip offsets out of range")
     item, start = samples.dtype.itemsize, int(samples.id.get_offset())
     position = np.where(column["length"] > 0, start + column["offset"] * item, -1)
     names = file["name"].asstr(errors="surrogateescape")[:].tolist()
@@ -150,7 +152,7 @@ def _labels(texts: list[str]) -> dict[str, list[Any]]:
 
 
 def _changed_since(built_from: list[tuple[Source, dict[str, Any]]]) -> Iterator[str]:
-    """What such a file was built from and is another today; what is gone, or not for us to see, is not asked for."""
+    """Warnings for original sources that have changed; missing or unreadable ones are ignored."""
     for source, before in built_from:
         now: dict[str, Any] | None = None
         with contextlib.suppress(OSError, UserError):

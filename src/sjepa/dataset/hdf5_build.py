@@ -1,4 +1,4 @@
-"""Building the HDF5 file: decoded in parallel, written by one process, gone on with after any stop."""
+"""Building the HDF5 file: parallel decoding, a single writer, resumable after an interruption."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from sjepa.dataset.hdf5_write import FileContent, Writer, lay_out, locked, parti
 from sjepa.dataset.loader import from_workers, quiet_worker, worker_killed
 from sjepa.dataset.windows import Windows, tiles
 
-_PIECE_SECONDS = 600  # of a clip that travel at a time (a format that cannot be sought decodes what is before them too)
+# chunk of a clip per work item (formats without seeking decode all preceding samples again)
+_PIECE_SECONDS = 600
 _REQUEST_CLIPS = 16
 
 
 class Built(NamedTuple):
-    """What came of a build. `clipped`: samples beyond full scale, which int16 cuts off; `partners`: clips that could not be
-    mixed into another's copy."""
+    """Result of a build. `clipped`: number of samples clipped to int16 full scale; `partners`:
+    clips that could not be read for mixing."""
 
     target: Path
     bytes: int
@@ -42,7 +43,7 @@ class Built(NamedTuple):
 
 
 class Stopped(Exception):
-    """The build was asked to stop, and will go on from where it is: so many clips are stored."""
+    """The build was interrupted and can be resumed. `clips`: number of clips stored so far."""
 
     def __init__(self, clips: int) -> None:
         super().__init__(clips)
@@ -57,15 +58,16 @@ def build(
     progress: Progress,
     stop: Callable[[], bool] = lambda: False,
 ) -> Built:
-    """Makes `target`, going on with what an earlier call left. Raises Stopped soon after `stop` says so, UserError if the
-    disk is full (what is stored stays) or if another process is building it."""
+    """Builds `target`, resuming a partial build. Raises Stopped soon after `stop()` returns True,
+    and UserError if the disk is full (stored clips are kept) or another process is building
+    `target`."""
     partial, again = partial_path(target), ""
     try:
         with locked(target):
             if not progress_of(content, target):
                 try:
                     lay_out(content, partial)
-                except (OSError, RuntimeError) as error:  # h5py says the latter of a full disk
+                except (OSError, RuntimeError) as error:  # h5py raises RuntimeError on a full disk
                     partial.unlink(missing_ok=True)
                     raise UserError(f"{target}: cannot be written ({' '.join(str(error).split())})") from error
             again = "; run it again to go on"
@@ -91,11 +93,12 @@ def build(
 
 
 class _Decoded(NamedTuple):
-    """A piece of a clip in the file's type, first the clip's own and then of each copy; or the reason why there is none."""
+    """A chunk of a clip in the file's sample type (`versions`: the clip, then each copy), or the
+    reason for a failure."""
 
     position: int
     is_last: bool
-    versions: list[Tensor]  # which come through shared memory, where arrays would fill a pipe
+    versions: list[Tensor]  # tensors: sent through shared memory instead of a pipe
     problem: str = ""
     clipped: int = 0
     partners: tuple[Failure, ...] = ()
@@ -103,7 +106,7 @@ class _Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Pieces(Dataset[_Decoded]):
-    """Decodes the pieces of all clips, in any process."""
+    """Decodes chunks of clips, in worker processes."""
 
     content: FileContent
     pieces: Windows = field(repr=False)
@@ -124,7 +127,8 @@ class _Pieces(Dataset[_Decoded]):
         return _Decoded(position, is_last, stored, clipped=clipped, partners=tuple(partners))
 
     def _copy(self, clean: Waveform, position: int, start: int, number: int, partners: list[Failure]) -> Waveform:
-        """The augmented piece. A tile louder than full scale is brought down to it: the encoder hears no level."""
+        """The augmented chunk. Tiles that exceed full scale are scaled down to it; the encoder is
+        invariant to the level."""
         content = self.content
         assert content.augmentation is not None
         heard = clean.copy()
@@ -171,7 +175,7 @@ def _write_all(
 
 
 def _requests(numbers: NDArray[np.int64], length_N: NDArray[np.int64], most: int) -> list[list[int]]:
-    """Pieces that travel together, in order: a few, and never more than `most` samples."""
+    """Groups chunks, in order, into work items of a few chunks and at most `most` samples."""
     groups: list[list[int]] = []
     taken = most
     for number in numbers.tolist():

@@ -1,7 +1,7 @@
-"""Writing the HDF5 file: what it is to hold, its layout, and the one process that fills it.
+"""Writing the HDF5 file: its content, its layout and the single writer.
 
-The file is laid out in full before the first sample is decoded, so that every clip has its place and the disk is known to
-have room. It grows under a name of its own and takes its final one when all of it is on disk.
+The file is preallocated before decoding starts, so that every clip's offset is fixed and disk space
+is reserved. It is written as `*.partial` and renamed once complete.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from sjepa.dataset.containers import CONTAINERS
 from sjepa.dataset.hdf5 import COLUMNS, FORMAT, KIND, PROBLEM_BYTES, SAMPLE_TYPES
 
 _SECONDS_BETWEEN_MARKS = 5.0
-_WRITTEN = ("length", "crc32", "problem")  # columns that are known once a clip was decoded
+_WRITTEN = ("length", "crc32", "problem")  # columns filled after decoding
 
 
 @dataclass(frozen=True)
 class FileContent:
-    """What a file is to hold: clips, and `copies` of each as `augmentation` makes them, tile by tile of `tile_samples`."""
+    """Content of a file to build: clips and `copies` augmented copies of each, made tile by tile
+    (`tile_samples`) by `augmentation`."""
 
     clips: Clips
     dropped: list[tuple[str, str]]
@@ -54,19 +55,19 @@ class FileContent:
 
     @property
     def bytes(self) -> int:
-        """Of samples and columns; names come on top."""
+        """Size of samples and columns, without the names."""
         rows = (1 + self.copies) * self.clips.listed
         per_row = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
         return self.samples * np.dtype(SAMPLE_TYPES[self.sample_type]).itemsize + rows * per_row
 
     @cached_property
     def sources(self) -> list[dict[str, Any]]:
-        """What the clips come from, each with path, kind and fingerprint."""
+        """Path, kind and fingerprint of each source."""
         return _described(self.clips)
 
     @cached_property
     def identity(self) -> str:
-        """Equal for two contents that make the same file."""
+        """Equal for contents that produce the same file."""
         made = self.augmentation
         settings = None if made is None else made.settings
         noise = None if made is None or made.noise is None else _described(made.noise)
@@ -79,7 +80,7 @@ class FileContent:
 
 
 def is_current(content: FileContent, target: Path) -> bool:
-    """Whether `target` is already what the content would make."""
+    """Whether `target` exists, is complete and matches the content."""
     try:
         with h5py.File(target, "r", locking=False) as file:
             stored = file["name"].shape[0] == content.clips.listed and int(file["progress"][0]) == len(content.clips)
@@ -89,7 +90,7 @@ def is_current(content: FileContent, target: Path) -> bool:
 
 
 def progress_of(content: FileContent, target: Path) -> int:
-    """Clips that an earlier, unfinished build of the same content has stored."""
+    """Number of clips stored by an unfinished build of the same content."""
     partial = partial_path(target)
     try:
         with h5py.File(partial, "r", locking=False) as file:
@@ -99,8 +100,8 @@ def progress_of(content: FileContent, target: Path) -> int:
 
 
 def check_room(contents: dict[Path, FileContent]) -> None:
-    """Makes the folders of the files to be built. Raises UserError if one cannot be made, if a file could not be read from
-    there, or if a disk has too little room for all that is to go there."""
+    """Creates the folders of the files to build. Raises UserError if a folder cannot be created, a
+    file name is invalid or a disk has too little free space."""
     wanted: dict[int, list[tuple[Path, int]]] = {}
     for target, content in contents.items():
         if target.suffix.lower() not in (".h5", ".hdf5") or any(mark in str(target) for mark in "*?["):
@@ -126,7 +127,7 @@ def size_text(count: int) -> str:
 
 
 def _taken(path: Path) -> int:
-    """Bytes of the disk that a file has."""
+    """Allocated disk space of a file, bytes."""
     if not path.exists():
         return 0
     status = path.stat()
@@ -149,7 +150,7 @@ def _described(clips: Clips) -> list[dict[str, Any]]:
 
 
 def lay_out(content: FileContent, path: Path) -> None:
-    """The whole file, its samples and the columns `_WRITTEN` still empty."""
+    """Creates the preallocated file; samples and the columns `_WRITTEN` are still empty."""
     clips, versions = content.clips, 1 + content.copies
     listed, ids = clips.listed, clips.id_N
     start_N = np.cumsum(clips.length_N) - clips.length_N
@@ -184,7 +185,8 @@ def lay_out(content: FileContent, path: Path) -> None:
 
 
 def _reserve(path: Path) -> None:
-    """Claims the disk space of a file, where the file system can. Raises OSError if there is too little."""
+    """Allocates the disk space of a file, if the file system supports it. Raises OSError if
+    full."""
     with path.open("rb+") as raw:
         try:
             if hasattr(os, "posix_fallocate"):
@@ -196,7 +198,7 @@ def _reserve(path: Path) -> None:
 
 
 def _allocate(file: h5py.File, name: str, kind: str, rows: int) -> None:
-    """A contiguous column whose place in the file is fixed at once, not filled."""
+    """Creates a contiguous dataset, allocated immediately and not initialised."""
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_layout(h5py.h5d.CONTIGUOUS)
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -212,13 +214,14 @@ def _allocate(file: h5py.File, name: str, kind: str, rows: int) -> None:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Keeps other processes from building a file. Raises UserError if one does."""
+    """Lock file for a build. Raises UserError if another process holds it."""
     path = target.with_name(f".{target.name}.lock")
     with path.open("ab") as held:
         try:
             import fcntl
 
-            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its workers do not hold it
+            # POSIX lock: not inherited by worker processes
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # Windows
             pass
         except OSError as error:
@@ -229,12 +232,13 @@ def locked(target: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # Windows does not remove what is open
+            with contextlib.suppress(OSError):  # Windows cannot delete an open file
                 path.unlink()
 
 
 class Writer:
-    """The one that writes. A clip counts as stored once its samples, its columns and then the mark are on disk."""
+    """The single writer. A clip counts as stored when its samples, its columns and then the
+    progress counter have been synced to disk."""
 
     def __init__(self, content: FileContent, path: Path, raw: io.FileIO) -> None:
         self._content, self._raw = content, raw
@@ -252,7 +256,7 @@ class Writer:
         self.partners: list[Failure] = []
 
     def piece(self, position: int, versions: Sequence[NDArray[Any]]) -> None:
-        """The next samples of a clip and of its copies."""
+        """Appends samples of a clip and of its copies."""
         for version, samples in enumerate(versions):
             row = self._row(position, version)
             first = int(self.column["offset"][row] + self.column["length"][row])
@@ -269,7 +273,7 @@ class Writer:
         self.column["problem"][self._row(position, 0)] = text
 
     def problems(self) -> list[Failure]:
-        """All clips that could not be stored, those of earlier calls included."""
+        """All clips that could not be stored, including those of earlier runs."""
         ids, found = self._content.clips.id_N, self.column["problem"][: self._content.clips.listed]
         failed = np.flatnonzero(found[ids] != b"")
         return [
@@ -283,7 +287,7 @@ class Writer:
             self.mark()
 
     def mark(self) -> None:
-        """Brings all that is stored to the disk, and then the mark that says so."""
+        """Syncs columns and samples to disk, then updates and syncs the progress counter."""
         if self.done > self._marked:
             listed, ids = self._content.clips.listed, self._content.clips.id_N
             first, last = int(ids[self._marked]), int(ids[self.done - 1])

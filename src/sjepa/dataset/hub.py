@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face `datasets` library: on the hub, saved in a folder, or Parquet. The package is optional."""
+"""Data sets of the optional Hugging Face `datasets` library: on the hub, saved to a folder, or
+Parquet files."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ _ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class HubOptions:
-    """One split of a data set, by name or path, and where its rows have what. Dots lead into nested fields."""
+    """One split of a data set, by name or path, and its field names (dots: nested fields)."""
 
     spec: str = ""
     split: str = "train"
@@ -33,7 +34,8 @@ class HubOptions:
     duration_field: str | None = None
 
     def of(self, address: str) -> HubOptions:
-        """For `hf://name?split=test`: a question mark sets single options. Raises UserError if it sets others."""
+        """Options of an address such as `hf://name?split=test`, with these as defaults. Raises
+        UserError for an unknown option."""
         spec, _, query = address.removeprefix(PREFIX).partition("?")
         chosen = dict(parse_qsl(query, keep_blank_values=True))
         wrong = set(chosen) - {"split", "config", "audio_field", "speaker_field", "duration_field"}
@@ -48,12 +50,12 @@ class HubOptions:
 
 @cache
 def hub_rows(options: HubOptions) -> HubRows:
-    """Opened once in each process."""
+    """The rows of a split, opened once per process."""
     return HubRows(options)
 
 
 def library() -> Any:
-    """The package. Raises UserError without it."""
+    """Imports the package. Raises UserError if it is not installed."""
     try:
         import datasets
     except ImportError:
@@ -62,16 +64,16 @@ def library() -> Any:
 
 
 class HubRows:
-    """The rows of one split: audio as it is stored, never decoded by the library."""
+    """The rows of one split, with encoded audio (not decoded by the library)."""
 
     def __init__(self, options: HubOptions) -> None:
-        """Raises UserError if there is no such data set, split or field."""
+        """Raises UserError if the data set, split or field does not exist."""
         self._audio_field = options.audio_field
         labels = {"speaker": options.speaker_field, "duration": options.duration_field}
         self._fields = {name: field for name, field in labels.items() if field}
         self._rows = _load(options)
         _check_fields(self._rows.features, [options.audio_field, *self._fields.values()], options)
-        # tables of the library's own storage: nothing is decoded, and nothing copied
+        # Arrow tables: zero-copy, without decoding
         self._audio = self._rows.select_columns(_columns([options.audio_field])).with_format("arrow")
 
     def __len__(self) -> int:
@@ -79,11 +81,11 @@ class HubRows:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Another one means that the rows changed."""
+        """Changes when the rows change."""
         return {"rows": len(self._rows), "hash": self._rows._fingerprint}
 
     def labels(self) -> Iterator[dict[str, Any]]:
-        """Of all rows, without their audio."""
+        """Labels of all rows, without reading the audio."""
         if not self._fields:
             yield from ({} for _ in range(len(self)))
             return
@@ -98,7 +100,8 @@ class HubRows:
 
 
 def audio_file(value: Any) -> BinaryIO:
-    """What the library keeps of audio as a file: its bytes, a path or samples. Raises DecodeError."""
+    """File object for an audio value of the library (bytes, path or samples). Raises
+    DecodeError."""
     if isinstance(value, dict):
         if value.get("bytes") is not None:
             return io.BytesIO(value["bytes"])
@@ -116,14 +119,15 @@ def audio_file(value: Any) -> BinaryIO:
 
 
 class HubStream:
-    """The rows of one split as they come over the line, approximately shuffled: the order of the files changes with the
-    epoch, and rows change places within a buffer. The same order whenever (seed, epoch, reader) is."""
+    """Streams the rows of one split with approximate shuffling: shuffled file order per epoch and a
+    shuffle buffer. The order is a function of (seed, epoch, reader)."""
 
     def __init__(
         self, options: HubOptions, *, seed: int, buffer_rows: int, rows: int | None = None, most: int | None = None
     ) -> None:
-        """`rows`: how many there are, where the data set does not say; `most`: the first so many are used. Raises UserError
-        if there is no such data set, split or field, or if nobody knows its length."""
+        """`rows`: number of rows, if the data set does not state it; `most`: use only the first
+        rows. Raises UserError if the data set, split or field does not exist or the length is
+        unknown."""
         self.options, self._seed, self._buffer_rows = options, seed, buffer_rows
         stream = _load(options, streaming=True)
         stated = getattr((stream.info.splits or {}).get(options.split), "num_examples", None)
@@ -134,10 +138,10 @@ class HubStream:
         self._stream = _audio_of_stream(stream if most is None else stream.take(most), options)
 
     def rows(self, epoch: int, *, reader: int = 0, readers: int = 1) -> Iterator[tuple[int, Any]]:
-        """(number, audio) of the rows of an epoch that this of several readers gets: `audio_file` opens it. Raises
-        UserError if the line breaks."""
+        """(row number, audio) of this reader's share of an epoch; `audio_file` opens the audio.
+        Raises UserError if reading fails, e.g. on a lost connection."""
         shuffle = self._stream.shuffle
-        # newer versions read several files at once in threads that they wait for at the end of an epoch
+        # newer versions prefetch several files in threads, which delay the end of an epoch
         one_file = {"max_buffer_input_shards": 1} if "max_buffer_input_shards" in signature(shuffle).parameters else {}
         stream = shuffle(seed=key(self._seed, "stream") % (1 << 31), buffer_size=1, **one_file)
         stream.set_epoch(epoch)
@@ -156,13 +160,13 @@ class HubStream:
                 place = int(rng.integers(len(buffer)))
                 buffer[place], item = item, buffer[place]
                 yield item
-        except Exception as error:  # the library and what it reads with raise anything
+        except Exception as error:  # the library raises arbitrary exceptions
             raise _problem(self.options, error) from None
         yield from (buffer[int(place)] for place in rng.permutation(len(buffer)))
 
 
 def _check_fields(features: Any, fields: Iterable[str], options: HubOptions) -> None:
-    """Raises UserError if one is missing."""
+    """Raises UserError if a field is missing."""
     for field in fields:
         if not _has(features, field):
             there = ", ".join(_leaves(features))
@@ -170,9 +174,9 @@ def _check_fields(features: Any, fields: Iterable[str], options: HubOptions) -> 
 
 
 def _audio_of_stream(stream: Any, options: HubOptions) -> Any:
-    """The audio alone, as it is stored. Raises UserError if there is none."""
+    """The stream with the encoded audio column only. Raises UserError if the field is missing."""
     features = stream.features
-    if features is None:  # it has to be looked into
+    if features is None:  # inferred from the first rows
         features = stream._resolve_features().features
     _check_fields(features, [options.audio_field], options)
     columns = _columns([options.audio_field])
@@ -181,7 +185,7 @@ def _audio_of_stream(stream: Any, options: HubOptions) -> Any:
 
 
 def _as_stream(rows: Any, split: str) -> Any:
-    """A saved data set as a stream that says how long it is."""
+    """A saved data set as a stream with a known number of rows."""
     datasets = library()
     stream = rows.to_iterable_dataset()
     stream.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=len(rows))})
@@ -203,7 +207,7 @@ def _load(options: HubOptions, *, streaming: bool = False) -> Any:
         name = "parquet" if path.is_file() else str(path) if path.exists() else options.spec
         files = {options.split: str(path)} if path.is_file() else None
         return datasets.load_dataset(name, options.config, data_files=files, split=options.split, streaming=streaming)
-    except Exception as error:  # the library and what it downloads with raise anything
+    except Exception as error:  # the library raises arbitrary exceptions
         raise _problem(options, error) from None
 
 
@@ -216,7 +220,7 @@ def _columns(fields: Iterable[str]) -> list[str]:
 
 
 def _undecoded(features: Any) -> Any:
-    """The same fields, audio left as it is stored."""
+    """The same features with audio decoding disabled."""
     datasets = library()
     if isinstance(features, dict):
         return type(features)({name: _undecoded(feature) for name, feature in features.items()})

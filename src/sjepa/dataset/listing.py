@@ -1,4 +1,4 @@
-"""What a source of clips is, and what it holds before any clip was looked into."""
+"""Sources of clips and their listings (before clips are inspected)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sjepa.dataset.hub import HubOptions
 
 @dataclass(frozen=True)
 class Source:
-    """One folder, archive, HDF5 file or manifest on disk, or one split of a data set of the Hugging Face library; `kind`
-    names its container."""
+    """One folder, archive, HDF5 file or manifest on disk, or one split of a Hugging Face data set;
+    `kind`: its container format."""
 
     path: Path
     kind: str
@@ -24,17 +24,17 @@ class Source:
 
     @property
     def identity(self) -> tuple[Path, HubOptions | None]:
-        """Equal for two names of the same."""
+        """Equal for different spellings of the same source."""
         return self.path.resolve(), self.hub
 
 
 @dataclass(frozen=True, slots=True)
 class AudioRef:
-    """One clip before it was looked into: its path inside its source (beside it, or absolute, for a manifest) and where
-    its bytes are.
+    """One listed clip, not yet inspected: its path inside the source (for a manifest: relative to
+    it, or absolute) and the location of its bytes.
 
     `offset`/`size` are byte positions for containers that are read directly (tar, stored zip entries), else −1.
-    `start_seconds`/`duration_seconds` cut a segment out of the file (JSONL manifests).
+    `start_seconds`/`duration_seconds` select a segment of the file (JSONL manifests).
     """
 
     name: str
@@ -47,14 +47,14 @@ class AudioRef:
 
 @dataclass
 class Listing:
-    """What a source holds: clips in a fixed order, and entries that cannot be clips with the reason."""
+    """Clips of a source in a fixed order, and dropped entries with the reason."""
 
     refs: list[AudioRef] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)
-    passed: Counter[str] = field(default_factory=Counter)  # files of other endings
+    passed: Counter[str] = field(default_factory=Counter)  # skipped files by extension
 
     def takes(self, name: str) -> bool:
-        """Whether a file of this name is a clip; others are counted by their endings."""
+        """Whether the name has an audio extension; unknown extensions are counted."""
         if is_hidden(name):
             return False
         ending = os.path.splitext(name)[1].lower()
@@ -64,7 +64,7 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """What was passed over, in a line."""
+        """A line on skipped files."""
         if not self.passed:
             return []
         kinds = ", ".join(

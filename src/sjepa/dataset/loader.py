@@ -1,4 +1,4 @@
-"""Batches of an epoch, decoded in worker processes, from any position on."""
+"""Batches of an epoch, decoded in worker processes; can start at any batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.order import bucketed_batches, fixed_batches, in_lanes, padding_waste
 from sjepa.dataset.windows import Windows, crop_start
 
-GRACE_SECONDS = 15  # that a worker lives on after a SIGTERM
+GRACE_SECONDS = 15  # before a worker exits after SIGTERM
 _SECONDS_TO_DIE = 2.0
 
 T = TypeVar("T")
@@ -34,11 +34,11 @@ class Request(NamedTuple):
     epoch: int
     window: int
     augment: bool
-    turn: int = 0  # how often the window came before in this epoch
+    turn: int = 0  # number of earlier occurrences of the window in this epoch
 
 
 class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
-    """Windows of clips, read when asked for. It keeps no state, so any process gives the same answer."""
+    """Map-style dataset of windows. Stateless: an item depends on its `Request` only."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         augmentation: Augmentation | None = None,
         blend: Blend | None = None,
     ) -> None:
-        """A window of fewer than `fewest_samples` cannot be used. `blend`: how often an epoch takes which windows; None:
-        each once."""
+        """Windows with fewer than `fewest_samples` decoded samples are failures. `blend`: weighted
+        sampling of windows; None: each window once per epoch."""
         self.clips, self.windows, self.seed, self.fewest_samples = clips, windows, seed, fewest_samples
         self.augmentation, self.blend = augmentation, blend
 
@@ -96,8 +96,9 @@ class WindowDataset(Dataset[tuple[Sample | None, list[Failure]]]):
 
 
 class Batching(NamedTuple):
-    """How windows are grouped: `batch_size` clips, or at most `max_batch_samples` of padded audio if that is given; all of a
-    batch from one source, and `shards_at_once` sources open at a time, if that is given."""
+    """Grouping of windows into batches: `batch_size` clips, or at most `max_batch_samples` of
+    padded audio if given. With `shards_at_once`, each batch is from one source and that many
+    sources are read at a time."""
 
     batch_size: int
     max_batch_samples: int | None = None
@@ -105,7 +106,7 @@ class Batching(NamedTuple):
     shards_at_once: int | None = None
 
     def batches(self, dataset: WindowDataset, epoch: int) -> list[NDArray[np.int64]]:
-        """The windows of every batch of an epoch."""
+        """Window indices of every batch of an epoch."""
         windows = dataset.windows
         if not self.shuffle:
             return _cut(np.arange(len(windows)), self.batch_size)
@@ -140,7 +141,8 @@ def _cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 
 
 class EpochLoader(Protocol):
-    """What gives training its batches, and what is known of an epoch beforehand; clips may be pieces of longer ones."""
+    """Interface of batch loaders, with statistics of an epoch; windows of long clips count as
+    clips."""
 
     sample_rate: int
     num_clips: int
@@ -156,10 +158,10 @@ class EpochLoader(Protocol):
 
 
 class Loader:
-    """Iterates over epochs of a dataset. Worker processes start at the first use and stay.
+    """Iterates over epochs of a dataset, with persistent worker processes.
 
-    Of several processes that share the epochs, `rank` of `size` takes every `size`-th batch. All of them take as many:
-    those that run out get a batch of no clips.
+    Rank `rank` of `size` takes every `size`-th batch. All ranks get the same number of batches; the
+    missing ones are empty.
     """
 
     def __init__(
@@ -173,16 +175,16 @@ class Loader:
         size: int = 1,
         start_method: str | None = None,
     ) -> None:
-        """`start_method`: how worker processes start; None: as the system prefers."""
+        """`start_method`: multiprocessing start method of the workers; None: system default."""
         self.dataset, self.batching = dataset, batching
         self._rank, self._size = rank, size
         first = batching.batches(dataset, 0)
-        self.num_batches = len(first)  # of all processes
+        self.num_batches = len(first)  # over all ranks
         self.sample_rate, self.num_clips = dataset.clips.sample_rate, len(dataset)
         self.epoch_clips = sum(map(len, first))
         self.epoch_samples = sum(int(dataset.windows.length_N[batch].sum()) for batch in first)
         self.padding = padding_waste(first, dataset.windows.length_N)
-        self.num_rounds = -(-self.num_batches // size)  # batches that this one takes
+        self.num_rounds = -(-self.num_batches // size)  # batches of this rank
         self._requests: list[list[Request]] = []
         self._loader = DataLoader(
             dataset,
@@ -196,19 +198,19 @@ class Loader:
         )
 
     def largest_batches(self) -> list[tuple[int, int]]:
-        """(clips, samples of the longest) of what takes most memory in any epoch: the most padded audio, and the longest
-        clip together with others."""
+        """Shapes (clips, samples of the longest) with the highest memory use in any epoch: the most
+        padded audio, and a full batch with the longest clip."""
         lengths, batching = self.dataset.windows.length_N, self.batching
         if batching.max_batch_samples is None:
             return [(min(batching.batch_size, len(lengths)), int(lengths.max()))]
         shapes = {(len(batch), int(lengths[batch].max())) for batch in batching.batches(self.dataset, 0)}
-        longest = int(lengths.max())  # which a blend of corpora may draw in another epoch
+        longest = int(lengths.max())  # with weighted corpora it may occur only in another epoch
         together = (max(1, batching.max_batch_samples // longest), longest)
         return sorted({max(shapes, key=lambda shape: shape[0] * shape[1]), together})
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
-        """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out; `augment`
-        for all or, as a sequence, batch by batch."""
+        """This rank's batches of an epoch, from `first_batch` on (counted over all ranks).
+        `augment`: for all batches, or a sequence with one flag per batch."""
         batches = self._batches(epoch)
         own = range(first_batch + self._rank, len(batches), self._size)
         flags = [augment] * len(batches) if isinstance(augment, bool) else augment
@@ -225,8 +227,8 @@ class Loader:
         return from_workers(iter(self._loader))
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        """As many in every epoch. A blend of corpora draws other lengths each time: a few too many are left out, or a few
-        of the next epoch's make up for those that are missing."""
+        """The same number of batches in every epoch. With weighted corpora the number may vary:
+        surplus batches are dropped, missing ones are taken from the next epoch."""
         batches = self.batching.batches(self.dataset, epoch)
         if len(batches) < self.num_batches:
             batches += self.batching.batches(self.dataset, epoch + 1)
@@ -234,7 +236,7 @@ class Loader:
 
 
 class _Requests:
-    """The batch sampler: whatever the list holds when an epoch starts."""
+    """Batch sampler that yields the current content of a mutable list."""
 
     def __init__(self, requests: list[list[Request]]) -> None:
         self._requests = requests
@@ -247,27 +249,27 @@ class _Requests:
 
 
 def from_workers(items: Iterator[T]) -> Iterator[T]:
-    """What worker processes send. One that is killed may break its connection a moment before it is known to be gone."""
+    """Yields the items of worker processes. A killed worker may close its connection before the
+    DataLoader has detected its exit."""
     try:
         yield from items
     except (ConnectionError, EOFError):
-        time.sleep(_SECONDS_TO_DIE)  # the news comes as a signal, whose handler raises what `worker_killed` knows
+        # lets the DataLoader's SIGCHLD handler raise the error that `worker_killed` recognises
+        time.sleep(_SECONDS_TO_DIE)
         raise
 
 
 def worker_killed(error: RuntimeError, advice: str) -> Exception:
-    """What to say when a worker process was killed; any other error is itself."""
+    """A UserError for a killed worker process; other errors are returned unchanged."""
     if "DataLoader worker" not in str(error):
         return error
-    return UserError(
-        "dataset.num_workers: a process that reads audio was killed (out of memory?); fewer of them need less. "
-        + advice
-    )
+    return UserError("dataset.num_workers: a data loading worker was killed (out of memory?); use fewer. " + advice)
 
 
 def quiet_worker(_: int) -> None:
-    """Signals sent to the whole group are the main process's to handle: it needs the workers to finish its update. A
-    SIGTERM gives them a while to be told to end; they must not outlive it, since an exiting parent waits for them."""
+    """Worker initialisation. Workers ignore SIGINT and delay SIGTERM by a grace period: signals
+    reach the whole process group, and the parent needs its workers to finish the current update.
+    They exit afterwards, since an exiting parent joins them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # not on Windows
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

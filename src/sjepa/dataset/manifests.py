@@ -1,4 +1,4 @@
-"""Lists of files: JSONL with a path in each line, and fairseq's TSV."""
+"""Manifests: JSONL with one path per line, and fairseq TSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_SECONDS = 1e8  # three years
 
 
 def list_jsonl(path: Path) -> Listing:
-    """Entries with their labels; what is none is dropped with the number of its line."""
+    """Entries with their labels; invalid lines are dropped and reported by line number."""
     listing = Listing()
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -27,7 +27,7 @@ def list_jsonl(path: Path) -> Listing:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines ended by line feeds alone: names may hold other characters that Unicode calls line ends."""
+    """Lines split at LF or CRLF only: file names may contain other Unicode line separators."""
     return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
 
 
@@ -40,7 +40,7 @@ def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
     return AudioRef(
         names[0],
         start_seconds=_seconds("offset", start) or 0.0,
-        # a duration alone describes the file; with an offset it cuts a segment out of it
+        # without an offset the duration is that of the file and is ignored
         duration_seconds=_seconds("duration", duration) if start is not None else None,
         labels=fields,
     )

@@ -1,6 +1,6 @@
-"""The scan: every clip of a source looked into once, the result kept in a cache beside the data.
+"""The scan: inspects every clip of a source once and caches the result beside the data.
 
-The cache is columnar JSON: a million clips are a handful of long lists, which load in seconds.
+The cache is columnar JSON, which loads in seconds for a million clips.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from sjepa.dataset.table import ClipTable, ScanDepth
 
 _FORMAT = 2
 _CHUNK_CLIPS = 64
-_PARALLEL_FROM_CLIPS = 512  # fewer are scanned faster than processes start
+_PARALLEL_FROM_CLIPS = 512  # below this, starting processes takes longer
 _COLUMNS = ("offset", "size", "first", "samples", "rate", "channels")
-_CHECKS = {"header": 0, "ends": 1, "full": 2}  # a cache of a deeper check serves a shallower request
+_CHECKS = {"header": 0, "ends": 1, "full": 2}  # a cache of a higher check level serves lower ones
 
 
 def scan(
     source: Source, *, depth: ScanDepth = True, fallback_folder: Path | None = None, progress: Progress = silent
 ) -> ClipTable:
-    """The clips of `source`, from its cache where that is still right, else by looking into every file.
+    """The clips of `source`, from its cache if that is valid, else by inspecting every file.
 
-    `depth`: "header" reads headers; True also decodes both ends; "full" decodes every sample; False trusts a cache
-    without comparing it with its source. Files that fail are dropped with the reason. `fallback_folder` takes the
-    cache when the data's own folder cannot be written. Raises UserError if the source cannot be listed.
+    `depth`: "header" reads headers; True also decodes both ends; "full" decodes every sample; False
+    uses an existing cache without checking the source. Invalid files are dropped with the reason.
+    `fallback_folder`: for the cache, if the data folder is not writable. Raises UserError if the
+    source cannot be listed.
     """
     if source.kind == "h5":
         return read_table(source, depth)
@@ -101,13 +102,13 @@ def _results(jobs: list[Any], clips: int) -> Iterator[list[Examined | str]]:
     if clips < _PARALLEL_FROM_CLIPS or processes == 1:
         yield from map(_examine_chunk, jobs)
         return
-    context = multiprocessing.get_context("spawn")  # the parent may hold threads and open archives
+    context = multiprocessing.get_context("spawn")  # fork is unsafe: threads, open archives
     with ProcessPoolExecutor(min(processes, 32), mp_context=context) as pool:
         yield from pool.map(_examine_chunk, jobs)
 
 
 def _examine_chunk(job: tuple[Source, list[AudioRef], str, Path | None]) -> list[Examined | str]:
-    """What was found of each clip, or the reason why it cannot be used."""
+    """The result for each clip, or the reason why it is unusable."""
     source, refs, check, index = job
     containers = Containers()
     results: list[Examined | str] = []
@@ -135,13 +136,13 @@ def _probed(file: Any, *, measure: bool) -> AudioInfo | DecodeError:
 
 @dataclass(frozen=True)
 class _CachePath:
-    """A place where a source's cache may lie, and the name under which it says whose it is."""
+    """A possible cache path of a source, and the source name in its header (`owner`)."""
 
     path: Path
     owner: str
 
     def header(self) -> dict[str, Any]:
-        """The first line: what the cache is of, without reading its columns. Empty if it is no cache of ours."""
+        """The header (first line), without the columns. Empty if the file is not a valid cache."""
         try:
             with self.path.open(encoding="ascii") as file:
                 header = json.loads(file.readline().rstrip().removeprefix("[").removesuffix(","))
@@ -157,8 +158,9 @@ class _CachePath:
 
 
 def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePath]:
-    """`train.cache.json` beside train.zip; a second source of that stem takes its whole name."""
-    if source.hub is not None:  # never beside what the library keeps
+    """`train.cache.json` beside train.zip, or `train.zip.cache.json` if another source uses the
+    stem."""
+    if source.hub is not None:  # not in the library's own cache folder
         digest = hashlib.blake2b(repr(source.hub).encode(), digest_size=6).hexdigest()
         name = f"{source.path.name}.{digest}.cache.json"
         return [] if fallback_folder is None else [_CachePath(fallback_folder / name, repr(source.hub))]
@@ -173,7 +175,7 @@ def _cache_paths(source: Source, fallback_folder: Path | None) -> list[_CachePat
 def _place_for_cache(source: Source, fallback_folder: Path | None) -> _CachePath | None:
     elsewhere = source.hub is not None or not is_writable_folder(source.path.resolve().parent)
     if fallback_folder is not None and elsewhere:
-        with contextlib.suppress(OSError):  # no place for a cache: the scan is made again next time
+        with contextlib.suppress(OSError):  # no cache: the next run scans again
             fallback_folder.mkdir(parents=True, exist_ok=True)
     writable = [place for place in _cache_paths(source, fallback_folder) if is_writable_folder(place.path.parent)]
     return next((place for place in writable if place.free()), None)
@@ -198,7 +200,7 @@ def _save_cache(place: _CachePath, table: ClipTable, source_print: dict[str, Any
 
 
 def _load_cache(place: _CachePath, source: Source, check: str, trust: bool) -> ClipTable | None:
-    """The table in a cache, or None if it is of another source state, of a shallower check or damaged."""
+    """The cached table; None if outdated, of a lower check level or corrupt."""
     try:
         return _read_cache(place, source, check, trust)
     except (ValueError, KeyError, TypeError, OSError):

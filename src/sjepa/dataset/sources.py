@@ -1,4 +1,4 @@
-"""Sources of clips, from paths, globs and addresses."""
+"""Resolution of paths, globs and hf:// addresses to sources."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sjepa.dataset.listing import Source
 
 
 def resolve_sources(paths: str | list[str], hub: HubOptions | None = None) -> list[Source]:
-    """The sources that a path, a glob, an hf:// address or a list of these names, each once, globs in sorted order. `hub` is
-    what holds for addresses that say nothing else.
+    """Sources of a path, glob, hf:// address or a list of these, without duplicates; globs are
+    sorted. `hub`: default options of hf:// addresses.
 
-    Raises UserError if one does not exist or is of no known kind.
+    Raises UserError if a source does not exist or has an unknown format.
     """
     found: dict[Any, Source] = {}
     for spec in [paths] if isinstance(paths, str) else paths:
@@ -33,7 +33,7 @@ def _named(spec: str, hub: HubOptions) -> list[Source]:
 
 
 def stem_of(source: Source) -> str:
-    """The name without the endings that say the kind: `train` for train.tar.gz."""
+    """The file name without the container extension: `train` for train.tar.gz."""
     name = source.path.name
     for suffix, kind in SUFFIXES.items():
         if source.kind == kind and name.lower().endswith(suffix):
@@ -46,7 +46,7 @@ def _expand(spec: str) -> list[Path]:
     try:
         if path.exists():
             return [path]
-    except OSError as error:  # a name that no file can have
+    except OSError as error:  # invalid file name
         raise UserError(f"{spec[:80]}…: {error.strerror}") from None
     if any(mark in spec for mark in "*?["):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))

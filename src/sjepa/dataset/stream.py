@@ -1,4 +1,4 @@
-"""Training batches straight from a stream, whose clips are decoded as they come and never stored."""
+"""Training batches from a stream; clips are decoded on the fly and not stored."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from sjepa.dataset.windows import crop_start
 
 T = TypeVar("T")
 
-_SAMPLE_EPOCH = 1 << 20  # an epoch that no run reaches: the clips that are kept are not those that come first
+# unused epoch number: its shuffle order differs from that of training epochs
+_SAMPLE_EPOCH = 1 << 20
 _BATCHES_AHEAD = 4
 
 
 class StreamBatching(NamedTuple):
-    """How clips become batches: so many of them, cut to `max_samples`; shorter ones than `min_samples` are left out. One
-    that gives fewer than `fewest_samples` when it is decoded is a failure."""
+    """Batching of a stream: `batch_size` clips cropped to `max_samples`; clips shorter than
+    `min_samples` are skipped. Clips with fewer than `fewest_samples` decoded samples are
+    failures."""
 
     batch_size: int
     max_samples: int
@@ -41,8 +43,8 @@ class StreamBatching(NamedTuple):
 
 
 def keep_some(stream: HubStream, target: Path, clips: int) -> None:
-    """Writes some clips of the stream to a .tar, unless that is there: what a mixture is fitted on, layers are ranked on and
-    voices to be mixed in come from. Raises UserError if the line breaks or the file cannot be written."""
+    """Writes some clips of the stream to a .tar unless it exists; they are used for fitting
+    mixtures, ranking layers and mixing. Raises UserError if streaming or writing fails."""
     if target.exists():
         return
     with atomic_path(target) as temporary, tarfile.open(temporary, "w") as archive:
@@ -52,16 +54,17 @@ def keep_some(stream: HubStream, target: Path, clips: int) -> None:
                     content = file.read()
             except (DecodeError, OSError):
                 continue
-            info = tarfile.TarInfo(f"{number:09d}.wav")  # whatever it is: what it holds decides
+            # whatever the format: it is detected from the content
+            info = tarfile.TarInfo(f"{number:09d}.wav")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
 
 
 class StreamLoader:
-    """Iterates over epochs of a stream, as `Loader` does over clips that can be sought. To go on inside an epoch it passes
-    over the rows before, without decoding them.
+    """Iterates over epochs of a stream, like `Loader` over random-access clips. To resume inside an
+    epoch it skips the preceding rows without decoding them.
 
-    Of several processes that share the epochs, `rank` of `size` reads its own part of the rows.
+    Rank `rank` of `size` reads its own part of the rows.
     """
 
     def __init__(
@@ -76,24 +79,24 @@ class StreamLoader:
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        """`kept`: some clips of the stream, by which the others are judged, and which are mixed into them."""
+        """`kept`: stored clips of the stream, for length statistics and as mixing partners."""
         self._stream, self._batching, self._kept, self._augmentation = stream, batching, kept, augmentation
         self._threads, self._pin, self._rank, self._size = max(1, num_threads), pin_memory, rank, size
         self.sample_rate = kept.sample_rate
         self._batch_rows = min(batching.batch_size, stream.num_rows)
-        self.num_batches = stream.num_rows // self._batch_rows  # of all processes
-        self.num_rounds = -(-self.num_batches // size)  # that this one takes
+        self.num_batches = stream.num_rows // self._batch_rows  # over all ranks
+        self.num_rounds = -(-self.num_batches // size)  # batches of this rank
         self.epoch_clips = self.num_clips = self.num_batches * self._batch_rows
         heard = kept.length_N.clip(max=batching.max_samples)
-        self.epoch_samples = round(float(heard.mean()) * self.epoch_clips)  # as far as one can know
+        self.epoch_samples = round(float(heard.mean()) * self.epoch_clips)  # estimate
         self.padding = float(heard.max() / heard.mean() - 1)
 
     def largest_batches(self) -> list[tuple[int, int]]:
-        """(clips, samples of the longest) of what may take most memory."""
+        """Shape (clips, samples of the longest) with the highest memory use."""
         return [(self._batch_rows, self._batching.max_samples)]
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
-        """This process's batches of an epoch, those before `first_batch` (counted over all processes) left out."""
+        """This rank's batches of an epoch, from `first_batch` on (counted over all ranks)."""
         own = range(first_batch + self._rank, self.num_batches, self._size)
         flags = [augment] * self.num_batches if isinstance(augment, bool) else augment
         rounds = -(-(self.num_batches - first_batch) // self._size)
@@ -106,11 +109,12 @@ class StreamLoader:
             for flag in flags:
                 batch = collate(list(pool.map(partial(self._item, epoch, flag), islice(rows, size))))
                 yield batch.pin_memory() if self._pin and batch.num_samples else batch
-        yield from (collate([]) for _ in range(rounds - len(flags)))  # others have one more
+        # other ranks have one more batch
+        yield from (collate([]) for _ in range(rounds - len(flags)))
 
     def _rows(self, epoch: int) -> Iterator[tuple[int, Any]]:
-        """This process's rows of an epoch. Files go to processes whole: one whose files hold fewer rows goes through them
-        again. Raises UserError if there are fewer rows than was said."""
+        """This rank's rows of an epoch. Whole files are assigned to ranks; a rank with fewer rows
+        repeats them. Raises UserError if there are fewer rows than stated."""
         while True:
             count = 0
             for row in self._stream.rows(epoch, reader=self._rank, readers=self._size):
@@ -148,7 +152,7 @@ class StreamLoader:
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, made in a thread that is a few of them ahead. Leaving early ends it."""
+    """Prefetches a few items in a background thread, which ends when the generator is closed."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_BATCHES_AHEAD)
     left = threading.Event()
 

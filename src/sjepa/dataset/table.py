@@ -1,4 +1,4 @@
-"""The clips of one source, column by column."""
+"""Columnar table of the clips of one source."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ ScanDepth = bool | Literal["full", "header"]
 
 @dataclass(frozen=True)
 class StoredAudio:
-    """What an HDF5 file has beyond an archive: the type of its samples, checksums, and copies (byte position −1: none)."""
+    """HDF5 only: sample type, checksums and byte offsets of augmented copies (−1: none)."""
 
     sample_type: np.dtype[Any]
     crc32_N: NDArray[np.uint32]
     copy_offset_CN: NDArray[np.int64]
     copy_crc32_CN: NDArray[np.uint32]
-    intact_VN: NDArray[np.bool_]  # which clips and (from row 1 on) copies this process has compared
+    # checksum verified in this process: clips (row 0) and copies (from row 1)
+    intact_VN: NDArray[np.bool_]
 
 
 @dataclass
 class ClipTable:
-    """The clips of one source, one column per property. `samples` and `rate` are the file's own; `first` is the
-    sample at which a segment begins; `offset`/`size` are byte positions in a directly readable container, else −1.
-    `stored`: for samples that need no decoding. `remarks` are for the user."""
+    """The clips of one source, one column per property. `samples` and `rate` are those of the file;
+    `first`: first sample of a segment; `offset`/`size`: byte range in a container that is read
+    directly, else −1. `stored`: for decoded samples (HDF5). `remarks`: warnings for the user."""
 
     source: Source
     names: list[str]

@@ -1,4 +1,4 @@
-"""Which piece of which clip: random crops, or windows that tile a clip. Pure functions of lengths and keys."""
+"""Windows of clips: random crops or tiles. Pure functions of lengths and keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Windows:
-    """Pieces of clips, by the clip's position: `start_N` and `length_N` in samples; start −1 means a random crop."""
+    """Windows: clip position, `start_N` and `length_N` in samples; start −1: a random crop."""
 
     clip_N: Ints
     start_N: Ints
@@ -34,9 +34,9 @@ def crops(length_N: Ints, max_samples: int) -> Windows:
 
 
 def tiles(length_N: Ints, max_samples: int, *, overlap: float = 0.0, min_samples: int = 1) -> Windows:
-    """Windows of `max_samples` that cover every clip, neighbours sharing the fraction `overlap`.
+    """Windows of `max_samples` that cover every clip, consecutive ones overlapping by `overlap`.
 
-    The last one is what remains, drawn back where it would be shorter than `min_samples`.
+    The last one holds the remainder; it starts earlier if it would be shorter than `min_samples`.
     """
     step = max(1, round(max_samples * (1 - overlap)))
     count_N = np.maximum(1, -(-(length_N - max_samples) // step) + 1)
@@ -47,6 +47,6 @@ def tiles(length_N: Ints, max_samples: int, *, overlap: float = 0.0, min_samples
 
 
 def crop_start(seed: int, epoch: int, clip_id: int, *, clip_samples: int, window_samples: int) -> int:
-    """Where a random crop starts: uniform, and the same whenever (seed, epoch, clip) is."""
+    """Start of a random crop: uniform, a function of (seed, epoch, clip)."""
     draw = int(hash_array(key(seed, "crop"), epoch, clip_id))
     return draw % (clip_samples - window_samples + 1)

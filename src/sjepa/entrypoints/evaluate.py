@@ -19,6 +19,7 @@ from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import Loader, worker_killed
 from sjepa.entrypoints.probes import probe_rows
+from sjepa.evaluation.features import ClipBatches
 from sjepa.evaluation.labels import Labels, Span
 from sjepa.evaluation.scores import ProbeRow, write_rows
 from sjepa.reporting.console import Console
@@ -31,6 +32,7 @@ from sjepa.s_jepa.labelled import labelled_sets
 from sjepa.s_jepa.metrics import FIGURES
 from sjepa.s_jepa.ownership import settled
 from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.step import Forward
 from sjepa.s_jepa.units.dump import encoder_reader, target_reader, units, write_dump
 from sjepa.s_jepa.units.pictures import Utterance, draw_components, draw_entropies, draw_probes, draw_utterance
 from sjepa.s_jepa.units.readings import read_encoder
@@ -141,14 +143,9 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
     folder, settings = evaluation.run_dir.root, step_settings(config)
     batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
     results = evaluate(engine, weights, batches, settings=settings, warn=console.warn)
-    found = survey(
-        engine,
-        engine.to_device(weights.model),
-        saved_targets(engine, weights),
-        console.progress(loader.epoch(0), total=loader.num_rounds, label="every frame"),
-        phones=evaluation.phones,
-        settings=settings,
-    )
+    forward = Forward(engine, engine.to_device(weights.model), settings)
+    batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="every frame")
+    found = survey(forward, saved_targets(engine, weights), batches, phones=evaluation.phones)
     results |= found.figures()
     rows = [(name, f"{value:.8g}") for name, value in results.items()]
     write_csv(evaluation.run_dir.results, ("metric", "value"), rows)
@@ -237,15 +234,9 @@ def _dump(evaluation: Evaluation, weights: Weights, clips: Clips) -> None:
     read = encoder_reader(engine, engine.to_device(weights.model))
     if config.dump.source == "targets":
         read = target_reader(engine, saved_targets(engine, weights))
-    found = units(
-        engine,
-        read,
-        console.progress(loader.epoch(0), total=loader.num_rounds, label="dump"),
-        loader.dataset.windows,
-        weights.model.encoder.geometry,
-        top_k=config.dump.top_k,
-        warn=lambda failure: _skipped(console, failure),
-    )
+    batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="dump")
+    data = ClipBatches(batches, loader.dataset.windows, len(clips))
+    found = units(read, data, top_k=config.dump.top_k, warn=lambda failure: _skipped(console, failure))
     folder = evaluation.run_dir.root / "dump"
     written, frames = write_dump(folder, clips, found)
     console.note(f"{folder}: units of {written:,} clips, {frames:,} frames")

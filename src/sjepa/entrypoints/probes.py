@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,15 @@ from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
 from sjepa.evaluation.examples import LabelledClips, ProbeSettings
-from sjepa.evaluation.features import ClipFeatures, Extractor, extract, joined, mel_extractor, mfcc_extractor
+from sjepa.evaluation.features import (
+    ClipBatches,
+    ClipFeatures,
+    Extractor,
+    extract,
+    joined,
+    mel_extractor,
+    mfcc_extractor,
+)
 from sjepa.evaluation.labels import Labels
 from sjepa.evaluation.probing import check_task, needs_frames, needs_jiwer, run_task
 from sjepa.evaluation.scores import ProbeRow, rows_of
@@ -60,60 +68,53 @@ def probe_rows(
     extractors = _extractors(config, engine, weights)
     for extractor in extractors:
         extractor.columns(probe.layers)
-    return _run(config, engine, console, [own.clips for own in sets], labelled, extractors, settings)
+    return _Probing(config, engine, console, [own.clips for own in sets], labelled, settings).rows(extractors)
 
 
-def _run(
-    config: Config,
-    engine: Engine,
-    console: Console,
-    sets: Sequence[Clips],
-    labelled: LabelledClips,
-    extractors: Sequence[Extractor],
-    settings: ProbeSettings,
-) -> Iterator[ProbeRow]:
-    probe = config.probe
-    for number, extractor in enumerate(extractors):
-        specs = extractor.columns(probe.layers)
-        layers = sorted({layer for _, own in specs for layer in own})
-        parts = [_features(config, engine, console, clips, extractor, layers, warns=number == 0) for clips in sets]
-        features = joined(parts)
-        del parts
-        for layer, own in specs:
-            columns = [layers.index(index) for index in own]
-            for task in probe.tasks:
-                for name, scores, chance in run_task(task, labelled, features, columns, settings):
-                    rows = rows_of(task, name, extractor.name, layer, scores, chance, seed=config.seed)
-                    yield from rows
-                    shown = ", ".join(
-                        f"{row.metric} {row.mean:.4f}" + (f" ± {row.deviation:.4f}" if row.splits > 1 else "")
-                        for row in rows
-                    )
-                    console.note(f"{extractor.name}{f', layer {layer}' if layer else ''}: {task}, {name}: {shown}")
-        del features  # free memory before the next extractor
+@dataclass(frozen=True)
+class _Probing:
+    """What the probes of an evaluation run on; `sets`: clips of the test set, and perhaps of a training set."""
 
+    config: Config
+    engine: Engine
+    console: Console
+    sets: Sequence[Clips]
+    labelled: LabelledClips
+    settings: ProbeSettings
 
-def _features(
-    config: Config,
-    engine: Engine,
-    console: Console,
-    clips: Clips,
-    extractor: Extractor,
-    layers: Sequence[int],
-    *,
-    warns: bool,
-) -> ClipFeatures:
-    loader = evaluation_loader(config, clips, engine)
-    return extract(
-        engine,
-        extractor,
-        layers,
-        console.progress(loader.epoch(0), total=loader.num_rounds, label=extractor.name),
-        loader.dataset.windows,
-        len(clips),
-        keep_frames=any(map(needs_frames, config.probe.tasks)),
-        warn=lambda failure: console.warn(f"skipped {failure.name}: {failure.reason}") if warns else None,
-    )
+    def rows(self, extractors: Sequence[Extractor]) -> Iterator[ProbeRow]:
+        """Every task on every layer of every extractor."""
+        for number, extractor in enumerate(extractors):
+            specs = extractor.columns(self.config.probe.layers)
+            layers = sorted({layer for _, own in specs for layer in own})
+            parts = [self._features(clips, extractor, layers, warns=number == 0) for clips in self.sets]
+            features = joined(parts)
+            del parts
+            for layer, own in specs:
+                yield from self._layer_rows(extractor.name, layer, features, [layers.index(index) for index in own])
+            del features  # before those of the next one
+
+    def _layer_rows(self, name: str, layer: str, features: ClipFeatures, columns: list[int]) -> Iterator[ProbeRow]:
+        for task in self.config.probe.tasks:
+            for probed in run_task(task, self.labelled, features, columns, self.settings):
+                rows = rows_of(task, probed, name, layer, seed=self.config.seed)
+                yield from rows
+                shown = ", ".join(
+                    f"{row.metric} {row.mean:.4f}" + (f" ± {row.deviation:.4f}" if row.splits > 1 else "")
+                    for row in rows
+                )
+                self.console.note(f"{name}{f', layer {layer}' if layer else ''}: {task}, {probed.probe}: {shown}")
+
+    def _features(self, clips: Clips, extractor: Extractor, layers: Sequence[int], *, warns: bool) -> ClipFeatures:
+        console, loader = self.console, evaluation_loader(self.config, clips, self.engine)
+        batches = console.progress(loader.epoch(0), total=loader.num_rounds, label=extractor.name)
+        return extract(
+            extractor,
+            layers,
+            ClipBatches(batches, loader.dataset.windows, len(clips)),
+            keep_frames=any(map(needs_frames, self.config.probe.tasks)),
+            warn=lambda failure: console.warn(f"skipped {failure.name}: {failure.reason}") if warns else None,
+        )
 
 
 def _chosen(config: Config, given: LabelledSet) -> LabelledSet:

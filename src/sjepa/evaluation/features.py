@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ class Extractor:
     name: str
     num_layers: int
     geometry: FrameGeometry
+    device: torch.device
     compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def columns(self, specs: Sequence[LayerSpec]) -> list[tuple[str, list[int]]]:
@@ -52,30 +53,34 @@ class Extractor:
 
 def mfcc_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
     mfcc = engine.to_device(MFCC(geometry))
-    return _plain_extractor("MFCC", mfcc, NUM_FEATURES, geometry, space)
+    return _plain(Extractor("MFCC", 1, geometry, engine.device, lambda *given: mfcc(*given[:2])), NUM_FEATURES, space)
 
 
 def mel_extractor(engine: Engine, geometry: FrameGeometry, space: SpaceSettings = AS_THEY_ARE) -> Extractor:
     """The log-mel levels computed by the log-mel frontend."""
     frontend = engine.to_device(MelFrontend(statistics="corpus", geometry=geometry))
     width = frontend.num_channels
-    return _plain_extractor("log-mel", lambda waveform_BS, _: frontend.levels(waveform_BS), width, geometry, space)
+    plain = Extractor("log-mel", 1, geometry, engine.device, lambda waveform_BS, *_: frontend.levels(waveform_BS))
+    return _plain(plain, width, space)
 
 
-def _plain_extractor(
-    source: str,
-    compute: Callable[[Tensor, Tensor], Tensor],
-    width: int,
-    geometry: FrameGeometry,
-    settings: SpaceSettings,
-) -> Extractor:
-    """Features without a network, normalised and spliced according to `settings`."""
+def _plain(source: Extractor, width: int, settings: SpaceSettings) -> Extractor:
+    """Features without a network, [B, T, D], normalised and spliced according to `settings`."""
     space = MixtureSpace(settings, width)
 
     def prepared(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
-        return space.frames(compute(waveform_BS, num_samples_B), geometry.frames(num_samples_B))[None]
+        frames_BTD = source.compute(waveform_BS, num_samples_B, speaker_B)
+        return space.frames(frames_BTD, source.geometry.frames(num_samples_B))[None]
 
-    return Extractor(settings.describe(source), 1, geometry, prepared)
+    return replace(source, name=settings.describe(source.name), compute=prepared)
+
+
+class ClipBatches(NamedTuple):
+    """A data set of `num_clips` clips in batches of windows."""
+
+    batches: Iterable[Batch]
+    windows: Windows
+    num_clips: int
 
 
 class ClipFeatures(NamedTuple):
@@ -98,26 +103,24 @@ def joined(sets: Sequence[ClipFeatures]) -> ClipFeatures:
 
 @torch.no_grad()
 def extract(
-    engine: Engine,
     extractor: Extractor,
     layers: Sequence[int],
-    batches: Iterable[Batch],
-    windows: Windows,
-    num_clips: int,
+    data: ClipBatches,
     *,
     keep_frames: bool,
     warn: Callable[[Failure], None],
 ) -> ClipFeatures:
     """Features of `layers` in CPU memory; the windows of a long clip are concatenated."""
+    windows, num_clips = data.windows, data.num_clips
     parts: list[list[Tensor]] = [[] for _ in range(num_clips)]
     times: list[list[NDArray[np.float64]]] = [[] for _ in range(num_clips)]
-    for batch in batches:
+    for batch in data.batches:
         for failure in batch.failures:
             warn(failure)
         if not batch.num_samples:
             continue
-        batch = batch.to(engine.device)
-        samples_B = to_device(batch.num_samples, engine.device)
+        batch = batch.to(extractor.device)
+        samples_B = to_device(batch.num_samples, extractor.device)
         found_LBTD = extractor.compute(batch.clean_BS, samples_B, batch.speaker_B)[list(layers)]
         found_BTLD = found_LBTD.permute(1, 2, 0, 3).float().cpu()
         for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):

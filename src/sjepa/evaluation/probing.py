@@ -21,14 +21,14 @@ from sjepa.evaluation.examples import LabelledClips, Positions, ProbeSettings, S
 from sjepa.evaluation.features import ClipFeatures
 from sjepa.evaluation.labels import SILENCES, SPEAKER, TEXT_COLUMNS, Labels, phones_at, phones_of
 from sjepa.evaluation.recognition import Head, Transcribed, beam_search, greedy, train_head
-from sjepa.evaluation.scores import BySpeaker, Score
+from sjepa.evaluation.scores import BySpeaker, Probed, Score
 
 FRAME_PHONES, PHONES, CHARACTERS, ABX = "frame_phones", "phones", "characters", "abx"
 
 _CLIP_STEPS, _FRAME_STEPS = 2000, 100  # of L-BFGS; on many frames, more steps change only the third digit
 _HEADS: tuple[Head, ...] = ("linear", "bilstm")
 
-Found = Iterator[tuple[str, list[Score], float]]
+Found = Iterator[Probed]
 
 
 class Examples(NamedTuple):
@@ -169,11 +169,12 @@ def _classifiers(
             found.append(_score({"accuracy": (float(right_N.float().mean()), figure)}, len(train.clip_N), len(right_N)))
         return found
 
-    yield linear, scores(lambda x, y, _: logistic_regression(x, y, num_classes=num_classes, steps=steps)), chance
+    fitted = scores(lambda x, y, _: logistic_regression(x, y, num_classes=num_classes, steps=steps))
+    yield Probed(linear, fitted, chance)
     perceptron = scores(
         lambda x, y, index: multilayer_perceptron(x, y, num_classes=num_classes, seed=key(settings.seed, "mlp", index))
     )
-    yield "mlp", perceptron, chance
+    yield Probed("mlp", perceptron, chance)
 
 
 def _recognition(
@@ -206,7 +207,7 @@ def _recognition(
                 best = greedy(log_TV) if settings.beam == 1 else beam_search(log_TV, width=settings.beam)
                 heard.append([symbols[symbol - 1] for symbol in best])
             found.append(_score(_errors(task, said, heard, part.test, clips), len(part.train), len(part.test)))
-        yield f"{kind} CTC", found, float("nan")
+        yield Probed(f"{kind} CTC", found, float("nan"))
 
 
 def _abx(task: str, clips: LabelledClips, features: ClipFeatures, columns: list[int], settings: ProbeSettings) -> Found:
@@ -224,7 +225,7 @@ def _abx(task: str, clips: LabelledClips, features: ClipFeatures, columns: list[
         errors = error_rates(triples, own)
         judged += len(triples.a_N)
         values[kind] = (errors.mean(), BySpeaker(errors.present, errors.mean))
-    yield "triphones", [_score(values, 0, judged)], float("nan")
+    yield Probed("triphones", [_score(values, 0, judged)], float("nan"))
 
 
 def _tested(clips: LabelledClips) -> Positions:

@@ -53,6 +53,14 @@ class Score:
     by_speaker: dict[str, BySpeaker] = field(default_factory=dict, compare=False)
 
 
+class Probed(NamedTuple):
+    """The name of a probe, its score in every split, and chance (NaN where there is none)."""
+
+    probe: str
+    scores: Sequence[Score]
+    chance: float
+
+
 class ProbeRow(NamedTuple):
     """A row of probes.csv. `deviation`: sample standard deviation (n − 1) over splits, NaN for a
     single one; `chance`: accuracy of predicting the most frequent training class, NaN without
@@ -74,10 +82,9 @@ class ProbeRow(NamedTuple):
     high: float
 
 
-def rows_of(
-    task: str, probe: str, features: str, layer: str, scores: Sequence[Score], chance: float, *, seed: int
-) -> list[ProbeRow]:
+def rows_of(task: str, probed: Probed, features: str, layer: str, *, seed: int) -> list[ProbeRow]:
     """One row per metric, over the splits."""
+    probe, scores, chance = probed
     rows = []
     for metric in scores[0].values:
         values = [score.values[metric] for score in scores]

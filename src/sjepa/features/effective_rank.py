@@ -1,5 +1,5 @@
-"""Label-free signs of what features are worth: how many directions they use (Roy & Vetterli 2007; RankMe), and whether
-they differ at all."""
+"""Label-free quality metrics of features: effective rank (Roy & Vetterli 2007; RankMe) and relative
+spread, both indicators of collapse."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import math
 import torch
 from torch import Tensor
 
-EFFECTIVE_RANK_FRAMES = 2000  # that ranks are taken over, so that they compare
+EFFECTIVE_RANK_FRAMES = 2000  # fixed sample size, so that ranks are comparable
 
 
 def effective_rank(features_ND: Tensor) -> float:
-    """exp of the entropy of the centred features' normalised singular values: from 1 (one direction) to min(N, D).
+    """exp of the entropy of the centred features' normalised singular values, 1 to min(N, D).
 
-    Constant features have 1; features that are not finite have NaN.
+    1 for constant features, NaN for non-finite ones.
     """
     wide_ND = features_ND.cpu().double()  # not every device has float64
     if not torch.isfinite(wide_ND).all():
@@ -29,7 +29,7 @@ def effective_rank(features_ND: Tensor) -> float:
 
 
 def spread(features_ND: Tensor) -> float:
-    """Root mean square distance of the features from their mean over their root mean square: 0 if all are the same, 1 if
-    their mean is zero."""
+    """RMS of the centred features over the RMS of the features: 0 if all are equal, 1 if their mean
+    is zero."""
     centred = features_ND - features_ND.mean(dim=0)
     return float(centred.square().mean().sqrt() / features_ND.square().mean().sqrt().clamp(min=1e-30))

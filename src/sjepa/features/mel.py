@@ -1,4 +1,4 @@
-"""Log-mel spectrograms for pictures, on the encoder's frames. M bands, T frames."""
+"""Log-mel spectrograms for plots, on the encoder's frames. M bands, T frames."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _NUM_BANDS = 80
 
 
 def log_mel(waveform: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
-    """[M, T] in dB below the loudest point, at most 80."""
+    """[M, T] in dB relative to the maximum, floored at −80."""
     size = geometry.receptive_field_samples
-    power_MT = feature.melspectrogram(  # windows as wide again as a frame, around its centre
+    power_MT = feature.melspectrogram(  # window as long as the receptive field, centred in n_fft
         y=np.pad(waveform, size // 2), sr=geometry.sample_rate, n_fft=2 * size, win_length=size,
         hop_length=geometry.hop_samples, n_mels=_NUM_BANDS, center=False,
     )  # fmt: skip

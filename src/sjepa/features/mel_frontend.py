@@ -1,10 +1,11 @@
-"""The log-mel frontend: a spectrum that is known, in place of convolutions that have to learn one. [Architecture Details]
+"""Log-mel frontend, an alternative to the learned convolutional frontend. [Architecture Details]
 
-Two windows of 15 ms, 10 ms apart, cover exactly the samples of a frame; their 40 log-mel bands each, one after the other,
-are its 80 levels. Reference: librosa's `melspectrogram(n_fft=512, win_length=240, hop_length=160, n_mels=40, htk=True,
-norm=None, center=False)`.
+Two windows of 15 ms with a hop of 10 ms cover exactly the samples of a frame; the 40 log-mel bands
+of both are concatenated to 80 features. Reference: librosa's `melspectrogram(n_fft=512,
+win_length=240, hop_length=160, n_mels=40, htk=True, norm=None, center=False)`.
 
-B batch, S samples, T frames, W samples of a window, F frequencies, M bands, C levels of a frame (2 M).
+B batch, S samples, T frames, W samples per window, F frequencies, M bands, C features per frame
+(2 M).
 """
 
 from __future__ import annotations
@@ -20,34 +21,35 @@ from torch import Tensor, nn
 from sjepa.core.frames import FrameGeometry
 
 NUM_BANDS = 40
-STEPS = 2  # in a frame
-POWER_FLOOR = 1e-8  # about what the rounding of 16-bit samples has in a band
+STEPS = 2  # windows per frame
+POWER_FLOOR = 1e-8  # about the 16-bit quantisation noise in a band
 LEAST_DEVIATION = 1e-3
 
 MelStatistics = Literal["corpus", "clip", "both"]
 
 
 def window_samples(geometry: FrameGeometry) -> int:
-    """Samples of one window: `STEPS` of them, a hop over `STEPS` apart, cover exactly those of a frame."""
+    """Window length in samples: `STEPS` windows cover exactly one frame."""
     return geometry.receptive_field_samples - (STEPS - 1) * geometry.hop_samples // STEPS
 
 
 def fft_samples(geometry: FrameGeometry) -> int:
-    """Length of the Fourier transform: twice the power of two that holds a window."""
+    """FFT size: twice the next power of two of the window length."""
     return 2 << (window_samples(geometry) - 1).bit_length()
 
 
 class BandMoments(NamedTuple):
-    """Mean and deviation of every band in a clip."""
+    """Per-clip mean and standard deviation of every band."""
 
     mean_B1C: Tensor
     deviation_B1C: Tensor
 
 
 class MelFrontend(nn.Module):
-    """Waveforms to normalised log-mel frames. With `statistics="corpus"` the mean and deviation that are taken out are those
-    of the training set, `mean_C` and `deviation_C`, which training measures once; with "clip" every clip's own; with "both"
-    a frame has either form, one after the other: the first tells who speaks, the second what."""
+    """Waveforms to normalised log-mel frames. `statistics`: "corpus" normalises by mean and
+    standard deviation of the training set (`mean_C`, `deviation_C`, measured once); "clip" by those
+    of each clip; "both" concatenates the two (the first keeps speaker information, the second the
+    content)."""
 
     mean_C: Tensor
     deviation_C: Tensor
@@ -74,23 +76,23 @@ class MelFrontend(nn.Module):
         self.register_buffer("mel_FM", torch.from_numpy(mel_MF.T.copy()), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Goes where the model goes, yet stays float32 in a model that is made half or double: powers leave its range."""
+        """Follows device moves but stays float32: power exceeds the range of half precision."""
         return super()._apply(
             lambda tensor: fn(tensor) if tensor.is_meta else tensor.to(fn(tensor[:0]).device), recurse
         )
 
     @property
     def hop_samples(self) -> int:
-        """Samples from one window to the next."""
+        """Hop between windows in samples."""
         return self.geometry.hop_samples // STEPS
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: BandMoments | None = None) -> Tensor:
-        """Features [B, T, num_channels] float32. What lies beyond a clip's samples changes nothing of its frames;
-        `statistics` replaces the clip's own."""
+        """Features [B, T, num_channels] float32. Padding does not affect the frames of a clip.
+        `statistics`: used instead of the clip's own."""
         return self.normalised(self.levels(waveform_BS), num_samples_B, statistics)
 
     def normalised(self, level_BTC: Tensor, num_samples_B: Tensor, statistics: BandMoments | None = None) -> Tensor:
-        """What `forward` makes of levels."""
+        """Normalises log-mel levels, as in `forward`."""
         forms = []
         if self.mel_statistics != "clip":
             forms.append((level_BTC - self.mean_C) / self.deviation_C)
@@ -101,7 +103,7 @@ class MelFrontend(nn.Module):
 
     @torch.no_grad()
     def levels(self, waveform_BS: Tensor) -> Tensor:
-        """Natural logarithms of the power in each band [B, T, C] float32, before any normalisation."""
+        """Unnormalised natural-log mel power [B, T, C] float32."""
         with torch.autocast(waveform_BS.device.type, enabled=False):
             windows_BNW = waveform_BS.float().unfold(1, self.spectrum_WF.shape[0], self.hop_samples)
             real_BNF, imaginary_BNF = (windows_BNW @ self.spectrum_WF).chunk(2, dim=-1)
@@ -109,11 +111,11 @@ class MelFrontend(nn.Module):
             return self.stacked(power_BNM.clamp(min=POWER_FLOOR).log(), self.geometry.frames(waveform_BS.shape[1]))
 
     def stacked(self, level_BNM: Tensor, frames: int) -> Tensor:
-        """The steps of each frame one after the other, [B, T, C]."""
+        """Concatenates the windows of each frame, [B, T, C]."""
         return level_BNM[:, : STEPS * frames].reshape(level_BNM.shape[0], frames, self._bands)
 
     def moments(self, level_BTC: Tensor, num_samples_B: Tensor) -> BandMoments:
-        """Of each clip's own frames."""
+        """Mean and standard deviation over each clip's unpadded frames."""
         step_T = torch.arange(level_BTC.shape[1], device=level_BTC.device)
         count_B = self.geometry.frames(num_samples_B)
         real_BT1 = (step_T < count_B[:, None])[..., None]
@@ -124,6 +126,6 @@ class MelFrontend(nn.Module):
 
     @torch.no_grad()
     def measure(self, level_NC: Tensor) -> None:
-        """Takes the corpus' mean and deviation from frames of it."""
+        """Sets the corpus mean and standard deviation from a sample of frames."""
         self.mean_C.copy_(level_NC.mean(0))
         self.deviation_C.copy_(level_NC.std(0, correction=0).clamp(min=LEAST_DEVIATION))

@@ -1,4 +1,4 @@
-"""MFCC on exactly the encoder's frames: the features of phase 1. [Phase 1 GMM Fitting]
+"""MFCC on the encoder's frames, the features of phase 1. [Phase 1 GMM Fitting]
 
 13 coefficients with deltas and delta-deltas. Reference: librosa's `melspectrogram(htk=True, norm=None, center=False)`,
 `power_to_db(top_db=80)`, `mfcc(S=…)` and `delta(width=5, mode="nearest")` applied twice.
@@ -46,9 +46,10 @@ class MFCC(nn.Module):
 
     @torch.no_grad()
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
-        """Features [B, T, 39] float32 with T = frames(S); padded frames hold values of no meaning.
+        """Features [B, T, 39] float32 with T = frames(S); values of padded frames are undefined.
 
-        The floor 80 dB under the maximum and the edges of the deltas belong to each clip's own `num_samples_B`.
+        The 80 dB floor and the edge padding of the deltas are computed per clip from
+        `num_samples_B`.
         """
         with torch.autocast(waveform_BS.device.type, enabled=False):
             return self._features(waveform_BS, self.geometry.frames(num_samples_B))
@@ -68,7 +69,7 @@ class MFCC(nn.Module):
 
 
 def _delta(values_BTC: Tensor, count_B: Tensor) -> Tensor:
-    """Slope of a line through 5 neighbouring frames, edge frames of each clip repeated."""
+    """Delta features by regression over 5 frames, with edge padding per clip."""
     step_T = torch.arange(values_BTC.shape[1], device=values_BTC.device)
     last_B1 = (count_B[:, None] - 1).clamp(min=0)
 

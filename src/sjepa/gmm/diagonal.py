@@ -13,23 +13,22 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 
 VARIANCE_FLOOR = 1e-6
-RELATIVE_VARIANCE_FLOOR = (
-    1e-4  # of the mixture's whole variance: below it float32 rounding decides, and EM no longer climbs
-)
-_CHUNK_ELEMENTS = 1 << 24  # rows × components at a time
+RELATIVE_VARIANCE_FLOOR = 1e-4  # of the mixture's total variance: below it, float32 rounding breaks EM convergence
+_CHUNK_ELEMENTS = 1 << 24  # rows × components per chunk
 _LOWEST_LOG = -60.0
 _FORMAT = 1
 
 
 class Posteriors(NamedTuple):
-    """`responsibilities_NK` (rows sum to 1) and the log-likelihood of each frame, nats."""
+    """Responsibilities [N, K] (rows sum to 1) and log-likelihood of each frame, nats."""
 
     responsibilities_NK: Tensor
     log_likelihood_N: Tensor
 
 
 class DiagonalGMM(nn.Module):
-    """Weights [K], means [K, D] and variances [K, D] as float32 buffers; `features` names what it was fitted on."""
+    """Weights [K], means [K, D] and variances [K, D] as float32 buffers. `features`: name of the
+    features it was fitted on."""
 
     weights: Tensor
     means: Tensor
@@ -52,18 +51,19 @@ class DiagonalGMM(nn.Module):
 
     @torch.no_grad()
     def set_parameters(self, weights_K: Tensor, means_KD: Tensor, variances_KD: Tensor) -> None:
-        """Replaces the parameters; variances are floored absolutely and relative to the mixture's own spread."""
+        """Replaces the parameters, with an absolute and a relative variance floor."""
         self.weights.copy_(weights_K / weights_K.sum())
         self.means.copy_(means_KD)
         self.variances.copy_(floored(variances_KD, weights_K, means_KD))
 
     @torch.no_grad()
     def posteriors(self, features_ND: Tensor, *, temperature: Tensor | None = None) -> Posteriors:
-        """Responsibilities of every component for every frame, in float32 log space; with a `temperature` the log joint is
-        divided by it, and the log-likelihood says nothing then.
+        """Responsibilities of all components for every frame, in float32 log space. With a
+        `temperature` the log joint is divided by it, and the log-likelihood is then not meaningful.
 
-        Log N(m; μ, σ²) expands into two matrix products; memory is bounded by chunks of rows. Raises ValueError if the
-        number of features differs. [GMM Details, Posterior Computation]
+        log N(x; μ, σ²) is expanded into one matrix product; rows are processed in chunks to bound
+        memory. Raises ValueError if the number of features differs.
+        [GMM Details, Posterior Computation]
         """
         if features_ND.shape[-1] != self.num_features:
             raise ValueError(f"{features_ND.shape[-1]} features where the GMM has {self.num_features}")
@@ -80,7 +80,7 @@ class DiagonalGMM(nn.Module):
             return self._log_joint(features_ND.float())
 
     def _log_joint(self, features_ND: Tensor) -> Tensor:
-        # In units of the mixture's own centre and spread the expanded square loses least to cancellation.
+        # standardised by the mixture's mean and deviation, against cancellation
         centre_D, scale_D = mixture_moments(self.weights, self.means, self.variances)
         x_ND = (features_ND - centre_D) / scale_D
         mean_KD = (self.means - centre_D) / scale_D
@@ -96,20 +96,21 @@ class DiagonalGMM(nn.Module):
         if temperature is not None:
             joint_NK = joint_NK.div_(temperature)
         highest_N1 = joint_NK.amax(dim=1, keepdim=True)
-        # one exponential serves the sum and the posterior; none so small that products with it are denormal and slow
+        # one exp for normaliser and posteriors; clamped to avoid slow denormals
         scaled_NK = joint_NK.sub_(highest_N1).clamp_(min=_LOWEST_LOG).exp_()
         total_N1 = scaled_NK.sum(dim=1, keepdim=True)
         return Posteriors(scaled_NK.div_(total_N1), (highest_N1 + total_N1.log()).squeeze(1))
 
     def save(self, path: Path) -> None:
-        """Writes the mixture to a file of its own, whole or not at all."""
+        """Writes the mixture to a file, atomically."""
         content = {"format": _FORMAT, "features": self.features, **self.state_dict()}
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
 
     @staticmethod
     def load(path: Path) -> DiagonalGMM:
-        """Reads `save`'s file. Raises UserError if it is missing, not a GMM or holds impossible values."""
+        """Reads a file of `save`. Raises UserError if it is missing, no GMM or has invalid
+        values."""
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             weights, means, variances = content["weights"], content["means"], content["variances"]
@@ -117,7 +118,7 @@ class DiagonalGMM(nn.Module):
             gmm.load_state_dict({"weights": weights, "means": means, "variances": variances})
         except FileNotFoundError:
             raise UserError(f"{path}: no such GMM file") from None
-        except Exception as error:  # torch.load raises a dozen kinds
+        except Exception as error:  # torch.load raises many types
             raise UserError(f"{path}: not a fitted GMM ({type(error).__name__})") from None
         values = torch.cat([weights.flatten(), means.flatten(), variances.flatten()])
         if not torch.isfinite(values).all() or (variances <= 0).any() or (weights < 0).any() or weights.sum() <= 0:
@@ -134,6 +135,6 @@ def mixture_moments(weights_K: Tensor, means_KD: Tensor, variances_KD: Tensor) -
 
 
 def floored(variances_KD: Tensor, weights_K: Tensor, means_KD: Tensor) -> Tensor:
-    """Variances with both floors applied."""
+    """Variances with the absolute and the relative floor applied."""
     _, scale_D = mixture_moments(weights_K, means_KD, variances_KD)
     return variances_KD.clamp(min=VARIANCE_FLOOR).maximum(RELATIVE_VARIANCE_FLOOR * scale_D.square())

@@ -1,5 +1,6 @@
-"""Fitting a mixture to a sample of frames: k-means, then EM. Several processes may hold a part of the sample each; what
-passes between them is statistics, and the few frames that k-means starts from. [Phase 1 GMM Fitting]"""
+"""Fitting a mixture to a sample of frames: k-means, then EM. The sample may be distributed over
+ranks; only sufficient statistics and the k-means++ seeding frames are exchanged.
+[Phase 1 GMM Fitting]"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from sjepa.core.ranks import ALONE, Ranks
 from sjepa.gmm.diagonal import DiagonalGMM, Posteriors
 from sjepa.gmm.statistics import SufficientStatistics
 
-_CHUNK_ROWS = 4096  # stays in the processor's cache
+_CHUNK_ROWS = 4096  # fits in the CPU cache
 _SEEDING_ROWS_PER_COMPONENT = 50
 
 Assign = Callable[[Tensor], Posteriors]
@@ -30,7 +31,7 @@ class Fit:
 
     @property
     def is_finite(self) -> bool:
-        """Whether it can be used; that of frames which are not finite, or far too large, cannot."""
+        """Whether parameters and log-likelihoods are finite; else the mixture is unusable."""
         values = [*self.gmm.state_dict().values(), torch.tensor(self.log_likelihoods)]
         return all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point())
 
@@ -47,11 +48,12 @@ def fit_gmm(
     draw_N: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> Fit:
-    """Fits K components to frames [N, D], of which there must be at least K. Raises ValueError otherwise.
+    """Fits K components to frames [N, D]. Raises ValueError if there are fewer than K frames.
 
-    k-means starts from k-means++ seeds; an empty cluster takes a frame of the sample. `log` receives every iteration's
-    mean log-likelihood. Each of several `ranks` gives its part of the sample, and gets the mixture that one process would
-    get from all of it; `draw_N` then holds a draw for every frame that does not depend on the split (float64).
+    k-means starts from k-means++ seeds; an empty cluster is re-seeded with a random frame. `log`
+    receives the mean log-likelihood of every iteration. With several `ranks`, each passes its part
+    of the sample and gets the same mixture as a single process with the whole sample; `draw_N`
+    (float64) must then hold one uniform draw per frame that does not depend on the partition.
     """
     if draw_N is None:
         draw_N = torch.from_numpy(generator(seed, "kmeans++ pool").random(len(sample_ND))).to(sample_ND.device)
@@ -80,7 +82,7 @@ def fit_gmm(
 
 
 def _pool(sample_ND: Tensor, draw_N: Tensor, wanted: int, ranks: Ranks) -> Tensor:
-    """The frames [P, D] of the whole sample with the smallest draws, in their order: the same in every process."""
+    """Seeding frames [P, D]: those with the smallest draws of all ranks; equal on all ranks."""
     smallest = ranks.rows(draw_N.sort().values[:wanted]).sort().values[:wanted]
     own_N = draw_N <= smallest[-1] if len(smallest) else draw_N < 0
     draws_P, pool_PD = ranks.rows(draw_N[own_N]), ranks.rows(sample_ND[own_N])
@@ -96,9 +98,10 @@ def _kmeans(
     seed: int,
     ranks: Ranks,
 ) -> None:
-    """Gives the mixture the clusters' means, variances and proportions after `passes` passes over the sample."""
+    """Initialises the mixture from k-means with `passes` iterations over the sample."""
     means_KD = _spread_seeds(pool_PD, gmm.num_components, seed) if ranks.is_main else torch.zeros_like(gmm.means)
-    ranks.add_up(means_KD)  # the main process's choice: the last bits may differ between machines
+    # broadcast of rank 0: floating-point results may differ between machines
+    ranks.add_up(means_KD)
     gmm.means.copy_(means_KD)
     draw = generator(seed, "kmeans")
     for _ in range(passes):
@@ -113,15 +116,16 @@ def _kmeans(
 
 
 def _nearest(chunk_ND: Tensor, means_KD: Tensor) -> Posteriors:
-    """All of a frame's responsibility on the nearest mean."""
+    """Hard assignment of each frame to the nearest mean."""
     score_NK = torch.addmm(-0.5 * means_KD.square().sum(1), chunk_ND, means_KD.T)
     hard_NK = torch.zeros_like(score_NK).scatter_(1, score_NK.argmax(dim=1, keepdim=True), 1.0)
     return Posteriors(hard_NK, torch.zeros_like(score_NK[:, 0]))
 
 
 def _spread_seeds(pool_PD: Tensor, num_components: int, seed: int) -> Tensor:
-    """Greedy k-means++: candidates for the next seed are drawn in proportion to the squared distance to those before; the
-    one that leaves the least distance is taken. (Arthur & Vassilvitskii 2007)"""
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): candidates are drawn in proportion to the
+    squared distance to the nearest seed; the one with the lowest resulting total distance is
+    chosen."""
     draw = generator(seed, "kmeans++")
     centre_D = pool_PD.mean(0)
     pool_PD = pool_PD - centre_D

@@ -1,10 +1,13 @@
-"""A mixture that follows features which drift. K components, D features, R candidates. [Online GMM Updates]
+"""Online updates of a mixture on drifting features. [Online GMM Updates]
 
-The old mixture counts as statistics of its own, of weight `decay` against the step's 1 − decay (stepwise EM: Sato & Ishii
-2000; Cappé & Moulines 2009). A component then moves in proportion to the mass that it got, and one without mass not at
-all. With many frames per component this is θ ← decay·θ + (1 − decay)·θ̂ of the paper. With few, that formula moves a
-component by a full step towards whatever single frame touched it, and takes over a variance that a handful of frames
-underestimates: the mixture degenerates (`docs/paper_map.md` has the figures).
+K components, D features, R candidates.
+
+Stepwise EM (Sato & Ishii 2000; Cappé & Moulines 2009): the statistics of the old mixture have
+weight `decay`, those of the current step 1 − decay. A component moves in proportion to its
+responsibility mass; without mass it is unchanged. With many frames per component this equals the
+paper's θ ← decay·θ + (1 − decay)·θ̂. With few frames, that formula moves a component by a full step
+towards a single frame and adopts an underestimated variance, and the mixture degenerates (results
+in `docs/paper_map.md`).
 """
 
 from __future__ import annotations
@@ -18,19 +21,19 @@ from sjepa.core.ranks import Ranks
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.statistics import SufficientStatistics
 
-DEAD_SHARE = 0.01  # of 1/K: a component of less weight is re-seeded
-MOST_CANDIDATES = 64  # frames kept per step to re-seed from; more dead components wait for the next step
+DEAD_SHARE = 0.01  # of 1/K: components of lower weight are re-seeded
+MOST_CANDIDATES = 64  # re-seeding frames per step; further dead components wait for the next step
 
 
 class Candidates(NamedTuple):
-    """Frames [R, D] of a step to re-seed from, and the draw [R] of each, ascending; infinite where there is none."""
+    """Re-seeding frames [R, D] of a step and their draws [R], ascending; inf for empty slots."""
 
     draw_R: Tensor
     frames_RD: Tensor
 
     @staticmethod
     def of(draw_N: Tensor, features_ND: Tensor) -> Candidates:
-        """The frames with the smallest draws, whatever order or split they come in."""
+        """The frames with the smallest draws, independent of order and partition."""
         draw_R, index_R = draw_N.sort(stable=True)
         few = index_R[:MOST_CANDIDATES]
         return Candidates(draw_R[:MOST_CANDIDATES], features_ND[few])
@@ -39,7 +42,7 @@ class Candidates(NamedTuple):
         return Candidates.of(torch.cat([self.draw_R, other.draw_R]), torch.cat([self.frames_RD, other.frames_RD]))
 
     def pooled(self, ranks: Ranks) -> Candidates:
-        """Those of all processes together."""
+        """The candidates of all ranks, merged."""
         missing = MOST_CANDIDATES - len(self.draw_R)
         draw_R = torch.cat([self.draw_R, self.draw_R.new_full((missing,), torch.inf)])
         frames_RD = torch.cat([self.frames_RD, self.frames_RD.new_zeros(missing, self.frames_RD.shape[1])])
@@ -48,7 +51,7 @@ class Candidates(NamedTuple):
 
 @torch.no_grad()
 def blend(gmm: DiagonalGMM, statistics: SufficientStatistics, decay: float) -> None:
-    """Moves the mixture by the statistics of one optimiser step; no frames, no movement."""
+    """Updates the mixture with the statistics of one optimiser step; no-op without frames."""
     new = statistics.maximise(gmm)
     rate = (1 - decay) * (statistics.frames > 0).to(statistics.frames)
     share_K = statistics.mass_K / statistics.frames.clamp(min=1.0)
@@ -65,9 +68,10 @@ def blend(gmm: DiagonalGMM, statistics: SufficientStatistics, decay: float) -> N
 
 @torch.no_grad()
 def reseed(gmm: DiagonalGMM, candidates: Candidates) -> Tensor:
-    """Gives components of almost no weight a new start: a real frame as mean, the live ones' mean variance, weight 1/K.
+    """Re-seeds dead components: a candidate frame as mean, the average variance of the live
+    components, weight 1/K.
 
-    How many there were, as a tensor on the device: nothing waits for it.
+    Returns their number as a tensor on the device, without synchronisation.
     """
     components = gmm.num_components
     dead_K = gmm.weights < DEAD_SHARE / components

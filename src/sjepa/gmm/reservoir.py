@@ -1,9 +1,10 @@
-"""A uniform sample of frames from a corpus of any size, without decoding more of it than the sample needs.
+"""Uniform sampling of frames from a corpus of any size; only the sampled windows are decoded.
 
-Every window's frames are dealt into groups of equal size (frames that lie evenly over the window); a group is in the
-sample if its keyed hash is among the smallest. Each frame belongs to exactly one group, so each is as likely as any
-other; hashes make the choice the same for any order, worker count or split over ranks, and mergeable. Past millions of
-groups their numbers are drawn directly, so that the cost does not grow with the corpus.
+The frames of a window are divided into groups of equal size, each spread evenly over the window;
+the groups with the smallest keyed hashes form the sample. Each frame is in exactly one group, so
+all are equally likely; the choice does not depend on order, number of workers or partition over
+ranks. Above millions of groups, group numbers are drawn directly, at a cost independent of the
+corpus size.
 [Phase 1 GMM Fitting]
 """
 
@@ -18,9 +19,9 @@ from sjepa.core.random import generator, hash_array, key
 
 Ints = NDArray[np.int64]
 
-_LARGEST_GROUP = 50  # frames taken from a window at once
-_FEWEST_GROUPS = 4000  # a small sample still comes from many windows
-_MOST_HASHED = 5_000_000  # groups; a larger corpus draws group numbers without looking at every group
+_LARGEST_GROUP = 50  # frames per group
+_FEWEST_GROUPS = 4000  # so that a small sample covers many windows
+_MOST_HASHED = 5_000_000  # groups; above this, group numbers are drawn directly
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class FrameSample:
 def draw_frames(
     num_frames_N: Ints, id_N: Ints, wanted: int, *, seed: int, fewest_groups: int | None = None
 ) -> FrameSample:
-    """About `wanted` frames, uniform over all frames of all windows; all of them if there are no more.
+    """Samples about `wanted` frames uniformly over all windows; all frames if there are fewer.
 
-    `num_frames_N` counts each window's frames, `id_N` names it in the hash. `fewest_groups` (default 4,000) is how many
-    groups even a small sample is made of: each costs the decoding of a window.
+    `num_frames_N`: frames per window; `id_N`: window ids for the hash. `fewest_groups` (default
+    4,000): minimum number of groups of a small sample; each group requires decoding a window.
     """
     group_size = int(np.clip(wanted // (fewest_groups or _FEWEST_GROUPS), 1, _LARGEST_GROUP))
     groups_N = -(-num_frames_N // group_size)
@@ -73,7 +74,7 @@ def _smallest_hashes(groups_N: Ints, id_N: Ints, num_frames_N: Ints, group_size:
 
 
 def _drawn_numbers(groups: int, frames: int, wanted: int, seed: int) -> Ints:
-    """Distinct group numbers, as many as hold about `wanted` frames, at a cost that depends on that number alone."""
+    """Distinct random group numbers with about `wanted` frames in total, at a cost of O(wanted)."""
     count = round(wanted * groups / frames)
     rng = generator(seed, "reservoir")
     numbers = np.unique(rng.integers(0, groups, size=count))

@@ -1,10 +1,10 @@
-"""What a mixture is over: the frames of a source, and what is done to them before they are clustered.
+"""Feature space of a mixture: normalisation, splicing, LDA projection and posterior temperature.
 
-Speaker and channel move all frames of a clip alike, and a mixture spends its components on that unless it is taken out
-(ZeroSpeech 2017; van Niekerk et al. 2021). Neighbouring frames tell phones apart better than one, if a linear
-discriminant analysis on a first clustering says which of their directions matter (Heck et al. 2016). And in many
-dimensions a diagonal mixture is sure of everything, since it counts what correlated dimensions say as often as they say it;
-a temperature puts that right.
+Speaker and channel shift all frames of a clip, and without normalisation the mixture models these
+shifts (ZeroSpeech 2017; van Niekerk et al. 2021). Spliced frames separate phones better than single
+ones when projected by LDA on the classes of a first clustering (Heck et al. 2016). In many
+correlated dimensions a diagonal mixture is overconfident, as it assumes independence; a temperature
+calibrates the posteriors.
 
 B batch, T frames, N frames of a sample, D features of the source, C spliced ones, E projected ones, K components,
 S speakers.
@@ -26,18 +26,19 @@ from sjepa.gmm.diagonal import DiagonalGMM
 Normalisation = Literal["none", "clip", "speaker"]
 
 _LEAST_DEVIATION = 1e-5
-_RIDGE = 1e-3  # of the mean variance within clusters
+_RIDGE = 1e-3  # relative to the mean within-cluster variance
 _TEMPERATURES = (1.0, 1e3)
 _BISECTIONS = 30
-_TEMPERED_FRAMES = 20_000  # that a temperature is chosen on
-_FEWEST_FRAMES = 100  # of a speaker, to know mean and deviation by
+_TEMPERED_FRAMES = 20_000  # used to fit the temperature
+_FEWEST_FRAMES = 100  # per speaker, for speaker statistics
 
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """`normalise`: clip takes each clip's mean and deviation out, speaker those of all that its speaker says; `context`:
-    frames on each side that are spliced to a frame; `dimensions`: how many directions are kept, None for all;
-    `entropy_bits`: the mean entropy that targets are given by a temperature, None for the mixture's own posteriors."""
+    """`normalise`: by mean and standard deviation of each clip ("clip") or of its speaker
+    ("speaker"); `context`: frames spliced on each side; `dimensions`: LDA dimensions, None: no
+    projection; `entropy_bits`: mean entropy of the targets, reached by a temperature, None: no
+    temperature."""
 
     normalise: Normalisation = "none"
     context: int = 0
@@ -45,11 +46,11 @@ class SpaceSettings:
     entropy_bits: float | None = None
 
     def width(self, source: int) -> int:
-        """Features that the mixture is over, where the source has `source`."""
+        """Dimension of the mixture for `source` input features."""
         return self.dimensions or source * (2 * self.context + 1)
 
     def describe(self, source: str) -> str:
-        """How the mixture's file names its features."""
+        """Feature name stored in the mixture's file."""
         parts = [source]
         if self.normalise != "none":
             parts.append(f"by {self.normalise}")
@@ -64,8 +65,8 @@ AS_THEY_ARE = SpaceSettings()
 
 
 class MixtureSpace(nn.Module):
-    """Frames to what the mixture sees. What speakers are like, the projection and the temperature are fitted, and are
-    buffers."""
+    """Maps source features to mixture features. Speaker statistics, projection and temperature are
+    fitted and stored as buffers."""
 
     centre_C: Tensor
     basis_CE: Tensor
@@ -75,7 +76,7 @@ class MixtureSpace(nn.Module):
     speaker_deviation_SD: Tensor
 
     def __init__(self, settings: SpaceSettings, source: int, *, speakers: Sequence[int] = ()) -> None:
-        """`source`: features of a frame. `speakers`: keys of those that may become known, where it is by speaker."""
+        """`source`: input features per frame. `speakers`: keys, for speaker normalisation."""
         super().__init__()
         self.settings, self.source = settings, source
         self.spliced = spliced = source * (2 * settings.context + 1)
@@ -88,12 +89,13 @@ class MixtureSpace(nn.Module):
         if self.is_by_speaker:
             self.register_buffer("speaker_S", torch.tensor(sorted(speakers), dtype=torch.int64))
             self.register_buffer("speaker_mean_SD", torch.zeros(len(speakers), source))
-            self.register_buffer("speaker_deviation_SD", torch.zeros(len(speakers), source))  # 0: not known
+            # 0: no statistics
+            self.register_buffer("speaker_deviation_SD", torch.zeros(len(speakers), source))
 
     def frames(self, x_BTD: Tensor, count_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
-        """Normalised and spliced, not yet projected [B, T, C] float32. Only a clip's own `count_B` frames enter; at its ends
-        the first and the last are repeated. `speaker_B`: keys; a clip of a speaker who is not known is normalised by
-        itself."""
+        """Normalised and spliced frames before projection, [B, T, C] float32. Uses only the
+        `count_B` unpadded frames of a clip, with edge padding. `speaker_B`: speaker keys; clips of
+        speakers without statistics are normalised per clip."""
         x_BTD = x_BTD.float()
         if self.settings.normalise != "none":
             mean_B1D, deviation_B1D = _clip_moments(x_BTD, count_B)
@@ -103,7 +105,7 @@ class MixtureSpace(nn.Module):
         return _spliced(x_BTD, count_B, self.settings.context) if self.settings.context else x_BTD
 
     def project(self, x_NC: Tensor) -> Tensor:
-        """[N, C] → [N, E]"""
+        """LDA projection, [N, C] → [N, E]; identity without projection."""
         if not self.projects:
             return x_NC
         with torch.autocast(x_NC.device.type, enabled=False):
@@ -118,7 +120,7 @@ class MixtureSpace(nn.Module):
         return self.settings.normalise == "speaker"
 
     def _speaker_moments(self, speaker_B: Tensor, mean_B1D: Tensor, deviation_B1D: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the speakers; the given ones of clips whose speaker is not known."""
+        """Speaker statistics; the given clip statistics for speakers without statistics."""
         number_B = self.speaker_number(speaker_B, len(speaker_B))
         deviation_BD = self.speaker_deviation_SD[number_B]
         known_B11 = ((number_B >= 0) & (deviation_BD > 0).any(1))[:, None, None]
@@ -126,7 +128,7 @@ class MixtureSpace(nn.Module):
         return mean_B1D, torch.where(known_B11, deviation_BD[:, None], deviation_B1D)
 
     def speaker_number(self, speaker_B: Tensor | None, clips: int) -> Tensor:
-        """The positions of keys in `speaker_S`, −1 of those that are not there, [B]."""
+        """Indices of speaker keys in `speaker_S`, −1 if not present, [B]."""
         if speaker_B is None or not len(self.speaker_S):
             return torch.full((clips,), -1, device=self.speaker_S.device)
         number_B = torch.searchsorted(self.speaker_S, speaker_B).clamp(max=len(self.speaker_S) - 1)
@@ -134,9 +136,9 @@ class MixtureSpace(nn.Module):
 
     @torch.no_grad()
     def measure_speakers(self, x_ND: Tensor, number_N: Tensor, ranks: Ranks) -> int:
-        """Takes mean and deviation of every speaker from frames of the source, with the number of who speaks in each. How
-        many speakers are known then; the others have too few frames."""
-        x_ND, number_N = x_ND.cpu(), number_N.cpu()  # sums in float64, which not every device has
+        """Computes mean and standard deviation per speaker from source frames and their speaker
+        indices. Returns the number of speakers with statistics; the others have too few frames."""
+        x_ND, number_N = x_ND.cpu(), number_N.cpu()  # float64 sums, not supported on every device
         wide_ND, index_N = x_ND[number_N >= 0].double(), number_N[number_N >= 0]
         count_S, sum_SD = wide_ND.new_zeros(len(self.speaker_S)), wide_ND.new_zeros(self.speaker_mean_SD.shape)
         square_SD = torch.zeros_like(sum_SD)
@@ -156,19 +158,19 @@ class MixtureSpace(nn.Module):
         return self.settings.entropy_bits is not None
 
     def posteriors(self, gmm: DiagonalGMM, x_NE: Tensor) -> Tensor:
-        """The soft targets of projected frames, [N, K]."""
+        """Soft targets of projected frames, with temperature, [N, K]."""
         temperature = self.temperature if self.is_tempered else None
         return gmm.posteriors(x_NE, temperature=temperature).responsibilities_NK
 
     def centre_frame(self, x_NC: Tensor) -> Tensor:
-        """Of spliced frames the one in the middle, [N, D]."""
+        """The centre frame of spliced frames, [N, D]."""
         width = x_NC.shape[1] // (2 * self.settings.context + 1)
         return x_NC[:, self.settings.context * width :][:, :width]
 
     @torch.no_grad()
     def fit_projection(self, x_NC: Tensor, cluster_NK: Tensor, ranks: Ranks) -> None:
-        """Linear discriminant analysis: the directions that separate clusters most against the spread within them, which
-        become uncorrelated with unit variance within clusters. `cluster_NK`: how much of a frame belongs to each."""
+        """Linear discriminant analysis: maximises between-cluster over within-cluster variance,
+        with within-cluster whitening. `cluster_NK`: soft cluster assignments of the frames."""
         wide_NC, share_NK = x_NC.double(), cluster_NK.double()
         moments = [wide_NC.sum(0), wide_NC.T @ wide_NC, share_NK.T @ wide_NC, share_NK.sum(0)]
         count = torch.tensor(float(len(wide_NC)), dtype=torch.float64, device=x_NC.device)
@@ -184,12 +186,13 @@ class MixtureSpace(nn.Module):
         _, vectors_CC = torch.linalg.eigh(inverse_CC @ between_CC @ inverse_CC.T)  # ascending
         basis_CE = inverse_CC.T @ vectors_CC[:, -self.basis_CE.shape[1] :]
         sign_E = basis_CE.gather(0, basis_CE.abs().argmax(0, keepdim=True)).sign()
-        self.basis_CE.copy_(ranks.from_main((basis_CE * sign_E).float().cpu()))  # the last bits may differ
+        # floating-point results may differ between machines
+        self.basis_CE.copy_(ranks.from_main((basis_CE * sign_E).float().cpu()))
         self.centre_C.copy_(ranks.from_main(centre_C.float().cpu()))
 
     @torch.no_grad()
     def fit_temperature(self, gmm: DiagonalGMM, x_NE: Tensor, ranks: Ranks) -> None:
-        """The temperature at which the targets of these frames have the mean entropy asked for; 1 if they have more."""
+        """Fits the temperature to the target mean entropy by bisection; 1 if already higher."""
         wanted = self.settings.entropy_bits
         if wanted is None:
             return
@@ -207,7 +210,7 @@ class MixtureSpace(nn.Module):
 
 
 def _clip_moments(x_BTD: Tensor, count_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each clip's own frames, [B, 1, D]."""
+    """Mean and standard deviation of each clip's unpadded frames, [B, 1, D]."""
     real_BT1 = (torch.arange(x_BTD.shape[1], device=x_BTD.device) < count_B[:, None])[..., None]
     count_B11 = count_B[:, None, None].clamp(min=1)
     mean_B1D = x_BTD.masked_fill(~real_BT1, 0).sum(1, keepdim=True) / count_B11

@@ -1,4 +1,4 @@
-"""Sufficient statistics of a diagonal mixture: collected anywhere, added up, turned into parameters in one place."""
+"""Sufficient statistics of a diagonal mixture and the M-step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sjepa.gmm.diagonal import VARIANCE_FLOOR, DiagonalGMM, Posteriors
 
 
 class Parameters(NamedTuple):
-    """Weights [K], means [K, D], variances [K, D], and which components had mass [K]."""
+    """Weights [K], means [K, D], variances [K, D] and mask of components with mass [K]."""
 
     weights_K: Tensor
     means_KD: Tensor
@@ -20,8 +20,8 @@ class Parameters(NamedTuple):
 
 
 class SufficientStatistics:
-    """Responsibility mass, weighted sums and weighted squares per component, about the origin `centre_D`; in float64, but on
-    mps, which has none, in float32."""
+    """Responsibility mass, weighted sums and weighted squares per component, relative to
+    `centre_D`; in float64, except on mps (float32)."""
 
     def __init__(self, num_components: int, centre_D: Tensor) -> None:
         self.centre_D = centre_D
@@ -37,14 +37,15 @@ class SufficientStatistics:
         self.frames = zeros()
 
     def add(self, features_ND: Tensor, posteriors: Posteriors) -> None:
-        """Counts frames [N, D] with their posteriors, multiplying in the frames' own precision.
+        """Accumulates frames [N, D] with their posteriors; products are in the dtype of the frames.
 
-        Mean of squares minus square of the mean: in float32 the variance of a component that is far narrower than its
-        distance from the origin drowns in rounding; give float64 frames where that matters.
+        Variances are computed as E[x²] − E[x]²: in float32, cancellation corrupts the variance of a
+        component that is narrow relative to its distance from `centre_D`; pass float64 frames then.
         """
         x_ND = features_ND - self.centre_D
         moments = torch.cat([x_ND, x_ND.square(), torch.ones_like(x_ND[:, :1])], dim=1)
-        with torch.autocast(moments.device.type, enabled=False):  # called inside one: half precision has no such range
+        # half precision has too small a range
+        with torch.autocast(moments.device.type, enabled=False):
             products_KM = posteriors.responsibilities_NK.to(moments.dtype).T @ moments
         sums, squares, mass = products_KM.split([x_ND.shape[1], x_ND.shape[1], 1], dim=1)
         self.sums_KD += sums
@@ -55,11 +56,11 @@ class SufficientStatistics:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The statistics themselves: several processes add these up, if `centre_D` is the same in all."""
+        """The tensors to all-reduce over ranks; `centre_D` must be equal on all ranks."""
         return self.mass_K, self.sums_KD, self.squares_KD, self.log_likelihood, self.frames
 
     def maximise(self, previous: DiagonalGMM, *, least_mass: float = 1e-3) -> Parameters:
-        """The M-step. A component with less than `least_mass` frames keeps its mean and variance."""
+        """M-step. Components with a mass below `least_mass` frames keep their mean and variance."""
         alive_K = self.mass_K > least_mass
         mass_K1 = torch.where(alive_K, self.mass_K, 1.0)[:, None]
         offset_KD = self.sums_KD / mass_K1

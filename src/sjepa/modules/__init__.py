@@ -1,1 +1,1 @@
-"""The parts of the network."""
+"""Network modules."""

@@ -1,4 +1,5 @@
-"""Dropout whose draws are cheap on a CPU, where torch's own take one core a third of a transformer's time."""
+"""Dropout with fast random numbers on CPU, where torch's dropout is single-threaded and takes a
+third of a transformer's time."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LEVELS = 1 << 16  # of a draw, four of which come from one number of the generator
+_LEVELS = 1 << 16  # 16-bit draws, four per 64-bit random number
 _DRAWS_IN_NUMBER = 4
 
 
 def dropout(x: Tensor, probability: float) -> Tensor:
-    """Each value is zero with `probability` (to within 1/131,072), else divided by 1 − probability. Draws come from torch's
-    default generator of the device."""
+    """Zeroes elements with `probability` (accurate to 1/131,072) and scales the others by
+    1 / (1 − probability). Uses torch's default generator of the device."""
     if probability == 0:
         return x
     if x.device.type != "cpu" or probability == 1:
@@ -27,7 +28,7 @@ def dropout(x: Tensor, probability: float) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """x · kept · scale, with one new tensor each way."""
+    """x · kept · scale, with one new tensor in forward and one in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
@@ -42,7 +43,7 @@ class _Scaled(torch.autograd.Function):
 
 
 class Dropout(nn.Module):
-    """`dropout` while training."""
+    """`dropout` in training mode, identity in evaluation mode."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()

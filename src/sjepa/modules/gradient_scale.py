@@ -1,4 +1,4 @@
-"""A gradient made smaller on its way back."""
+"""Gradient scaling."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x` as it is; the gradient that flows back through it is multiplied by `factor`."""
+    """Identity in the forward pass; multiplies the gradient by `factor` in the backward pass."""
     return x if factor == 1.0 else _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return,no-untyped-call]

@@ -28,8 +28,8 @@ _BASE_WIDTH = 768
 
 
 def init_linear(linear: nn.Linear, width: int) -> nn.Linear:
-    """Weights N(0, 0.02) and zero bias in a network of width 768, as HuBERT; in narrower ones as much larger as keeps the
-    size of what comes out."""
+    """Weights N(0, 0.02²) and zero bias at width 768, as in HuBERT; the standard deviation scales
+    with 1/√width, so that the output variance does not depend on the width."""
     nn.init.normal_(linear.weight, mean=0.0, std=0.02 * math.sqrt(_BASE_WIDTH / width))
     nn.init.zeros_(linear.bias)
     return linear
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
-        """`real_BT` is True at frames that may be attended to; None: at all."""
+        """`real_BT`: True at frames that may be attended to; None: all frames."""
         batch, frames, width = x_BTD.shape
 
         def heads(projection: nn.Linear) -> Tensor:  # [B, H, T, D/H]
@@ -63,12 +63,13 @@ class Attention(nn.Module):
 
 
 def _attention_with_dropout(query: Tensor, keys: Tensor, values: Tensor, real_BT: Tensor | None, rate: float) -> Tensor:
-    """What `scaled_dot_product_attention` computes on a CPU, which has no kernel of its own for dropout; [B, H, T, D/H].
-    Scores and softmax are float32."""
+    """Same result as `scaled_dot_product_attention` on a CPU, which has no fused kernel with
+    dropout; [B, H, T, D/H]. Scores and softmax are float32."""
     batch, heads, frames, _ = query.shape
     bias_BT = torch.zeros(batch, frames)
     if real_BT is not None:
-        bias_BT.masked_fill_(~real_BT, torch.finfo(torch.float32).min)  # finite: a clip of no frame is not NaN
+        # finite, to avoid NaN for clips without frames
+        bias_BT.masked_fill_(~real_BT, torch.finfo(torch.float32).min)
     query, keys, values = (x.reshape(batch * heads, frames, -1) for x in (query, keys, values))
     with torch.autocast("cpu", enabled=False):
         bias_NT = bias_BT.repeat_interleave(heads, dim=0)
@@ -93,7 +94,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each added to its input and then normalised."""
+    """Attention and feed-forward blocks with residual connections and post-layer-norm."""
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
@@ -104,7 +105,8 @@ class TransformerLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(shape.width)
 
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None, *, passed_by: bool = False) -> Tensor:
-        """A layer that is `passed_by` gives its input back, and zero gradients: data parallelism waits for all of them."""
+        """With `passed_by` (LayerDrop) the layer is the identity with zero parameter gradients: DDP
+        requires a gradient for every parameter."""
         if passed_by:
             return x_BTD + 0.0 * torch.stack([parameter.sum() for parameter in self.parameters()]).sum()
         x_BTD = self.layer_norm(x_BTD + self.dropout(self.attention(x_BTD, real_BT)))

@@ -21,7 +21,7 @@ def encoder_extractor(name: str, encoder: PretrainedEncoder, engine: Engine) -> 
         with engine.autocast():
             return on_device(waveform_BS, num_samples_B, layer="all")  # type: ignore[no-any-return]
 
-    return Extractor(name, encoder.num_layers, encoder.geometry, compute)
+    return Extractor(name, encoder.num_layers, encoder.geometry, engine.device, compute)
 
 
 def untrained(trained: Encoder, seed: int) -> Encoder:
@@ -48,4 +48,4 @@ def posterior_extractor(targets: Targets, engine: Engine) -> Extractor:
             posteriors_NK = targets.posteriors(waveform_BS, num_samples_B, every_N, speaker_B)
         return posteriors_NK.view(1, len(waveform_BS), frames, -1)
 
-    return Extractor("posteriors of the mixture", 1, targets.geometry, compute)
+    return Extractor("posteriors of the mixture", 1, targets.geometry, engine.device, compute)

@@ -12,7 +12,7 @@ from sjepa.core.distributed import Engine
 from sjepa.core.progress import Messages
 from sjepa.dataset.clips import Clips
 from sjepa.evaluation.alignment import align
-from sjepa.evaluation.features import extract, mfcc_extractor
+from sjepa.evaluation.features import ClipBatches, extract, mfcc_extractor
 from sjepa.evaluation.labels import Labels, read_labels, times_of, words_of
 from sjepa.s_jepa.settings import Config
 from sjepa.training.feeding import evaluation_loader, load_sources
@@ -63,12 +63,9 @@ def aligned(config: Config, engine: Engine, messages: Messages, sets: list[Label
         batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="alignment: MFCC")
         windows = loader.dataset.windows
         found = extract(
-            engine,
             mfcc_extractor(engine, config.geometry),
             [0],
-            batches,
-            windows,
-            len(own.clips),
+            ClipBatches(batches, windows, len(own.clips)),
             keep_frames=True,
             warn=lambda _: None,
         )

@@ -23,7 +23,7 @@ from sjepa.core.frames import FrameGeometry
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch, Failure
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.windows import Windows
+from sjepa.evaluation.features import ClipBatches
 from sjepa.s_jepa.model import SJEPA
 from sjepa.s_jepa.targets.base import Targets
 from sjepa.s_jepa.units.readings import read_encoder, real_frames
@@ -41,18 +41,22 @@ class ClipUnits(NamedTuple):
     posterior_TJ: NDArray[np.float16]
 
 
-Read = Callable[[Batch], Tensor]
+class UnitReader(NamedTuple):
+    """`posteriors` maps a batch on `device` to posteriors [N, K] of its real frames."""
+
+    geometry: FrameGeometry
+    device: torch.device
+    posteriors: Callable[[Batch], Tensor]
 
 
-def encoder_reader(engine: Engine, model: SJEPA) -> Read:
-    """Returns a function for posteriors [N, K] of a batch's real frames: the head on unmasked
-    encoder output."""
-    model.eval()
-    return lambda batch: read_encoder(engine, model, batch, model.encoder.geometry).exp()
+def encoder_reader(engine: Engine, model: SJEPA) -> UnitReader:
+    """Posteriors of the head on unmasked encoder output."""
+    geometry = model.eval().encoder.geometry
+    return UnitReader(geometry, engine.device, lambda batch: read_encoder(engine, model, batch, geometry).exp())
 
 
-def target_reader(engine: Engine, targets: Targets) -> Read:
-    """Returns a function for the target posteriors [N, K] of a batch's real frames."""
+def target_reader(engine: Engine, targets: Targets) -> UnitReader:
+    """Posteriors of the targets."""
 
     def read(batch: Batch) -> Tensor:
         frame_N = real_frames(batch, targets.geometry)
@@ -60,30 +64,22 @@ def target_reader(engine: Engine, targets: Targets) -> Read:
             samples_B = to_device(batch.num_samples, engine.device)
             return targets.posteriors(batch.clean_BS, samples_B, frame_N, batch.speaker_B)
 
-    return read
+    return UnitReader(targets.geometry, engine.device, read)
 
 
 @torch.no_grad()
-def units(
-    engine: Engine,
-    read: Read,
-    batches: Iterable[Batch],
-    windows: Windows,
-    geometry: FrameGeometry,
-    *,
-    top_k: int,
-    warn: Callable[[Failure], None],
-) -> Iterator[ClipUnits]:
+def units(reader: UnitReader, data: ClipBatches, *, top_k: int, warn: Callable[[Failure], None]) -> Iterator[ClipUnits]:
     """Yields clips in order, windows of long clips concatenated; clips not fully readable are
     skipped."""
     parts: list[ClipUnits] = []
+    windows, geometry = data.windows, reader.geometry
     count_M = np.bincount(windows.clip_N)
-    for batch in batches:
+    for batch in data.batches:
         for failure in batch.failures:
             warn(failure)
         if not batch.num_samples:
             continue
-        posterior_NK = read(batch.to(engine.device))
+        posterior_NK = reader.posteriors(batch.to(reader.device))
         best_NJ = posterior_NK.topk(min(top_k, posterior_NK.shape[1]), dim=1)
         frames = [geometry.frames(samples) for samples in batch.num_samples]
         components = best_NJ.indices.to(torch.int32).cpu().split(frames)

@@ -19,7 +19,7 @@ from sjepa.core.frames import FrameGeometry
 from sjepa.core.random import key
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
-from sjepa.s_jepa.step import StepSettings, choose_frames
+from sjepa.s_jepa.step import Forward, choose_frames
 
 THRESHOLDS_BITS = (0.5, 1.0, 2.0)
 _BINS_PER_BIT = 20
@@ -36,9 +36,10 @@ class Readings(NamedTuple):
 
 
 @torch.no_grad()
-def read_frames(engine: Engine, model: Any, batch: Batch, settings: StepSettings) -> Readings:
+def read_frames(forward: Forward, batch: Batch) -> Readings:
     """Encoder and predictor posteriors of a batch on the engine's device. The predictor takes two
     passes: the validation mask and its complement. `model` must be in evaluation mode."""
+    engine, model, settings = forward.engine, forward.model, forward.settings
     frames = choose_frames(batch, mask_key=key(settings.seed, "validation mask"), settings=settings)
     every_N = real_frames(batch, settings.geometry)
     position_N = torch.empty(frames.mask_BT.numel(), dtype=torch.int64, device=every_N.device)

@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sjepa.core.distributed import Engine
 from sjepa.core.frames import FrameGeometry
 from sjepa.core.tensors import to_device
 from sjepa.dataset.batch import Batch
 from sjepa.dataset.windows import Windows
 from sjepa.evaluation.labels import SILENCES, Span, phones_at
-from sjepa.s_jepa.model import SJEPA
-from sjepa.s_jepa.step import StepSettings
+from sjepa.s_jepa.step import Forward
 from sjepa.s_jepa.targets.base import Targets
 from sjepa.s_jepa.units.components import ComponentReport
 from sjepa.s_jepa.units.readings import THRESHOLDS_BITS, EntropyHistogram, entropy_bits, read_frames
@@ -79,18 +77,11 @@ class Survey:
         return figures
 
 
-def survey(
-    engine: Engine,
-    model: SJEPA,
-    targets: Targets,
-    batches: Iterable[Batch],
-    *,
-    phones: TimedPhones,
-    settings: StepSettings,
-) -> Survey:
+def survey(forward: Forward, targets: Targets, batches: Iterable[Batch], *, phones: TimedPhones) -> Survey:
     """Computes the statistics over all frames of `batches`; unreadable clips are skipped. `model`
     and `targets` must be on the engine's device."""
-    model.eval()
+    engine = forward.engine
+    forward.model.eval()
     components = targets.gmm.num_components
     encoder, predictor, aims = (EntropyHistogram(components) for _ in range(3))
     found = Survey(encoder, predictor, aims, ComponentReport(components, phones.phones))
@@ -98,7 +89,7 @@ def survey(
         if not batch.num_samples:
             continue
         batch = batch.to(engine.device)
-        readings = read_frames(engine, model, batch, settings)
+        readings = read_frames(forward, batch)
         found.encoder.add(entropy_bits(readings.encoder_NK))
         found.predictor.add(entropy_bits(readings.predictor_NK))
         with engine.autocast():
