@@ -25,7 +25,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.demo import write_corpus
 from sjepa.dataset.hdf5_build import build
 from sjepa.dataset.hdf5_write import FileContent
-from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.loader import Batching, Loader, Readers, WindowDataset
 from sjepa.dataset.order import bucketed_batches, fixed_batches, padding_waste
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
@@ -60,7 +60,7 @@ def write_tar(target: Path, clips: list[tuple[str, bytes]], *, at_least: int = 0
 def loader(path: Path, workers: int) -> Loader:
     clips = Clips([scan(source) for source in resolve_sources(str(path))], sample_rate=RATE)
     dataset = WindowDataset(clips, crops(clips.length_N, 15 * RATE), seed=0, fewest_samples=720)
-    return Loader(dataset, Batching(8), num_workers=workers)
+    return Loader(dataset, Batching(8), Readers(workers))
 
 
 def epoch_seconds(ours: Loader) -> float:

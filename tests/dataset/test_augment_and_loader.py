@@ -9,7 +9,7 @@ import torch
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.augment import Augmentation, at_pitch, at_speed, in_room, mix_gain
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import Batching, Loader, WindowDataset, from_workers
+from sjepa.dataset.loader import Batching, Loader, Readers, WindowDataset, from_workers
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
@@ -147,7 +147,7 @@ def all_batches(clips, epoch=0, first=0, workers=0, augment=True, max_batch_samp
     dataset = WindowDataset(
         clips, crops(clips.length_N, 16000), seed=seed, fewest_samples=720, augmentation=augmentation
     )
-    loader = Loader(dataset, Batching(4, max_batch_samples), num_workers=workers)
+    loader = Loader(dataset, Batching(4, max_batch_samples), Readers(workers))
     return list(loader.epoch(epoch, first_batch=first, augment=augment))
 
 
@@ -243,7 +243,7 @@ from sjepa.dataset.windows import crops
 module.GRACE_SECONDS = 3
 clips = Clips([scan(source) for source in resolve_sources({str(corpus / "train.zip")!r})], sample_rate=16000)
 dataset = module.WindowDataset(clips, crops(clips.length_N, 16000), seed=0, fewest_samples=720)
-loader = module.Loader(dataset, module.Batching(1), num_workers=2)
+loader = module.Loader(dataset, module.Batching(1), module.Readers(2))
 batches = loader.epoch(0)
 next(batches), next(batches)  # one of each worker: both are ready for signals
 signal.signal(signal.SIGTERM, lambda *_: None)

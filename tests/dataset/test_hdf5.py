@@ -23,7 +23,7 @@ from sjepa.dataset.clips import Clips
 from sjepa.dataset.hdf5 import to_samples, to_waveform
 from sjepa.dataset.hdf5_build import Stopped, build
 from sjepa.dataset.hdf5_write import FileContent, Writer, is_current, progress_of
-from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.loader import Batching, Loader, Readers, WindowDataset
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
@@ -71,7 +71,7 @@ def batches(clips, *, epoch=0, augmentation=None, seconds=0.7, **options):
     dataset = WindowDataset(
         clips, crops(clips.length_N, round(seconds * 16000)), seed=3, fewest_samples=720, augmentation=augmentation
     )
-    return list(Loader(dataset, Batching(4), **options).epoch(epoch, augment=augmentation is not None))
+    return list(Loader(dataset, Batching(4), Readers(**options)).epoch(epoch, augment=augmentation is not None))
 
 
 def test_batches_are_those_of_the_archive_to_a_rounding(mixed, stored):

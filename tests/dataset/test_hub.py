@@ -7,7 +7,7 @@ from sjepa.core.errors import UserError
 from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubOptions, audio_file, hub_rows
-from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.loader import Batching, Loader, Readers, WindowDataset
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import crops
@@ -56,7 +56,7 @@ def test_batches_are_those_of_the_archive(places, expected, workers):
             Loader(
                 WindowDataset(one, crops(one.length_N, 9000), seed=0, fewest_samples=720),
                 Batching(4),
-                num_workers=workers,
+                Readers(workers),
             ).epoch(1)
         )
         for one in (clips, expected)

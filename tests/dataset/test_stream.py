@@ -11,6 +11,7 @@ from sjepa.core.errors import UserError
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubOptions, HubStream
+from sjepa.dataset.loader import Readers
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.stream import StreamBatching, StreamLoader, keep_some
@@ -34,7 +35,7 @@ def kept_of(stream, folder):
 def loader_of(place, folder, *, batch_size=4, augmentation=None, seconds=0.5, **options):
     stream = stream_of(place)
     plan = StreamBatching(batch_size, round(seconds * 16000), 1600, 0, 720)
-    return StreamLoader(stream, plan, kept_of(stream, folder), augmentation=augmentation, **options)
+    return StreamLoader(stream, plan, kept_of(stream, folder), augmentation=augmentation, readers=Readers(**options))
 
 
 @pytest.mark.parametrize("place", ["many", "saved", "one.parquet"])
@@ -84,7 +85,7 @@ def test_rows_are_heard_at_another_speed(places, tmp_path):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_epoch_goes_on_anywhere(places, tmp_path, threads):
     augmentation = Augmentation(16000, 720, 0.5, 0.5, (0.0, 5.0), (0.0, 5.0))
-    loader = loader_of(places / "many", tmp_path, augmentation=augmentation, num_threads=threads)
+    loader = loader_of(places / "many", tmp_path, augmentation=augmentation, num_workers=threads)
     assert (loader.num_batches, loader.epoch_clips) == (4, 16)
     whole = list(loader.epoch(3, augment=True))
     rest = list(loader.epoch(3, first_batch=2, augment=True))
@@ -121,7 +122,11 @@ def test_files_of_unequal_length_keep_all_processes_busy(recordings, tmp_path):
     (tmp_path / "kept").mkdir()
     kept = kept_of(stream, tmp_path / "kept")
     for rank in (0, 1):
-        batches = list(StreamLoader(stream, StreamBatching(4, 8000, 1600, 0, 720), kept, rank=rank, size=2).epoch(0))
+        batches = list(
+            StreamLoader(stream, StreamBatching(4, 8000, 1600, 0, 720), kept, readers=Readers(rank=rank, size=2)).epoch(
+                0
+            )
+        )
         assert [len(batch.names) for batch in batches] == [4, 4]
 
 

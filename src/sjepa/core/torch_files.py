@@ -1,4 +1,4 @@
-"""torch files of tensors and plain values: atomic writes, reads with weights_only=True."""
+"""torch files of tensors and plain values: written atomically, read without running code."""
 
 from __future__ import annotations
 

@@ -157,6 +157,20 @@ class EpochLoader(Protocol):
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]: ...
 
 
+class Readers(NamedTuple):
+    """Who reads: `num_workers` processes (threads, for a stream) of rank `rank` of `size`. `start_method`:
+    multiprocessing start method of the workers; None: system default."""
+
+    num_workers: int = 0
+    pin_memory: bool = False
+    rank: int = 0
+    size: int = 1
+    start_method: str | None = None
+
+
+HERE = Readers()  # this process alone, without workers
+
+
 class Loader:
     """Iterates over epochs of a dataset, with persistent worker processes.
 
@@ -168,33 +182,27 @@ class Loader:
         self,
         dataset: WindowDataset,
         batching: Batching,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        rank: int = 0,
-        size: int = 1,
-        start_method: str | None = None,
+        readers: Readers = HERE,
     ) -> None:
-        """`start_method`: multiprocessing start method of the workers; None: system default."""
         self.dataset, self.batching = dataset, batching
-        self._rank, self._size = rank, size
+        self._rank, self._size = readers.rank, readers.size
         first = batching.batches(dataset, 0)
         self.num_batches = len(first)  # over all ranks
         self.sample_rate, self.num_clips = dataset.clips.sample_rate, len(dataset)
         self.epoch_clips = sum(map(len, first))
         self.epoch_samples = sum(int(dataset.windows.length_N[batch].sum()) for batch in first)
         self.padding = padding_waste(first, dataset.windows.length_N)
-        self.num_rounds = -(-self.num_batches // size)  # batches of this rank
+        self.num_rounds = -(-self.num_batches // readers.size)  # batches of this rank
         self._requests: list[list[Request]] = []
         self._loader = DataLoader(
             dataset,
             batch_sampler=_Requests(self._requests),  # type: ignore[arg-type]
-            num_workers=num_workers,
+            num_workers=readers.num_workers,
             collate_fn=collate,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
+            pin_memory=readers.pin_memory,
+            persistent_workers=readers.num_workers > 0,
             worker_init_fn=quiet_worker,
-            multiprocessing_context=start_method if num_workers else None,
+            multiprocessing_context=readers.start_method if readers.num_workers else None,
         )
 
     def largest_batches(self) -> list[tuple[int, int]]:

@@ -21,6 +21,7 @@ from sjepa.dataset.augment import Augmentation, augmented
 from sjepa.dataset.batch import Batch, Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubStream, audio_file
+from sjepa.dataset.loader import HERE, Readers
 from sjepa.dataset.windows import crop_start
 
 T = TypeVar("T")
@@ -74,18 +75,15 @@ class StreamLoader:
         kept: Clips,
         *,
         augmentation: Augmentation | None = None,
-        num_threads: int = 1,
-        pin_memory: bool = False,
-        rank: int = 0,
-        size: int = 1,
+        readers: Readers = HERE,
     ) -> None:
         """`kept`: stored clips of the stream, for length statistics and as mixing partners."""
         self._stream, self._batching, self._kept, self._augmentation = stream, batching, kept, augmentation
-        self._threads, self._pin, self._rank, self._size = max(1, num_threads), pin_memory, rank, size
+        self._readers = readers
         self.sample_rate = kept.sample_rate
         self._batch_rows = min(batching.batch_size, stream.num_rows)
         self.num_batches = stream.num_rows // self._batch_rows  # over all ranks
-        self.num_rounds = -(-self.num_batches // size)  # batches of this rank
+        self.num_rounds = -(-self.num_batches // readers.size)  # batches of this rank
         self.epoch_clips = self.num_clips = self.num_batches * self._batch_rows
         heard = kept.length_N.clip(max=batching.max_samples)
         self.epoch_samples = round(float(heard.mean()) * self.epoch_clips)  # estimate
@@ -97,18 +95,20 @@ class StreamLoader:
 
     def epoch(self, epoch: int, *, first_batch: int = 0, augment: Sequence[bool] | bool = False) -> Iterator[Batch]:
         """This rank's batches of an epoch, from `first_batch` on (counted over all ranks)."""
-        own = range(first_batch + self._rank, self.num_batches, self._size)
+        own = range(first_batch + self._readers.rank, self.num_batches, self._readers.size)
         flags = [augment] * self.num_batches if isinstance(augment, bool) else augment
-        rounds = -(-(self.num_batches - first_batch) // self._size)
-        return _ahead(self._batches(epoch, first_batch // self._size, [flags[number] for number in own], rounds))
+        rounds = -(-(self.num_batches - first_batch) // self._readers.size)
+        return _ahead(
+            self._batches(epoch, first_batch // self._readers.size, [flags[number] for number in own], rounds)
+        )
 
     def _batches(self, epoch: int, passed: int, flags: list[bool], rounds: int) -> Iterator[Batch]:
         size = self._batch_rows
         rows = islice(self._rows(epoch), passed * size, None)
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(max(1, self._readers.num_workers)) as pool:
             for flag in flags:
                 batch = collate(list(pool.map(partial(self._item, epoch, flag), islice(rows, size))))
-                yield batch.pin_memory() if self._pin and batch.num_samples else batch
+                yield batch.pin_memory() if self._readers.pin_memory and batch.num_samples else batch
         # other ranks have one more batch
         yield from (collate([]) for _ in range(rounds - len(flags)))
 
@@ -117,10 +117,10 @@ class StreamLoader:
         repeats them. Raises UserError if there are fewer rows than stated."""
         while True:
             count = 0
-            for row in self._stream.rows(epoch, reader=self._rank, readers=self._size):
+            for row in self._stream.rows(epoch, reader=self._readers.rank, readers=self._readers.size):
                 count += 1
                 yield row
-            if self._size == 1 or count == 0:
+            if self._readers.size == 1 or count == 0:
                 raise UserError(
                     f"dataset.hf.rows: {self._stream.options.spec} ended after {count:,} rows, and not after "
                     f"{self._stream.num_rows:,}"

@@ -18,7 +18,7 @@ from sjepa.core.random import hash_array, key
 from sjepa.core.ranks import Ranks
 from sjepa.dataset.batch import Batch, collate
 from sjepa.dataset.clips import Clips
-from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.loader import Batching, Loader, Readers, WindowDataset
 from sjepa.dataset.windows import Windows
 from sjepa.features.effective_rank import EFFECTIVE_RANK_FRAMES, effective_rank
 from sjepa.features.mel_frontend import MelFrontend
@@ -62,7 +62,7 @@ class TrainingFrames:
             self.clips, windows.subset(sample.window_M), seed=self.seed, fewest_samples=self.geometry.samples(2)
         )
         batches, ranks = Batching(_BATCH_CLIPS, shuffle=False), self.ranks
-        return sample, Loader(dataset, batches, num_workers=self.num_workers, rank=ranks.rank, size=ranks.size)
+        return sample, Loader(dataset, batches, Readers(self.num_workers, rank=ranks.rank, size=ranks.size))
 
     @torch.no_grad()
     def gather(self, batches: Iterable[Batch], sample: FrameSample, extract: Extractor) -> tuple[Tensor, Tensor]:

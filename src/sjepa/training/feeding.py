@@ -16,7 +16,7 @@ from sjepa.core.random import key
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubStream
-from sjepa.dataset.loader import Batching, EpochLoader, Loader, WindowDataset
+from sjepa.dataset.loader import Batching, EpochLoader, Loader, Readers, WindowDataset
 from sjepa.dataset.stream import StreamBatching, StreamLoader, keep_some
 from sjepa.dataset.windows import Windows
 from sjepa.training.data import (
@@ -131,10 +131,7 @@ def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
             StreamBatching(config.train.batch_size, most, fewest, config.seed, config.fewest_samples),
             data.train.clips,
             augmentation=made,
-            num_threads=settings.num_workers,
-            pin_memory=engine.device.type == "cuda",
-            rank=engine.ranks.rank,
-            size=engine.ranks.size,
+            readers=_readers(config, engine),
         )
     blended = blend(data.train, data.windows, config.seed)
     dataset = WindowDataset(
@@ -181,14 +178,12 @@ def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engi
 
 
 def _loader(config: RunConfig, dataset: WindowDataset, batches: Batching, engine: Engine) -> Loader:
-    return Loader(
-        dataset,
-        batches,
-        num_workers=config.dataset.num_workers,
-        pin_memory=engine.device.type == "cuda",
-        rank=engine.ranks.rank,
-        size=engine.ranks.size,
-    )
+    return Loader(dataset, batches, _readers(config, engine))
+
+
+def _readers(config: RunConfig, engine: Engine) -> Readers:
+    ranks = engine.ranks
+    return Readers(config.dataset.num_workers, engine.device.type == "cuda", ranks.rank, ranks.size)
 
 
 def evaluation_loader(config: RunConfig, clips: Clips, engine: Engine) -> Loader:
