@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.support.audio import encode, tone
 from tests.support.odd_files import flac_of_unknown_length, muxed, written
@@ -141,6 +142,7 @@ def taken_exactly(ending: str) -> bool:
     return ending not in ("m4a", "mov", "mka", "ts", "aac")
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_refused(tmp_path):
     run = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.test_damage", str(COUNT), str(tmp_path)],

@@ -50,6 +50,7 @@ def clip(tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_it_imports_four_packages_and_runs_alone_in_an_empty_folder(path, clip, tmp_path):
     source = Path(inference.__file__)
     imported = {
@@ -70,6 +71,7 @@ def test_it_imports_four_packages_and_runs_alone_in_an_empty_folder(path, clip, 
     assert features.shape == (149, 32)
 
 
+@pytest.mark.slow
 def test_features_are_the_encoders(path, encoder, clip):
     with torch.no_grad():
         expected = encoder(torch.from_numpy(soundfile.read(clip, dtype="float32")[0])[None])
@@ -79,6 +81,7 @@ def test_features_are_the_encoders(path, encoder, clip):
         assert np.abs(model.file(clip, layer=layer) - expected.layers[layer][0].numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 24000, 44100, 48000, 96000, 15999])
 def test_resampling_is_soxrs_to_sixty_decibels(rate):
     """Speech-like sound up to 3 kHz, away from the ends, where the two assume other things."""
@@ -112,6 +115,7 @@ def test_any_piece_is_that_piece_of_the_whole(tmp_path, rate):
             assert np.abs(recording.read(start, stop) - whole[start:stop]).max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "opus"])
 def test_any_format_of_libsndfile_gives_the_frames_of_its_length(path, tmp_path, ending):
     rate = 48000 if ending == "opus" else 44100
@@ -119,6 +123,7 @@ def test_any_format_of_libsndfile_gives_the_frames_of_its_length(path, tmp_path,
     assert abs(len(Model(path).file(tmp_path / f"a.{ending}")) - 74) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [400, 719, 720, 16000 * 34, 16000 * 34 + 320, 16000 * 95 + 77, 16000 * 120])
 def test_chunks_give_every_frame_once_and_in_its_place(path, samples):
     model = Model(path)
@@ -135,6 +140,7 @@ def test_chunks_give_every_frame_once_and_in_its_place(path, samples):
     assert len(spans) == (1 if samples <= 34 * 16000 + 399 else -(-model.frames(samples) // 1500))
 
 
+@pytest.mark.slow
 def test_each_chunk_is_a_pass_over_its_own_samples(path, encoder, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.tile(tone(10.0)[:, 0], 6), 16000, subtype="FLOAT")
     model, wave = Model(path), soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
@@ -171,6 +177,7 @@ def test_three_hours_take_flat_memory(path, tmp_path):
     assert peaks[1] < peaks[0] + 150
 
 
+@pytest.mark.slow
 def test_several_recordings_and_folders_get_a_file_for_each_recording(path, tmp_path, capsys):
     for name in ("x/a.wav", "x/sub/b.flac", "y/a.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +191,7 @@ def test_several_recordings_and_folders_get_a_file_for_each_recording(path, tmp_
     assert len(list((tmp_path / "all").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_clear_line(path, clip, tmp_path, capsys):
     soundfile.write(tmp_path / "short.wav", np.zeros(399), 16000)
     (tmp_path / "text.wav").write_text("not audio")
@@ -219,6 +227,7 @@ def test_mistakes_are_one_clear_line(path, clip, tmp_path, capsys):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_bad_recording_does_not_stop_the_others(path, clip, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -234,6 +243,7 @@ def test_a_bad_recording_does_not_stop_the_others(path, clip, tmp_path, capsys):
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_no_two_recordings_share_a_file(path, tmp_path, capsys):
     names = ["a.flac", "a.wav", "x/b.wav", "y/B.wav"]
     for name in names:
@@ -250,6 +260,7 @@ def test_no_two_recordings_share_a_file(path, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_resource_fork_of_a_mac_beside_a_recording_does_no_harm(path, tmp_path):
     """AppleDouble, as a stick has them: libsndfile takes such a neighbour for the fork of a Sound Designer II file."""
     (tmp_path / "a.mp3").write_bytes(encode(tone(1.0), 16000, "mp3"))
@@ -257,6 +268,7 @@ def test_a_resource_fork_of_a_mac_beside_a_recording_does_no_harm(path, tmp_path
     assert main(["--model", str(path), "--audio", str(tmp_path)]) == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_no_such_letters_gets_them_escaped(path, tmp_path):
     soundfile.write(tmp_path / "bär→.wav", 0.1 * np.ones(1600), 16000)
     command = [sys.executable, "-m", "sjepa.inference", "--model", str(path), "--audio", str(tmp_path), "nowhere→.wav"]
@@ -269,6 +281,7 @@ def test_a_terminal_that_knows_no_such_letters_gets_them_escaped(path, tmp_path)
     assert done.stderr.endswith("nowhere\\u2192.wav: no such file or directory\n")
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_one_line(path, clip, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -278,6 +291,7 @@ def test_an_interrupt_is_one_line(path, clip, capsys, monkeypatch):
     assert capsys.readouterr().err == "runinfer: interrupted\n"
 
 
+@pytest.mark.slow
 def test_nothing_half_written_stays(path, tmp_path):
     content = encode(tone(60.0), 16000, "flac")
     broken = bytearray(content)
@@ -301,6 +315,7 @@ def test_nothing_half_written_stays(path, tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["a.flac"]
 
 
+@pytest.mark.slow
 def test_a_model_of_one_layer_says_so(encoder, clip, tmp_path):
     write_onnx(WaveformToFeatures(encoder, all_layers=False), tmp_path / "a.onnx", metadata=METADATA)
     with pytest.raises(InputError, match=r"export\.all_layers=true"):
@@ -310,12 +325,14 @@ def test_a_model_of_one_layer_says_so(encoder, clip, tmp_path):
         Model(tmp_path / "b.onnx")
 
 
+@pytest.mark.slow
 def test_the_configuration_gives_what_arguments_do_not(path, clip, tmp_path, capsys):
     (tmp_path / "a.yaml").write_text(f"onnx_path: nowhere.onnx\naudio: {clip}\ntrain: {{epochs: 3}}\n")
     assert main(["-c", str(tmp_path / "a.yaml"), f"onnx_path={path}"]) == 0
     assert "features [149, 32]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["mp3", "ogg"])
 def test_compressed_files_have_the_same_samples_in_any_pieces(path, tmp_path, ending):
     (tmp_path / f"long.{ending}").write_bytes(encode(tone(30.0), 16000, ending))
@@ -330,6 +347,7 @@ def test_compressed_files_have_the_same_samples_in_any_pieces(path, tmp_path, en
     assert len(model.file(tmp_path / f"long.{ending}", chunk_seconds=5.0)) == model.frames(len(whole))
 
 
+@pytest.mark.slow
 def test_files_of_other_endings_are_counted(path, tmp_path, capsys):
     (tmp_path / "a.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
     for name in ("b.m4a", "c.m4a", "notes.txt", "._a.wav"):
@@ -338,12 +356,14 @@ def test_files_of_other_endings_are_counted(path, tmp_path, capsys):
     assert "skipped by file ending: 2 .m4a, 1 .txt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_missing_runtime_is_one_line(path, clip, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["--model", str(path), "--audio", str(clip)]) == 2
     assert "needs the package onnxruntime: pip install onnxruntime" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_names_with_line_breaks_stay_on_a_line(path, tmp_path, capsys):
     (tmp_path / "a\tb\nc.wav").write_bytes(encode(tone(1.0), 16000, "wav"))
     (tmp_path / "d\ne.wav").write_bytes(b"no audio")

@@ -54,6 +54,7 @@ def test_weights_give_the_features_that_they_gave(older, expected):
     assert np.allclose(features[0, :3].tolist(), expected["features"], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_same_weights_and_history(older, expected):
     config = load_config(
         Path("runs/old/train/config_used.yaml"), ["train.max_steps=10", "checkpoint.resume=true", "device=cpu"]
@@ -91,6 +92,7 @@ def test_a_cache_is_used_and_not_made_again(older):
     assert scan(source, depth=True, fallback_folder=None, progress=silent).samples[0] == 9599  # nothing was decoded
 
 
+@pytest.mark.slow
 def test_a_mixture_is_taken_for_phase_1(older):
     config = load_config(
         Path("runs/old/train/config_used.yaml"),

@@ -34,6 +34,7 @@ def build(corpus, root, *overrides):
     return build_h5.build_files(load_config(None, settings(corpus, root, *overrides)))
 
 
+@pytest.mark.slow
 def test_a_run_from_the_files_is_the_run_from_the_archives(corpus, tmp_path, capsys):
     """The recordings have 16 bits, so nothing is rounded: augmentation, crops, mixture and weights are the same bits."""
     assert build(corpus, tmp_path) == 0
@@ -64,6 +65,7 @@ def test_what_is_there_is_not_built_again_unless_the_source_changed(corpus, tmp_
     assert (tmp_path / "h5/train.h5").stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_copies_are_made_when_augmentation_is_on(corpus, tmp_path, capsys):
     assert build(corpus, tmp_path, "dataset.augment.enabled=true", "hdf5.copies=2") == 0
     assert "18 clips, 0.01 h and 2 augmented copies of each" in capsys.readouterr().out
@@ -165,6 +167,7 @@ def wait(condition, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nobody_behind(slow, tmp_path):
     process, _ = slow
     wait(lambda: len(processes_of(process.pid)) >= 3 and (tmp_path / "h5/train.h5.partial").exists())
@@ -175,6 +178,7 @@ def test_a_killed_build_leaves_nobody_behind(slow, tmp_path):
         pass  # and the lock is free
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_in_one_line(slow):
     process, _ = slow
     wait(lambda: len(processes_of(process.pid)) >= 3)
@@ -224,6 +228,7 @@ def test_the_command_builds_the_files_without_a_word_on_standard_error(corpus, t
     assert (tmp_path / "h5/test.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_clips(corpus, tmp_path):
     """Fewer of them: said as that, and not as a plan that has become too short."""
     files = [

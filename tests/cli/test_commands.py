@@ -69,6 +69,7 @@ def test_importing_the_package_is_instant():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_the_keys(name, tmp_path):
     shown = command(name, "--help-config", cwd=tmp_path)
@@ -91,6 +92,7 @@ def test_training_export_and_inference_give_the_encoders_features(corpus, tmp_pa
     assert np.abs(np.load(tmp_path / "a.npy") - expected[0].numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_run_on_a_pipe_prints_plain_lines(corpus, tmp_path):
     done = command("trainsjepa", *QUICK, *data(corpus), "train.log_every=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -104,6 +106,7 @@ def test_a_run_on_a_pipe_prints_plain_lines(corpus, tmp_path):
     assert "GMM: EM" in log
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_behind(corpus, tmp_path):
     done = command("trainsjepa", "--dry-run", *QUICK, *data(corpus), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -112,6 +115,7 @@ def test_a_dry_run_leaves_nothing_behind(corpus, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_data_are_one_clear_line(corpus, tmp_path):
     paths = data(corpus)
     assert "nowhere.zip: no such file or folder" in fails(tmp_path, "dataset.train_path=nowhere.zip", paths[1])
@@ -131,6 +135,7 @@ def test_mistakes_in_the_data_are_one_clear_line(corpus, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_configuration_are_one_clear_line(corpus, tmp_path):
     assert fails(tmp_path, "train.epoch=1").endswith("train.epoch: unknown key, did you mean train.epochs?")
     assert "c.yaml: no such configuration file" in fails(tmp_path, "-c", "c.yaml")
@@ -140,6 +145,7 @@ def test_mistakes_in_the_configuration_are_one_clear_line(corpus, tmp_path):
     assert "x.pt: no such file" in fails(tmp_path, "init_weights=x.pt", *QUICK, *data(corpus))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that must be absent")
 def test_an_absent_device_is_an_error_and_no_fallback(corpus, tmp_path):
     for device in ("cuda", "rocm"):
@@ -155,6 +161,7 @@ def test_more_components_than_frames_are_refused(tmp_path):
     assert "gmm.num_clusters: 100 components cannot be fitted on 24 frames" in line
 
 
+@pytest.mark.slow
 def test_one_clip_is_enough(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.wav").write_bytes(
@@ -164,6 +171,7 @@ def test_one_clip_is_enough(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_start_goes_on(corpus, tmp_path):
     arguments = [*QUICK, *data(corpus), "train.epochs=400", "train.log_every=1"]
     process = start("trainsjepa", *arguments, cwd=tmp_path)

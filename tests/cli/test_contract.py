@@ -95,6 +95,7 @@ def test_phase_2_warms_up_to_the_peak_again(written):
     assert quarter.scheduler.phase2_lr_ratio == 0.25
 
 
+@pytest.mark.slow
 def test_both_runs_train(written, corpus, tmp_path, monkeypatch):
     """On the generated corpus, a small model, fewer components and epochs; the second starts from the first one's weights."""
     monkeypatch.chdir(tmp_path)

@@ -94,6 +94,7 @@ def assert_same_training(a, b, tolerance=1e-5):
                 assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), (row["epoch"], name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(alone, together):
     """20 updates in each phase and across both switches, with layer drop, dropout, crops and augmentation."""
     assert_same_training(together[0], alone)
@@ -105,6 +106,7 @@ SMALL_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL_DATA)
 def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kind):
     """Statistics of the corpus, projections, a temperature, targets in rounds, a head that is used for a while alone: what
@@ -115,6 +117,7 @@ def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kin
     assert_same_training(tmp_path / "runs2/r/train", tmp_path / "runs1/r/train", tolerance=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategies", [("fsdp", "deepspeed"), ("deepspeed", "fsdp")])
 def test_state_in_pieces_trains_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path, strategies):
     """Stopped in the first phase, on in other pieces to the second, and on to the end in one process."""
@@ -132,6 +135,7 @@ def test_state_in_pieces_trains_the_same_and_a_checkpoint_is_whole(corpus, alone
     assert_same_training(tmp_path / "runs/r/train", alone)
 
 
+@pytest.mark.slow
 def test_one_of_them_speaks_and_writes(together):
     folder, output = together
     assert [path.name for path in folder.parent.iterdir() if path.name != "cache"] == ["train"]
@@ -141,6 +145,7 @@ def test_one_of_them_speaks_and_writes(together):
     assert "2 × cpu, fp32" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_two_began_goes_on_in_any_number(corpus, alone, tmp_path, devices):
     both = start_both(arguments(corpus, "train.grad_accum=1", "train.log_every=1"), tmp_path)
@@ -158,6 +163,7 @@ def test_what_two_began_goes_on_in_any_number(corpus, alone, tmp_path, devices):
     assert_same_training(tmp_path / "runs/r/train", alone)
 
 
+@pytest.mark.slow
 def test_a_number_that_cannot_share_the_batch_is_refused(corpus, together, tmp_path):
     root = together[0].parents[2]
     process = start(arguments(corpus, "train.grad_accum=1", "train.devices=3", "checkpoint.resume=true"), root)
@@ -168,6 +174,7 @@ def test_a_number_that_cannot_share_the_batch_is_refused(corpus, together, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(corpus, tmp_path):
     process = start(arguments(corpus, "train.devices=2", "dataset.train_path=nowhere.zip"), tmp_path)
     _, errors = process.communicate(timeout=120)
@@ -175,6 +182,7 @@ def test_a_mistake_is_told_once(corpus, tmp_path):
     assert errors.strip() == "trainsjepa: nowhere.zip: no such file or folder"
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes(corpus, tmp_path):
     short = arguments(corpus, "train.epochs=1", "train.phase2_start_epoch=-1", "train.masked_only_step=null")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
@@ -200,6 +208,7 @@ def slurm_tasks():
     return [job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(2)]
 
 
+@pytest.mark.slow
 def test_slurm_starts_the_processes_and_gets_the_job_back(corpus, tmp_path):
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin/scontrol"
@@ -271,6 +280,7 @@ def started_and_training(corpus, root, *overrides):
     return process
 
 
+@pytest.mark.slow
 def test_what_one_process_alone_knows_is_told(corpus, tmp_path):
     process = started_and_training(corpus, tmp_path, "dataset.num_workers=1")
     os.kill(children(second_process(process))[0], signal.SIGKILL)  # the reader of the second process
@@ -280,6 +290,7 @@ def test_what_one_process_alone_knows_is_told(corpus, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_nobody_is_left_behind(corpus, tmp_path):
     process = started_and_training(corpus, tmp_path)
     second = second_process(process)
@@ -292,6 +303,7 @@ def test_nobody_is_left_behind(corpus, tmp_path):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_what_fails_in_the_main_process_is_told_once(corpus, together):
     folder, _ = together
     table = (folder / "history.csv").read_text()

@@ -12,6 +12,8 @@ from sjepa.s_jepa.extractors import untrained
 from sjepa.s_jepa.pretrained import PretrainedEncoder
 from tests.support.commands import command
 
+pytestmark = pytest.mark.slow
+
 
 def trained(config, run_name, root, *overrides):
     """Trains with a shipped configuration; the rows of its history, and the run's folder."""
@@ -38,7 +40,6 @@ def assert_healthy_in_both_phases(rows):
     assert all(row["erank_1"] > 2 for row in rows)
 
 
-@pytest.mark.slow
 def test_real_speech_goes_through_both_phases(speech, tmp_path):
     """The shipped configuration on ten minutes of real speech."""
     rows, _ = trained(
@@ -49,7 +50,6 @@ def test_real_speech_goes_through_both_phases(speech, tmp_path):
     assert_healthy_in_both_phases(rows)
 
 
-@pytest.mark.slow
 def test_the_demo_learns_phones_in_both_phases(tmp_path):
     """A third of the demo: phones of single frames by a linear probe, against the same probe on MFCC and on the untrained
     encoder. Seen after three epochs of phase 1 and three of phase 2, once: 83 and 83 %, MFCC 73 %, untrained 77 %; half of the

@@ -63,6 +63,7 @@ def alone():
     return trained("auto", 1)
 
 
+@pytest.mark.slow
 def test_one_process_trains_each_as_plain_adamw_does(alone):
     net = Net(1)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)

@@ -33,6 +33,7 @@ def exchange(ranks):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_processes_share_what_they_have(tmp_path):
     answers = in_processes(3, tmp_path, exchange)
     told = [answer.pop("told") for answer in answers]

@@ -22,6 +22,7 @@ def seen(**settings: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_threads_wait_a_short_while_unless_the_user_says_otherwise():
     assert seen() == ["10000", "1", "None", "None"]
     assert seen(OMP_WAIT_POLICY="ACTIVE") == ["None", "None", "ACTIVE", "None"]

@@ -87,6 +87,7 @@ def test_echoes_fall_as_asked_and_the_loudness_stays():
     )  # echoes as strong as the direct sound
 
 
+@pytest.mark.slow
 def test_pitch_and_room_are_drawn_apart_from_noise(clips):
     """Probability 1 − 0.5·0.8·0.75 = 0.7: 140 of 200 draws on average, deviation 6.5; five deviations allowed."""
     settings = {"p_noise": 0.25, "p_mix": 0.25, "p_pitch": 0.2, "p_reverb": 0.25}
@@ -230,6 +231,7 @@ def test_one_worker_process_gives_tensors_it_shares(clips):
     assert batch.heard_BS.data_ptr() == batch.clean_BS.data_ptr()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "alarm"), reason="POSIX signals")
 def test_workers_outlive_a_signal_to_the_group_but_not_their_parent(corpus):
     """A loader that still lives when the interpreter exits must not keep it: the exit sends SIGTERM and waits."""

@@ -160,6 +160,7 @@ def weighted(shards):
     return f"dataset.train_path=[{{path: '{one}', weight: 1}}, {{path: ['{other}'], weight: 2}}]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["weights", "shards"])
 def test_a_run_goes_on_exactly(corpus, shards, tmp_path, kind, capsys):
     options = ["train.epochs=3"]

@@ -117,6 +117,7 @@ def test_rounding_is_to_the_nearest_sample():
     assert np.array_equal(to_waveform(stored), stored / np.float32(32768))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["h5", "folder", "zip", "targz"])
 def test_any_number_of_workers_gives_the_same_bytes(corpus, mixed, stored, tmp_path_factory, kind, method):
@@ -345,6 +346,7 @@ def test_a_clip_that_cannot_be_decoded_is_left_out_and_told(mixed, tmp_path):
     assert again.id_N.tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_threads_read_what_one_reads(stored, corpus, tmp_path):
     """Each has file positions of its own, in HDF5 as in archives."""
     for path in (stored, corpus / "train.zip"):

@@ -131,6 +131,7 @@ def test_nothing_is_written_beside_a_saved_set(places):
     assert sorted((places / "saved").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_training_from_a_data_set(places, corpus, tmp_path):
     address = f"dataset.train_path=hf://{places / 'splits'}"
     assert (

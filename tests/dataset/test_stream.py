@@ -187,6 +187,7 @@ def options(places, *more):
             "dataset.hf.shuffle_buffer=5", "train.epochs=3", *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_from_a_stream_goes_on_exactly(places, corpus, tmp_path, capsys):
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()

@@ -37,6 +37,7 @@ def test_the_times_of_known_phones_are_found():
     assert np.mean(right) > 0.95
 
 
+@pytest.mark.slow
 def test_pauses_between_words_are_found_in_generated_speech():
     """Of all frames 0.88 were right here, pauses and phones; 0.79 when a word had to follow the one before without a pause."""
     spoken = [utterance(speaker(n % 6, 0), generator(0, "alignment", n)) for n in range(60)]

@@ -24,6 +24,7 @@ def test_logistic_regression_reaches_scikit_learns_optimum():
     assert (ours == label[400:]).float().mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["linear", "mlp"])
 def test_learned_weights_find_the_layer_that_knows(probe):
     """Two layers of noise and one of clusters: far better than the noise alone, which is no better than chance (1/4)."""
@@ -53,6 +54,7 @@ def test_a_mix_starts_as_the_mean_of_standardised_layers():
     assert torch.isfinite(LayerMix([constant])(constant)).all()
 
 
+@pytest.mark.slow
 def test_an_mlp_learns_what_a_line_cannot_and_the_same_each_time():
     x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     label = (x[:, 0] * x[:, 1] > 0).long()

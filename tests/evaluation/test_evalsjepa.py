@@ -17,6 +17,8 @@ from sjepa.entrypoints.export import export_encoder
 from sjepa.s_jepa.schema import load_config
 from tests.support.runs import TWO_PHASES, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):

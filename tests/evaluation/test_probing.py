@@ -66,6 +66,7 @@ def test_phones_are_found_in_the_layer_that_shows_them_frame_by_frame_and_as_a_s
     assert scores("phones", clips, [1], steps=150, beam=4)["bilstm CTC"][0][0].values["PER"] < 0.1
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores(clips):
     """Of noise, where every head and every split counts another number of clips right."""
     found = scores("mood", clips, [0], splits=4)
@@ -75,6 +76,7 @@ def test_the_same_seed_gives_the_same_scores(clips):
     assert len(set(accuracies)) > 1
 
 
+@pytest.mark.slow
 def test_clips_that_share_a_label_stay_together(clips):
     """Each of ten speakers has a mark of his own: found in his other clips, unknown when he is held out."""
     labelled, features = clips
@@ -93,6 +95,7 @@ def test_clips_that_share_a_label_stay_together(clips):
         list(run_task("mood", alike, features, [1], settings(apart="who")))
 
 
+@pytest.mark.slow
 def test_a_training_set_keeps_to_itself_whom_the_test_set_has(clips):
     labelled, features = clips
     own = LabelledClips(labelled.labels, np.arange(40) >= 10)  # the third speaker is in both
@@ -123,6 +126,7 @@ def test_what_the_labels_cannot_give_is_known_beforehand(clips):
             check_task(task, LabelledClips(Labels(rows, "here"), labelled.in_train), settings(**options))
 
 
+@pytest.mark.slow
 def test_a_training_set_trains_recognition_and_the_test_set_tests_it(clips):
     labelled, features = clips
     own = LabelledClips(labelled.labels, np.arange(40) >= 10)
@@ -131,6 +135,7 @@ def test_a_training_set_trains_recognition_and_the_test_set_tests_it(clips):
     assert {(score.train, score.test) for score in scores("mood", (own, features), [1])["logistic"][0]} == {(31, 8)}
 
 
+@pytest.mark.slow
 def test_clips_that_could_not_be_read_are_left_out(clips):
     labelled, features = clips
     means = [None, *features.means[1:]]

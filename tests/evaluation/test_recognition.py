@@ -21,6 +21,7 @@ def clip(rng):
     return Transcribed(torch.tensor(noisy).float()[:, None], tuple(symbols.tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "bilstm"])
 def test_a_head_finds_symbols_that_features_show(kind):
     rng = np.random.default_rng(0)

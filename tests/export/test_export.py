@@ -68,6 +68,7 @@ def weights(tmp_path_factory):
     return path, model.encoder
 
 
+@pytest.mark.slow
 def test_all_batches_lengths_and_paddings_agree(exported, encoder):
     """1, 2 and 5 clips of 400 samples to 30 s, padded with noise ten times as loud."""
     difference = compare(encoder, exported[0])
@@ -75,6 +76,7 @@ def test_all_batches_lengths_and_paddings_agree(exported, encoder):
     assert difference.cosine > 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_a_difference(exported, encoder, tmp_path, monkeypatch):
     """In the weights, in the number of frames, and in what was written otherwise for the file."""
     other = copy.deepcopy(encoder)
@@ -89,6 +91,7 @@ def test_the_comparison_sees_a_difference(exported, encoder, tmp_path, monkeypat
     assert compare(encoder, tmp_path / "a.onnx").largest > TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", [0.7, float("nan"), float("inf")])
 def test_padding_and_neighbours_change_nothing(exported, encoder, fill):
     path, _ = exported
@@ -107,6 +110,7 @@ def test_padding_and_neighbours_change_nothing(exported, encoder, fill):
     assert np.abs(alone[2][0, 0] - ours.layers[0][0].detach().numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is(exported):
     proto = onnx.load(exported[0])
     onnx.checker.check_model(proto)
@@ -120,6 +124,7 @@ def test_the_file_says_what_it_is(exported):
     assert not any("original" in tensor.name for tensor in proto.graph.initializer)  # weight norm is folded
 
 
+@pytest.mark.slow
 def test_eight_bits_leave_convolutions_alone(exported, encoder, tmp_path):
     path, _ = exported
     write_int8(path, tmp_path / "a.onnx")
@@ -131,6 +136,7 @@ def test_eight_bits_leave_convolutions_alone(exported, encoder, tmp_path):
     assert "ConvInteger" not in names
 
 
+@pytest.mark.slow
 def test_transformers_loads_the_folder_as_it_is(encoder, tmp_path):
     save_hubert(tmp_path / "hf", encoder)
     model, report = HubertModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
@@ -154,6 +160,7 @@ def test_transformers_loads_the_folder_as_it_is(encoder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_for_recognition_starts_from_the_folder(encoder, tmp_path):
     """The example of the README."""
     save_hubert(tmp_path / "hf", encoder)
@@ -171,6 +178,7 @@ def test_fine_tuning_for_recognition_starts_from_the_folder(encoder, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_command_writes_all_of_it(weights, tmp_path, capsys):
     path, _ = weights
     options = [f"init_weights={path}", f"onnx_path={tmp_path / 'out/encoder.onnx'}", "export.quantize=int8"]
@@ -193,6 +201,7 @@ def test_the_command_writes_all_of_it(weights, tmp_path, capsys):
     assert json.loads((tmp_path / "out/hf/config.json").read_text())["hidden_size"] == 32
 
 
+@pytest.mark.slow
 def test_a_file_that_disagrees_is_removed(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "compare", lambda *_: Difference(0.5, 0.9, "2 × 0.4 s"))
     with pytest.raises(

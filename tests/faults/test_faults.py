@@ -24,6 +24,8 @@ import torch
 from sjepa.core.errors import UserError
 from tests.support.runs import TWO_PHASES, assert_same_run, history, run
 
+pytestmark = pytest.mark.slow
+
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.support.runs", "sjepa.reporting.plots"])
 LONG = [*TWO_PHASES, "train.epochs=10", "train.phase2_start_epoch=4", "train.masked_only_step=20"]

@@ -73,6 +73,7 @@ def fit_a_part(ranks, sample, draws):
     return fit.gmm.state_dict(), fit.log_likelihoods
 
 
+@pytest.mark.slow
 def test_processes_with_a_part_each_fit_what_one_fits_to_all(tmp_path):
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(3000, 5, generator=generator) + 4 * torch.randint(0, 6, (3000, 1), generator=generator)

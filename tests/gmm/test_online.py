@@ -101,6 +101,7 @@ def test_a_step_without_frames_moves_nothing():
     assert torch.allclose(gmm.weights, before[2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_few_frames_per_component_do_not_degenerate_the_mixture():
     """Steps of 40 frames for 20 components: 2 frames each, whose own variance is half of the true one or less. Blending
     that in as it stands loses half of the variance; weighing by mass keeps it. Tolerance: the variance of a component is
@@ -117,6 +118,7 @@ def test_few_frames_per_component_do_not_degenerate_the_mixture():
     assert gmm.weights.min() > 0.02
 
 
+@pytest.mark.slow
 def test_clusters_that_drift_are_followed_and_a_frozen_mixture_loses_them():
     torch.manual_seed(0)
     centres = 4 * torch.randn(8, 6)

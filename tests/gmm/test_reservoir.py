@@ -14,6 +14,7 @@ def test_every_frame_of_a_small_corpus_is_taken():
     assert all(np.array_equal(frames, np.arange(n)) for frames, n in zip(sample.frames_M, lengths, strict=True))
 
 
+@pytest.mark.slow
 def test_every_frame_is_as_likely_as_any_other():
     """200 clips of 5 to 400 frames, a tenth of all frames drawn 400 times: first and last clip, short and long ones,
     and first and last frames come up equally often."""
@@ -38,6 +39,7 @@ def test_every_frame_is_as_likely_as_any_other():
     assert abs(counts[short].mean() - expected) < 5 * deviation / np.sqrt(len(short))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_hashed", [10**9, 0])
 def test_groups_keep_the_sample_uniform_on_a_large_corpus(monkeypatch, most_hashed):
     """With groups of 50 frames, as for corpora of thousands of hours: means over clips of every length agree."""
@@ -57,6 +59,7 @@ def test_groups_keep_the_sample_uniform_on_a_large_corpus(monkeypatch, most_hash
     assert abs(rate_short / rate_long - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_cost_does_not_grow_with_the_corpus():
     wanted = 200_000
     decoded = []

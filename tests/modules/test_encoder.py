@@ -36,6 +36,7 @@ def tiny():
     return Encoder(TINY).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [TINY, EncoderShape()], ids=["tiny", "base"])
 def test_encoder_equals_hubert(shape):
     reference = hubert(shape)
@@ -140,6 +141,7 @@ def test_recomputed_activations_give_the_same_gradients():
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_are_not_kept():
     """Of twelve base layers on 8 × 15 s, far less than half of what is kept otherwise."""
     shape = ModelShape(EncoderShape(num_layers=12), TransformerShape(768, 8, 1536), 500, 800)

@@ -74,6 +74,7 @@ def test_history_survives_a_resume(tmp_path):
     assert (tmp_path / "history.csv").read_text() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_curve_is_drawn(tmp_path, epochs):
     history = History(tmp_path / "history.csv", FIGURES)

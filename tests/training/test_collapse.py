@@ -72,11 +72,13 @@ def silence(tmp_path_factory):
     return [f"dataset.train_path={folder / 'train'}", f"dataset.test_path={folder / 'test'}"]
 
 
+@pytest.mark.slow
 def test_constant_input_raises_the_alarm_within_one_epoch(corpus, silence, tmp_path, capsys):
     assert run(corpus, tmp_path, *silence, "train.epochs=1") == 0
     assert "collapse: the targets tell frames apart by 0.00 bits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phases", [[], TWO_PHASES])
 def test_one_live_component_stops_the_run_within_one_epoch_if_asked(corpus, tmp_path, phases):
     gmm = DiagonalGMM(8, 39, features="mfcc39")
@@ -97,6 +99,7 @@ def test_one_live_component_stops_the_run_within_one_epoch_if_asked(corpus, tmp_
     assert list((tmp_path / "r/train/checkpoints").glob("*.pth"))
 
 
+@pytest.mark.slow
 def test_a_healthy_run_of_both_phases_stays_silent(corpus, tmp_path, capsys):
     assert run(corpus, tmp_path, *TWO_PHASES, "health.on_collapse=stop") == 0
     assert "collapse" not in capsys.readouterr().out

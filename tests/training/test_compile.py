@@ -11,10 +11,11 @@ from sjepa.modules.transformer import TransformerLayer, TransformerShape
 from sjepa.training.compilation import compile_layers
 from tests.support.runs import TWO_PHASES, history, run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["model.overrides.num_layers=1", "gmm.ema_layer=0"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
 def test_a_compiled_run_has_the_same_losses(corpus, tmp_path):
     """In both phases and with dropout, whose draws are the same; sums are made in another order."""

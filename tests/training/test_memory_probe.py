@@ -17,6 +17,7 @@ from sjepa.s_jepa.model import SJEPA
 from tests.support.runs import TWO_PHASES, assert_same_run, run
 
 
+@pytest.mark.slow
 def test_the_probe_runs_the_largest_batches_and_leaves_no_trace(corpus, tmp_path, monkeypatch, capsys):
     options = [*TWO_PHASES, "train.epochs=2", "train.masked_only_step=null", "train.max_batch_seconds=5"]
     assert run(corpus, tmp_path / "without", *options) == 0
@@ -54,6 +55,7 @@ def test_the_largest_batch_of_a_mixture_is_one_of_any_epoch(corpus):
     assert (1, 48000) in loader.largest_batches()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
@@ -67,6 +69,7 @@ def test_what_does_not_fit_is_told_before_the_first_update(corpus, tmp_path, mon
     assert not list((tmp_path / "r/train/checkpoints").glob("*"))
 
 
+@pytest.mark.slow
 def test_other_errors_are_not_taken_for_it(corpus, tmp_path, monkeypatch):
     def fails(self, model, loss):
         raise RuntimeError("shape mismatch")

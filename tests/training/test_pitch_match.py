@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from sjepa.core.frames import SPEECH
@@ -37,6 +38,7 @@ def test_features_that_pitch_does_not_move_match_and_noise_does_not():
     assert judged(PitchMatch(20, SPEECH), 20, lambda waveform: torch.randn(49, 16))[NAME] < 0.1
 
 
+@pytest.mark.slow
 def test_some_of_many_clips_are_judged_and_the_same_ones_each_time():
     """A tenth of 100 clips, deviation 3."""
     judge = PitchMatch(640, SPEECH)

@@ -20,6 +20,8 @@ from sjepa.training.trainer import Trainer
 from tests.support.audio import tone
 from tests.support.runs import assert_same_run, history, run, stopping_after
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_file_of_the_run_folder_is_there_and_right(finished):
     expected = {"config_used.yaml", "history.csv", "gmm.pt", "results.csv", "weights/best.pt", "weights/last.pt",

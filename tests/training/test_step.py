@@ -18,6 +18,7 @@ from sjepa.s_jepa.targets.frozen import MFCCTargets
 from tests.support.steps import CLIPS, Setup, batch, sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visible", [True, False])
 def test_accumulation_does_not_change_the_gradient(visible):
     """The loss is one mean over all frames of the update, however they are cut into micro-batches."""
@@ -31,6 +32,7 @@ def test_accumulation_does_not_change_the_gradient(visible):
         assert (other.gradient() - reference).norm() < 1e-5 * reference.norm()
 
 
+@pytest.mark.slow
 def test_metrics_are_sums_over_frames_and_loss_covers_what_the_stage_says():
     both, masked = Setup(), Setup("train.use_visible_loss=false")
     both.update([batch(*CLIPS[:2]), batch(*CLIPS[2:])])
@@ -45,6 +47,7 @@ def test_metrics_are_sums_over_frames_and_loss_covers_what_the_stage_says():
     assert 1 <= a.clusters_used <= 8 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_visible_frame_counts_as_much_as_its_weight_says():
     """Between the loss over masked frames alone and that over all; accumulation still changes nothing."""
     light, parts = Setup("train.visible_weight=0.25"), Setup("train.visible_weight=0.25")
@@ -66,6 +69,7 @@ def test_a_visible_frame_counts_as_much_as_its_weight_says():
     assert torch.nn.functional.cosine_similarity(light.gradient(), expected, dim=0) > 0.9999
 
 
+@pytest.mark.slow
 def test_an_update_depends_on_its_step_and_nothing_before_it():
     first, second = Setup(dropout=True), Setup(dropout=True)
     torch.rand(1000)
@@ -75,6 +79,7 @@ def test_an_update_depends_on_its_step_and_nothing_before_it():
     assert torch.equal(first.weights(), second.weights())
 
 
+@pytest.mark.slow
 def test_masks_change_with_the_step():
     first, second = Setup(), Setup()
     first.update([batch(*CLIPS)], step=5)
@@ -82,6 +87,7 @@ def test_masks_change_with_the_step():
     assert not torch.equal(first.gradient(), second.gradient())
 
 
+@pytest.mark.slow
 def test_targets_come_from_the_clean_waveform_and_predictions_from_the_heard_one():
     noise = [0.05 * torch.randn(len(clip.clean)).numpy() for clip in CLIPS]
     noisy = [clip._replace(heard=clip.clean + added) for clip, added in zip(CLIPS, noise, strict=True)]
@@ -94,6 +100,7 @@ def test_targets_come_from_the_clean_waveform_and_predictions_from_the_heard_one
     assert both.sums.read().clusters_used != clean.sums.read().clusters_used
 
 
+@pytest.mark.slow
 def test_layer_drop_comes_at_its_rate_and_for_all_micro_batches_alike():
     setup = Setup()
     setup.settings = replace(setup.settings, layer_drop=0.3)
@@ -130,6 +137,7 @@ def test_gradients_are_clipped_to_the_norm():
     assert clipped.gradient().norm().item() == pytest.approx(0.001, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_window_without_a_readable_clip_changes_nothing():
     setup = Setup()
     before = setup.weights()
@@ -147,6 +155,7 @@ def test_a_window_without_a_readable_clip_changes_nothing():
     assert not torch.equal(both.weights(), before)
 
 
+@pytest.mark.slow
 def test_training_on_a_few_clips_learns_them():
     setup = Setup()
     losses = []
@@ -174,6 +183,7 @@ def test_weight_decay_acts_on_matrices_only():
     assert len(in_decay) + len(free["params"]) == len(names)
 
 
+@pytest.mark.slow
 def test_lower_layers_train_at_lower_rates():
     """Two layers at a decay of a half: predictor, head and the top layer at the whole rate, the layer below at a half, what
     lies below that at a quarter; AdamW's first step moves every weight by its rate."""
@@ -210,6 +220,7 @@ def test_targets_of_an_update_know_who_speaks():
     assert torch.allclose(observed(targets, batch, frames, 0)(asked), posteriors[asked], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_layers_keep_their_weights_and_the_others_move():
     setup = Setup()
     setup.network.encoder.freeze(1)
@@ -221,6 +232,7 @@ def test_frozen_layers_keep_their_weights_and_the_others_move():
     assert still == {name for name in before if name.startswith(below)}
 
 
+@pytest.mark.slow
 def test_a_waveform_frontend_learns_the_spectrum_of_its_frames():
     """Whatever level a clip has, guessing its mean leaves an error of 1 for each frame; 60 updates on one clip leave less
     than half. Afterwards the same model trains without it."""

@@ -19,6 +19,8 @@ from sjepa.s_jepa.weights import load_weights
 from sjepa.training.trainer import Trainer
 from tests.support.runs import LOG_MEL, TWO_PHASES, assert_same_run, history, run, stopping_after
 
+pytestmark = pytest.mark.slow
+
 
 def parameters(part):
     return {name: value for name, value in part.items() if isinstance(value, torch.Tensor)}
@@ -31,7 +33,9 @@ def test_one_run_goes_through_both_phases(two_phases):
     assert rows[1]["active_layer"] in ("0", "1")
     assert rows[0]["layer_score_0"] == ""
     assert float(rows[3]["layer_score_1"]) > 1
-    assert float(rows[1]["lr"]) < float(rows[0]["lr"]) * 3
+    rates = [float(row["lr"]) for row in rows]  # at the end of each epoch
+    assert rates[1] > 5 * rates[0]  # warmed up again
+    assert rates[3] == pytest.approx(rates[0], rel=0.01)  # both phases end at min_ratio
     for name in ("weights/best.pt", "weights/best_phase1.pt", "gmm.pt", "gmm_phase2.pt", "plotes/history_erank.jpg"):
         assert (two_phases / name).exists(), name
 

@@ -36,6 +36,7 @@ def weights():
     return Weights(setup.network, setup.targets.gmm, config, {"phase": 1, "visible_loss": True}, {"epoch": 3})
 
 
+@pytest.mark.slow
 def test_weights_are_self_contained(tmp_path, weights):
     save_weights(tmp_path / "best.pt", weights)
     back = load_weights(tmp_path / "best.pt")
@@ -47,6 +48,7 @@ def test_weights_are_self_contained(tmp_path, weights):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_encoder_can_be_used_alone(tmp_path, weights):
     save_weights(tmp_path / "best.pt", weights)
     encoder = load_encoder(tmp_path / "best.pt")
@@ -66,6 +68,7 @@ def test_the_encoder_can_be_used_alone(tmp_path, weights):
         encoder(waveform, torch.tensor([16000, 399]))
 
 
+@pytest.mark.slow
 def test_using_an_encoder_imports_no_training_code(tmp_path, weights):
     save_weights(tmp_path / "best.pt", weights)
     program = (
@@ -96,6 +99,7 @@ def test_other_torch_files_are_refused(tmp_path, content):
         load_weights(tmp_path / "x.pt")
 
 
+@pytest.mark.slow
 def test_damaged_incomplete_and_newer_files_are_refused(tmp_path, weights):
     path = tmp_path / "best.pt"
     save_weights(path, weights)
@@ -151,6 +155,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["epoch_000.pth"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits on file sizes are POSIX")
 def test_a_full_disk_is_told_and_the_previous_checkpoint_stays(tmp_path):
     """A limit on the size of files stands in for the disk, in a process of its own."""
