@@ -1,11 +1,11 @@
 """Benefit of domain adaptation: continues training an encoder of one corpus on the audio of
 another.
 
-`python -m benchmarks.adaptation --from FOLDER --to FOLDER [--seeds 3] [--epochs 3] [--out FOLDER] [section.key=value …]`
-(folders as for `benchmarks.learning`). For every seed: phase 1 on the first corpus with the recipe
-of `cpu/configs/train_twophase.yaml`, evaluated on the second without adaptation; the same adapted
-with `cpu/configs/adapt.yaml`, without labels; and phase 1 from scratch on the second for the same
-number of epochs. Frame accuracy on the first corpus is reported too.
+`python -m benchmarks.adaptation --from FOLDER --to FOLDER [--seeds 3] [--epochs 3] [--out FOLDER]
+[section.key=value …]` (folders as for `benchmarks.learning`). For every seed: phase 1 on the first
+corpus with the recipe of `cpu/configs/train_twophase.yaml`, evaluated on the second without
+adaptation; the same adapted with `cpu/configs/adapt.yaml`, without labels; and phase 1 from scratch
+on the second for the same number of epochs. Frame accuracy on the first corpus is reported too.
 """
 
 from __future__ import annotations

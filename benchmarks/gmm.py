@@ -19,7 +19,7 @@ from sjepa.core.frames import SPEECH
 from sjepa.dataset.demo import write_corpus
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.gmm.fit import Fit, fit_gmm
+from sjepa.gmm.fit import Fit, FitSettings, fit_gmm
 
 FRAMES = 50_000
 
@@ -44,8 +44,8 @@ def fitting() -> Row:
         mixture = GaussianMixture(100, covariance_type="diag", max_iter=20, tol=0.0, random_state=len(references))
         references.append(mixture.fit(frames.numpy()))
 
-    fit_gmm(frames, 100, seed=0)
-    ours = median_seconds(lambda: fits.append(fit_gmm(frames, 100, seed=len(fits))))
+    fit_gmm(frames, FitSettings(100, 0))
+    ours = median_seconds(lambda: fits.append(fit_gmm(frames, FitSettings(100, len(fits)))))
     baseline = median_seconds(reference)
     reached = [fit.log_likelihoods[-1] for fit in fits]
     expected = [float(mixture.score(frames.numpy())) for mixture in references]

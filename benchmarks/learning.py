@@ -1,11 +1,12 @@
 """Quality of learned features: trains without labels on a labelled corpus, then probes the encoder.
 
-`python -m benchmarks.learning --data FOLDER [--quick] [--seeds 3] [--out FOLDER] [section.key=value …]`: --data has
-train.zip, test.zip and labels.tsv (the generated corpus, or any with the columns split, path,
-seconds, speaker, phones and optionally times, else computed by forced alignment). For every seed,
-at equal hours of audio: the recipe of `cpu/configs/train_twophase.yaml`, its phase 1 only, and
-variants with --hard and --ablate. Baselines: acoustic features, the untrained encoder, and the same
-network trained with phone labels. --quick: one seed, two epochs, no supervised network.
+`python -m benchmarks.learning --data FOLDER [--quick] [--seeds 3] [--out FOLDER] [section.key=value
+…]`: --data has train.zip, test.zip and labels.tsv (the generated corpus, or any with the columns
+split, path, seconds, speaker, phones and optionally times, else computed by forced alignment). For
+every seed, at equal hours of audio: the recipe of `cpu/configs/train_twophase.yaml`, its phase 1
+only, and variants with --hard and --ablate. Baselines: acoustic features, the untrained encoder,
+and the same network trained with phone labels. --quick: one seed, two epochs, no supervised
+network.
 
 Metrics: frame phone accuracy (linear probe, without silence), speaker accuracy (time-averaged
 features, 80/20 split of the training clips), and triphone ABX error within and across speakers. All

@@ -22,7 +22,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def speech() -> Path:
-    """The folder of real speech that SJEPA_SPEECH names; without it the test says that it was skipped."""
+    """The folder of real speech that SJEPA_SPEECH names; without it the test says that it was
+    skipped."""
     folder = os.environ.get("SJEPA_SPEECH")
     if not folder or not (Path(folder) / "train.zip").exists():
         pytest.skip("no real speech: set SJEPA_SPEECH to a folder with train.zip and test.zip")

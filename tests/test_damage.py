@@ -1,7 +1,7 @@
 """Files damaged at random: read or refused, by both readers alike, in bounded time and memory.
 
-In a process of its own, so that a decoder that crashes or takes memory is found. SJEPA_DAMAGED sets how many files per format:
-a thousand take about ten seconds each.
+In a process of its own, so that a decoder that crashes or takes memory is found. SJEPA_DAMAGED sets
+how many files per format: a thousand take about ten seconds each.
 """
 
 import itertools
@@ -49,7 +49,8 @@ FORMATS = {
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Cut, with bits turned, blocks swapped, overwritten or repeated; half of it near the beginning, where headers are."""
+    """Cut, with bits turned, blocks swapped, overwritten or repeated; half of it near the
+    beginning, where headers are."""
     broken = bytearray(data)
     size = min(len(data), 200) if rng.random() < 0.5 else len(data)
     for _ in range(rng.integers(1, 4)):

@@ -93,7 +93,8 @@ def test_what_cannot_be_used_is_said_and_nothing_is_changed(tmp_path):
 
 @pytest.mark.parametrize("normalises", [True, False])
 def test_a_folder_of_any_size_is_an_encoder_to_use(tmp_path, normalises):
-    """Its features are what transformers computes from recordings that its own feature extractor prepared."""
+    """Its features are what transformers computes from recordings that its own feature extractor
+    prepared."""
     torch.manual_seed(0)
     model = HubertModel(HubertConfig(**CONFIG)).eval()
     model.save_pretrained(tmp_path)
@@ -113,7 +114,8 @@ def test_a_folder_of_any_size_is_an_encoder_to_use(tmp_path, normalises):
 
 @pytest.mark.parametrize("statistics", ["corpus", "clip", "both"])
 def test_a_log_mel_encoder_goes_to_transformers_with_its_own_code(tmp_path, statistics):
-    """`AutoModel` and the pipeline load the folder; padded clips have the features that they have with us."""
+    """`AutoModel` and the pipeline load the folder; padded clips have the features that they have
+    with us."""
     torch.manual_seed(0)
     ours = encoder(frontend="logmel", mel_statistics=statistics)
     ours.feature_extractor.measure(torch.randn(300, 80) * 2 - 4)

@@ -262,7 +262,8 @@ def test_no_two_recordings_share_a_file(path, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_resource_fork_of_a_mac_beside_a_recording_does_no_harm(path, tmp_path):
-    """AppleDouble, as a stick has them: libsndfile takes such a neighbour for the fork of a Sound Designer II file."""
+    """AppleDouble, as a stick has them: libsndfile takes such a neighbour for the fork of a Sound
+    Designer II file."""
     (tmp_path / "a.mp3").write_bytes(encode(tone(1.0), 16000, "mp3"))
     (tmp_path / "._a.mp3").write_bytes(bytes.fromhex("00051607000200004d6163204f5320582020202020202020") + bytes(4072))
     assert main(["--model", str(path), "--audio", str(tmp_path)]) == 0

@@ -1,4 +1,5 @@
-"""What the Makefile installs, seen by stand-ins for Python, pip and uv that write down how they were called."""
+"""What the Makefile installs, seen by stand-ins for Python, pip and uv that write down how they
+were called."""
 
 import os
 import subprocess
@@ -8,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# `python -c …` tells of the PyTorch that is there; an installation of torch leaves the build that GIVEN names
+# `python -c …` tells of the PyTorch that is there; an installation of torch leaves the build that
+# GIVEN names
 PYTHON = """#!/bin/sh
 case "$1 $2" in
 "-c "*) case "$2" in *import\\ torch*version*|*'try:'*) cat "$STATE";; *) grep -q -v none "$STATE";; esac;;

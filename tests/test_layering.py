@@ -1,4 +1,5 @@
-"""Imports flow one way: from folders above, or from earlier files of one's own folder. docs/architecture.md says why."""
+"""Imports flow one way: from folders above, or from earlier files of one's own folder.
+docs/architecture.md says why."""
 
 import ast
 from pathlib import Path
@@ -129,7 +130,8 @@ def test_torch_files_are_read_and_written_in_two_places():
 
 
 def test_the_geometry_has_one_home():
-    """16 kHz, 400 and 320 samples; the geometry itself is an argument but where S-JEPA says which one is its own."""
+    """16 kHz, 400 and 320 samples; the geometry itself is an argument but where S-JEPA says which
+    one is its own."""
     readers = {
         "core/frames.py",
         "s_jepa/settings.py",

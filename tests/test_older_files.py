@@ -1,7 +1,8 @@
 """Files that version 0.1.0 wrote: weights, a checkpoint, a mixture and the cache of a scan.
 
-`tests/older/version_0_1_0.zip` holds a run of a very small model over five generated clips, stopped in phase 2, inside an
-epoch; `expected.json` in it is what that version computed from it afterwards (CPU, fp32, one thread).
+`tests/older/version_0_1_0.zip` holds a run of a very small model over five generated clips, stopped
+in phase 2, inside an epoch; `expected.json` in it is what that version computed from it afterwards
+(CPU, fp32, one thread).
 """
 
 import csv

@@ -1,4 +1,5 @@
-"""Odd files, read for training and by the file that stands alone: both take the same ones, and refuse the same ones."""
+"""Odd files, read for training and by the file that stands alone: both take the same ones, and
+refuse the same ones."""
 
 import io
 import itertools
@@ -25,7 +26,8 @@ from tests.support.odd_files import (
 SECOND, LONG = tone(1.0), tone(20.0)
 VORBIS, FLAC, MP3 = written(LONG, "OGG", "VORBIS"), written(LONG, "FLAC", "PCM_16"), encode(LONG, 16000, "mp3")
 GSM = written(LONG[:, 0], "WAV", "GSM610")
-# an MPEG frame has 576 samples at this rate; a joined MP3 keeps what encoders add before and after the first part
+# an MPEG frame has 576 samples at this rate; a joined MP3 keeps what encoders add before and after
+# the first part
 TAKEN = {  # file, its length in samples, and by how many it may be off
     "a plain one.wav": (encode(SECOND, 16000, "wav"), 16000, 0),
     "floats at the scale of int16.wav": (floats(32767 * SECOND[:, 0]), 16000, 0),

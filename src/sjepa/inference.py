@@ -180,7 +180,8 @@ class Sound:
             self._file.close()
 
     def read(self, start: int, stop: int) -> Array:
-        """Samples start … stop−1; fewer where the file ends. Raises SoundError if it is damaged there."""
+        """Samples start … stop−1; fewer where the file ends. Raises SoundError if it is damaged
+        there."""
         try:
             return self._read_there(start, stop) if self.exact else self._read_on(start, stop)
         except soundfile.LibsndfileError as error:
@@ -708,7 +709,8 @@ class Model:
         return max(0, (samples - self.receptive_field) // self.hop + 1)
 
     def __call__(self, waveform: Array, *, layer: int | None = None) -> Array:
-        """[S] float32 in −1…1 at `sample_rate` to [T, D]; of layer `layer` (from 0, negative from the top) or the last."""
+        """[S] float32 in −1…1 at `sample_rate` to [T, D]; of layer `layer` (from 0, negative from
+        the top) or the last."""
         name = "features" if layer is None else "layers"
         (output,) = self._session.run(
             [name], {"waveform": waveform[None].astype(np.float32), "lengths": np.array([len(waveform)], np.int64)}
@@ -915,7 +917,8 @@ class _Output:
 
 
 def _recordings(place: Path, passed: Counter[str]) -> list[Path]:
-    """The recordings of a folder, or the file itself; `passed` counts the endings of a folder's other files."""
+    """The recordings of a folder, or the file itself; `passed` counts the endings of a folder's
+    other files."""
     if not place.is_dir():
         return [place]
     files = sorted(path for path in place.rglob("*") if not path.name.startswith(".") and path.is_file())

@@ -36,7 +36,8 @@ def build(corpus, root, *overrides):
 
 @pytest.mark.slow
 def test_a_run_from_the_files_is_the_run_from_the_archives(corpus, tmp_path, capsys):
-    """The recordings have 16 bits, so nothing is rounded: augmentation, crops, mixture and weights are the same bits."""
+    """The recordings have 16 bits, so nothing is rounded: augmentation, crops, mixture and weights
+    are the same bits."""
     assert build(corpus, tmp_path) == 0
     told = capsys.readouterr().out
     assert f"{tmp_path / 'h5/train.h5'}  18 clips, 0.01 h:" in told

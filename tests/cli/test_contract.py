@@ -97,7 +97,8 @@ def test_phase_2_warms_up_to_the_peak_again(written):
 
 @pytest.mark.slow
 def test_both_runs_train(written, corpus, tmp_path, monkeypatch):
-    """On the generated corpus, a small model, fewer components and epochs; the second starts from the first one's weights."""
+    """On the generated corpus, a small model, fewer components and epochs; the second starts from
+    the first one's weights."""
     monkeypatch.chdir(tmp_path)
     shorter = [
         *SMALL[2:], "model.size=tiny", f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}",

@@ -20,7 +20,8 @@ from tests.support.commands import BIN
 from tests.support.processes import free_port, torchrun_variables
 from tests.support.runs import LOG_MEL, RUN, TWO_PHASES
 
-# 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for one process alone
+# 18 clips make 9 micro-batches, 5 updates an epoch; the last update of each has a micro-batch for
+# one process alone
 SHARED = ["train.batch_size=2", "train.epochs=8", "train.phase2_start_epoch=4", "train.masked_only_step=32", "model.overrides.layer_drop=0.2"]  # fmt: skip
 
 
@@ -96,7 +97,8 @@ def assert_same_training(a, b, tolerance=1e-5):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(alone, together):
-    """20 updates in each phase and across both switches, with layer drop, dropout, crops and augmentation."""
+    """20 updates in each phase and across both switches, with layer drop, dropout, crops and
+    augmentation."""
     assert_same_training(together[0], alone)
 
 
@@ -109,8 +111,9 @@ SMALL_DATA = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL_DATA)
 def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kind):
-    """Statistics of the corpus, projections, a temperature, targets in rounds, a head that is used for a while alone: what
-    each process measures of its share is put together. Sums in another order turn a projection by some 1e-5."""
+    """Statistics of the corpus, projections, a temperature, targets in rounds, a head that is used
+    for a while alone: what each process measures of its share is put together. Sums in another
+    order turn a projection by some 1e-5."""
     finished(start(arguments(corpus, *SMALL_DATA[kind], "train.grad_accum=2", "runs_root=runs1"), tmp_path))
     both = start_both(arguments(corpus, *SMALL_DATA[kind], "train.grad_accum=1", "runs_root=runs2"), tmp_path)
     assert [bool(finished(process)) for process in both] == [True, False]
@@ -120,7 +123,8 @@ def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kin
 @pytest.mark.slow
 @pytest.mark.parametrize("strategies", [("fsdp", "deepspeed"), ("deepspeed", "fsdp")])
 def test_state_in_pieces_trains_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path, strategies):
-    """Stopped in the first phase, on in other pieces to the second, and on to the end in one process."""
+    """Stopped in the first phase, on in other pieces to the second, and on to the end in one
+    process."""
     for strategy, until in zip((*strategies, "auto"), ("epoch 1 step", "epoch 5 step", None), strict=True):
         options = ["train.grad_accum=1", "train.log_every=1", f"train.strategy={strategy}", "checkpoint.resume=true"]
         given = arguments(corpus, *options)

@@ -26,8 +26,8 @@ def trained(config, run_name, root, *overrides):
 
 
 def assert_healthy_in_both_phases(rows):
-    """The README's table: KL falls within each phase; the switch starts from an undecided predictor; entropy then falls, and
-    stays well above 0; the components stay in use."""
+    """The README's table: KL falls within each phase; the switch starts from an undecided
+    predictor; entropy then falls, and stays well above 0; the components stay in use."""
     first = [row for row in rows if row["phase"] == 1]
     second = [row for row in rows if row["phase"] == 2]
     for phase in (first, second):
@@ -51,9 +51,10 @@ def test_real_speech_goes_through_both_phases(speech, tmp_path):
 
 
 def test_the_demo_learns_phones_in_both_phases(tmp_path):
-    """A third of the demo: phones of single frames by a linear probe, against the same probe on MFCC and on the untrained
-    encoder. Seen after three epochs of phase 1 and three of phase 2, once: 83 and 83 %, MFCC 73 %, untrained 77 %; half of the
-    distance to the better of these is asked for.
+    """A third of the demo: phones of single frames by a linear probe, against the same probe on
+    MFCC and on the untrained encoder. Seen after three epochs of phase 1 and three of phase 2,
+    once: 83 and 83 %, MFCC 73 %, untrained 77 %; half of the distance to the better of these is
+    asked for.
     """
     write_corpus(tmp_path / "data/demo", speakers=32, clips=16)
     rows, folder = trained(

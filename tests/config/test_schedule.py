@@ -188,7 +188,8 @@ def test_stages_that_were_entered_stay_where_they_were_when_the_run_grows():
 
 
 def test_a_longer_run_has_a_longer_warm_up_that_ends_before_phase_2():
-    """Stopped at step 20 of 100 with a warm-up of 30; 300 steps would have one of 90, but phase 2 comes at 50."""
+    """Stopped at step 20 of 100 with a warm-up of 30; 300 steps would have one of 90, but phase 2
+    comes at 50."""
     settings = ["train.spectral_warmup=0.3", "train.phase2_start_step=50"]
     config = load_config(None, ["train.epochs=30", *settings])
     stages = plan(config, 10, progress=RunProgress(20, {"phase 1 with spectrum": 0})).stages

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fo
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Threads with the clock ticks they have had and the core they were last on; what was asked of the system."""
+    """Threads with the clock ticks they have had and the core they were last on; what was asked of
+    the system."""
     threads, asked = {}, []
     monkeypatch.setattr(apart, "_threads", lambda: list(threads))
     monkeypatch.setattr(apart, "_ticks_and_core", lambda thread: threads[thread])

@@ -35,8 +35,8 @@ class Net(nn.Module):
 
 
 def trained(strategy, processes):
-    """The weights of two networks after a few updates in turn, the second at another rate; the second one's head is renewed
-    on the way."""
+    """The weights of two networks after a few updates in turn, the second at another rate; the
+    second one's head is renewed on the way."""
     engine = Engine(device="cpu", precision="fp32", strategy=strategy, processes=Processes(processes))
     learners = [Learner(engine, Net(seed), lambda net: torch.optim.AdamW(net.parameters(), lr=0.0)) for seed in (1, 2)]
     generator = torch.Generator().manual_seed(0)

@@ -23,7 +23,8 @@ def test_tensor_hash_is_the_array_hash():
 
 
 def test_hashes_are_uniform_and_uncorrelated():
-    # 10⁵ draws: the mean of U(0, 1) has deviation 0.0009, a correlation 0.003; five deviations allowed
+    # 10⁵ draws: the mean of U(0, 1) has deviation 0.0009, a correlation 0.003; five deviations
+    # allowed
     draws = uniform_tensor(key(3), torch.arange(100_001), torch.tensor(5)).double().numpy()
     assert abs(draws.mean() - 0.5) < 0.005
     assert abs(draws.var() - 1 / 12) < 0.002

@@ -44,7 +44,8 @@ def test_three_processes_share_what_they_have(tmp_path):
         "sums": [[3.0, 3.0], [3.0, 3.0]], "counts": [3, 3], "rows": [[10.0], [20.0], [21.0]], "most": [[10.0], [20.0]], "none": (0, 1),
         "stack": [[0.0, infinity], [1.0, infinity], [2.0, infinity]], "each": ["r0", "r1", "r2"], "main": "r0", "any": True, "nobody": False,
     }  # fmt: skip
-    # the others never begin what failed in the main process, and what went well there they do themselves
+    # the others never begin what failed in the main process, and what went well there they do
+    # themselves
     assert told == [[0, "UserError", 0], ["ToldByMain", 1], ["ToldByMain", 2]]
 
 

@@ -14,7 +14,8 @@ def recordings(corpus):
 
 @pytest.fixture(scope="session")
 def library_cache(tmp_path_factory):
-    """The library keeps what it converts; not in the user's folder while tests run, and without the network."""
+    """The library keeps what it converts; not in the user's folder while tests run, and without the
+    network."""
     datasets = pytest.importorskip("datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("hf")))
@@ -24,8 +25,8 @@ def library_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def places(recordings, tmp_path_factory, library_cache):
-    """A saved folder, a folder of splits, a Parquet file, a folder of these, and one with everything nested, in the Hugging
-    Face library's forms."""
+    """A saved folder, a folder of splits, a Parquet file, a folder of these, and one with
+    everything nested, in the Hugging Face library's forms."""
     datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("sets")
     rows = {"audio": [{"bytes": content, "path": name} for name, content in recordings],

@@ -60,7 +60,8 @@ def test_a_mixed_slice_is_at_most_half_and_has_its_ratio(clips):
 
 
 def test_another_pitch_moves_the_spectrum_and_keeps_time():
-    """A tone of 400 Hz that is heard from 0.5 to 1 s alone: 4 semitones above it is at 504 Hz, at the same moments."""
+    """A tone of 400 Hz that is heard from 0.5 to 1 s alone: 4 semitones above it is at 504 Hz, at
+    the same moments."""
     clean = np.zeros(24000, np.float32)
     clean[8000:16000] = 0.3 * np.sin(2 * np.pi * 400 / 16000 * np.arange(8000))
     heard = at_pitch(clean, 4.0, 16000)
@@ -74,7 +75,8 @@ def test_another_pitch_moves_the_spectrum_and_keeps_time():
 
 
 def test_echoes_fall_as_asked_and_the_loudness_stays():
-    """Of a click the power falls by 60 dB in the time asked for; a slope through 30 windows of noise is good to a tenth."""
+    """Of a click the power falls by 60 dB in the time asked for; a slope through 30 windows of
+    noise is good to a tenth."""
     click = np.zeros(16000, np.float32)
     click[0] = 1.0
     heard = in_room(click, 8000, 0.0, np.random.default_rng(0))
@@ -89,7 +91,8 @@ def test_echoes_fall_as_asked_and_the_loudness_stays():
 
 @pytest.mark.slow
 def test_pitch_and_room_are_drawn_apart_from_noise(clips):
-    """Probability 1 − 0.5·0.8·0.75 = 0.7: 140 of 200 draws on average, deviation 6.5; five deviations allowed."""
+    """Probability 1 − 0.5·0.8·0.75 = 0.7: 140 of 200 draws on average, deviation 6.5; five
+    deviations allowed."""
     settings = {"p_noise": 0.25, "p_mix": 0.25, "p_pitch": 0.2, "p_reverb": 0.25}
     assert abs(sum(heard is not clean for clean, heard in augmented(clips, 200, **settings)) - 140) < 33
     assert all(heard is not clean for clean, heard in augmented(clips, 20, never_clean=True, p_mix=0.0, p_pitch=0.05))
@@ -234,7 +237,8 @@ def test_one_worker_process_gives_tensors_it_shares(clips):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "alarm"), reason="POSIX signals")
 def test_workers_outlive_a_signal_to_the_group_but_not_their_parent(corpus):
-    """A loader that still lives when the interpreter exits must not keep it: the exit sends SIGTERM and waits."""
+    """A loader that still lives when the interpreter exits must not keep it: the exit sends SIGTERM
+    and waits."""
     code = f"""
 import os, signal
 from sjepa.dataset import loader as module

@@ -75,7 +75,8 @@ def batches(clips, *, epoch=0, augmentation=None, seconds=0.7, **options):
 
 
 def test_batches_are_those_of_the_archive_to_a_rounding(mixed, stored):
-    """Crops of resampled clips too, and with another voice mixed in: it comes from the file as well."""
+    """Crops of resampled clips too, and with another voice mixed in: it comes from the file as
+    well."""
     augmentation = Augmentation(16000, 720, 0.3, 0.3, (-5.0, 20.0), (-5.0, 5.0))
     for made in (None, augmentation):
         for epoch in (0, 1):

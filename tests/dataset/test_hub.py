@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face library, made on the spot: saved folders and Parquet, audio in plain and nested fields."""
+"""Data sets of the Hugging Face library, made on the spot: saved folders and Parquet, audio in
+plain and nested fields."""
 
 import numpy as np
 import pytest

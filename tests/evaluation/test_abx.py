@@ -44,7 +44,8 @@ def test_triphones_leave_out_silence_gaps_and_what_is_too_long():
 
 
 def corpus(seed=0, noise=0.3, spread=1.0):
-    """Three speakers who say b-a-t and b-o-t, several times each, frames around a place of each phone, moved by speaker."""
+    """Three speakers who say b-a-t and b-o-t, several times each, frames around a place of each
+    phone, moved by speaker."""
     rng = np.random.default_rng(seed)
     place = {phone: rng.normal(size=8) for phone in "baot"}
     tokens, frames, seconds = [], {}, []

@@ -14,7 +14,8 @@ from sjepa.gmm.space import MixtureSpace, SpaceSettings
 
 
 def test_the_times_of_known_phones_are_found():
-    """Clips of three phones whose frames lie around a place of each: nearly every frame gets its own."""
+    """Clips of three phones whose frames lie around a place of each: nearly every frame gets its
+    own."""
     rng = np.random.default_rng(0)
     place = {name: 2 * rng.normal(size=6) for name in (SILENCE, "A", "B", "C")}
     features, words, truth = [], [], []
@@ -39,7 +40,8 @@ def test_the_times_of_known_phones_are_found():
 
 @pytest.mark.slow
 def test_pauses_between_words_are_found_in_generated_speech():
-    """Of all frames 0.88 were right here, pauses and phones; 0.79 when a word had to follow the one before without a pause."""
+    """Of all frames 0.88 were right here, pauses and phones; 0.79 when a word had to follow the one
+    before without a pause."""
     spoken = [utterance(speaker(n % 6, 0), generator(0, "alignment", n)) for n in range(60)]
     mfcc = [MFCC(SPEECH)(torch.from_numpy(one.audio)[None], torch.tensor([len(one.audio)]))[0] for one in spoken]
     space = MixtureSpace(SpaceSettings("clip"), mfcc[0].shape[1])
@@ -81,7 +83,8 @@ def test_so_little_that_nothing_varies_is_aligned_all_the_same(frames):
 
 @pytest.mark.parametrize("pauses", [[0, 0, 0], [1, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1], [0, 0, 1, 0]])
 def test_the_best_path_is_the_best_of_all(pauses):
-    """Every way through a few frames, counted out; beside a longer clip, whose states are none of its own."""
+    """Every way through a few frames, counted out; beside a longer clip, whose states are none of
+    its own."""
     rng = np.random.default_rng(len(pauses))
     pause_S = np.array(pauses, dtype=bool)
     score_TS = rng.normal(size=(7, len(pauses)))
@@ -95,8 +98,9 @@ def test_the_best_path_is_the_best_of_all(pauses):
 
 
 def test_noise_that_features_share_is_seen_through():
-    """Phones differ in the first feature alone, in noise that the second has as well: the difference of the two tells them apart.
-    Of all frames 0.996 were right here; 0.905 without the round that looks for such directions."""
+    """Phones differ in the first feature alone, in noise that the second has as well: the
+    difference of the two tells them apart. Of all frames 0.996 were right here; 0.905 without the
+    round that looks for such directions."""
     rng = np.random.default_rng(3)
     place = {SILENCE: -3.0, "A": -1.0, "B": 1.0, "C": 3.0}
     features, words, truth = [], [], []

@@ -27,7 +27,8 @@ def test_logistic_regression_reaches_scikit_learns_optimum():
 @pytest.mark.slow
 @pytest.mark.parametrize("probe", ["linear", "mlp"])
 def test_learned_weights_find_the_layer_that_knows(probe):
-    """Two layers of noise and one of clusters: far better than the noise alone, which is no better than chance (1/4)."""
+    """Two layers of noise and one of clusters: far better than the noise alone, which is no better
+    than chance (1/4)."""
     features, label = clusters(900)
     noise = torch.randn(900, 2, 6, generator=torch.Generator().manual_seed(1))
     layers = torch.cat([noise[:, :1], features[:, None], noise[:, 1:]], dim=1)

@@ -176,7 +176,8 @@ def test_a_history_of_something_else_costs_only_its_picture(corpus, trained, tmp
 
 
 def test_the_file_wins_and_says_so(corpus, trained, tmp_path, capsys):
-    """A key of the configuration file gives way in one line; the same key on the command line is an error."""
+    """A key of the configuration file gives way in one line; the same key on the command line is an
+    error."""
     weights = trained / "weights/best.pt"
     (tmp_path / "c.yaml").write_text(
         f"init_weights: {weights}\nruns_root: {tmp_path}\nrun_name: e\nmodel: {{size: base}}\nmasking: {{mask_ratio: 0.4}}\n"

@@ -18,7 +18,8 @@ def settings(**changes):
 
 @pytest.fixture
 def clips():
-    """Forty clips of two phones; layer 0 is noise, layer 1 shows the phone of each frame and, in its mean, the mood."""
+    """Forty clips of two phones; layer 0 is noise, layer 1 shows the phone of each frame and, in
+    its mean, the mood."""
     rng = np.random.default_rng(0)
     rows, frames = [], []
     for number in range(40):
@@ -78,7 +79,8 @@ def test_the_same_seed_gives_the_same_scores(clips):
 
 @pytest.mark.slow
 def test_clips_that_share_a_label_stay_together(clips):
-    """Each of ten speakers has a mark of his own: found in his other clips, unknown when he is held out."""
+    """Each of ten speakers has a mark of his own: found in his other clips, unknown when he is held
+    out."""
     labelled, features = clips
     means = [torch.eye(10)[i // 4].expand(2, 10) for i in range(40)]
     rows = [{**row, "mark": f"m{i // 4}"} for i, row in enumerate(labelled.labels.rows)]

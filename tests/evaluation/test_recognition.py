@@ -12,7 +12,8 @@ from sjepa.evaluation.recognition import BiLSTM, Transcribed, beam_search, greed
 
 
 def clip(rng):
-    """Each symbol has a direction of its own for five frames, silence between; a tenth of it is noise."""
+    """Each symbol has a direction of its own for five frames, silence between; a tenth of it is
+    noise."""
     symbols = rng.integers(1, 5, size=6)
     frames = [np.zeros(5)]
     for symbol in symbols:

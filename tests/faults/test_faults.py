@@ -1,6 +1,7 @@
 """What must not lose a run: kills, a full disk, damaged files, data that vanish, workers that die.
 
-Runs are made in processes forked from one that has imported everything, so that a start costs no seconds.
+Runs are made in processes forked from one that has imported everything, so that a start costs no
+seconds.
 """
 
 import contextlib

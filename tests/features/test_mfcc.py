@@ -26,7 +26,8 @@ def test_mfcc_equals_librosa(name):
     ours = MFCC(SPEECH)(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))[0].numpy()
     assert ours.shape == expected.shape
     span = np.ptp(expected, axis=0)
-    # coefficients that do not move (deltas of two frames, silence) are compared on the scale of the static ones
+    # coefficients that do not move (deltas of two frames, silence) are compared on the scale of the
+    # static ones
     assert np.all(np.abs(ours - expected).max(axis=0) <= 1e-4 * np.maximum(span, 1.0))
 
 

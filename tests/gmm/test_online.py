@@ -1,11 +1,12 @@
-"""The online mixture against plain loops in float64, and what it is for: following features that drift."""
+"""The online mixture against plain loops in float64, and what it is for: following features that
+drift."""
 
 import numpy as np
 import pytest
 import torch
 
 from sjepa.gmm.diagonal import DiagonalGMM, mixture_moments
-from sjepa.gmm.fit import fit_gmm
+from sjepa.gmm.fit import FitSettings, fit_gmm
 from sjepa.gmm.online_update import MOST_CANDIDATES, Candidates, blend, reseed
 from sjepa.gmm.statistics import SufficientStatistics
 
@@ -27,7 +28,8 @@ def observed(gmm, *parts):
 
 
 def reference(gmm, frames, decay):
-    """One update, component by component and frame by frame: the old mixture weighs `decay`, the frames 1 − decay."""
+    """One update, component by component and frame by frame: the old mixture weighs `decay`, the
+    frames 1 − decay."""
     weights, means, variances = (value.double().numpy() for value in (gmm.weights, gmm.means, gmm.variances))
     components, features = means.shape
     frames = frames.double().numpy()
@@ -68,7 +70,8 @@ def test_one_update_equals_plain_loops(decay):
 
 
 def test_with_many_frames_it_is_the_papers_blend_of_parameters():
-    """θ ← α θ + (1 − α) θ̂ where every component has its expected mass; they differ by what mass differs (here 5 %)."""
+    """θ ← α θ + (1 − α) θ̂ where every component has its expected mass; they differ by what mass
+    differs (here 5 %)."""
     gmm = mixture(components=3)
     torch.manual_seed(1)
     component = torch.multinomial(gmm.weights, 20_000, replacement=True)
@@ -103,9 +106,10 @@ def test_a_step_without_frames_moves_nothing():
 
 @pytest.mark.slow
 def test_few_frames_per_component_do_not_degenerate_the_mixture():
-    """Steps of 40 frames for 20 components: 2 frames each, whose own variance is half of the true one or less. Blending
-    that in as it stands loses half of the variance; weighing by mass keeps it. Tolerance: the variance of a component is
-    estimated from about 100 effective frames (40/20 per step · 1/(1 − 0.98)), deviation 14 %."""
+    """Steps of 40 frames for 20 components: 2 frames each, whose own variance is half of the true
+    one or less. Blending that in as it stands loses half of the variance; weighing by mass keeps
+    it. Tolerance: the variance of a component is estimated from about 100 effective frames (40/20
+    per step · 1/(1 − 0.98)), deviation 14 %."""
     torch.manual_seed(0)
     centres = 12 * torch.randn(20, 4)
     gmm = DiagonalGMM(20, 4)
@@ -128,14 +132,15 @@ def test_clusters_that_drift_are_followed_and_a_frozen_mixture_loses_them():
         chosen = torch.randint(8, (count,))
         return (centres + step * velocity)[chosen] + torch.randn(count, 6)
 
-    frozen = fit_gmm(frames(0, 4000), 8, seed=0).gmm
+    frozen = fit_gmm(frames(0, 4000), FitSettings(8, 0)).gmm
     online = DiagonalGMM(8, 6)
     online.load_state_dict(frozen.state_dict())
     start = float(frozen.posteriors(frames(0, 2000)).log_likelihood_N.mean())
     for step in range(400):
         blend(online, observed(online, frames(step, 200)), 0.9)
     end = frames(400, 2000)
-    # the mixture lags by 10 steps of drift, 0.2 deviations in each of 6 features: 0.12 nats, and noise of its estimates
+    # the mixture lags by 10 steps of drift, 0.2 deviations in each of 6 features: 0.12 nats, and
+    # noise of its estimates
     assert float(online.posteriors(end).log_likelihood_N.mean()) == pytest.approx(start, abs=0.3)
     assert float(frozen.posteriors(end).log_likelihood_N.mean()) < start - 10
 

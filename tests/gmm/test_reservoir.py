@@ -16,8 +16,8 @@ def test_every_frame_of_a_small_corpus_is_taken():
 
 @pytest.mark.slow
 def test_every_frame_is_as_likely_as_any_other():
-    """200 clips of 5 to 400 frames, a tenth of all frames drawn 400 times: first and last clip, short and long ones,
-    and first and last frames come up equally often."""
+    """200 clips of 5 to 400 frames, a tenth of all frames drawn 400 times: first and last clip,
+    short and long ones, and first and last frames come up equally often."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 400, 200)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -42,7 +42,8 @@ def test_every_frame_is_as_likely_as_any_other():
 @pytest.mark.slow
 @pytest.mark.parametrize("most_hashed", [10**9, 0])
 def test_groups_keep_the_sample_uniform_on_a_large_corpus(monkeypatch, most_hashed):
-    """With groups of 50 frames, as for corpora of thousands of hours: means over clips of every length agree."""
+    """With groups of 50 frames, as for corpora of thousands of hours: means over clips of every
+    length agree."""
     monkeypatch.setattr(reservoir, "_FEWEST_GROUPS", 1)
     monkeypatch.setattr(reservoir, "_MOST_HASHED", most_hashed)
     rng = np.random.default_rng(1)
@@ -55,7 +56,8 @@ def test_groups_keep_the_sample_uniform_on_a_large_corpus(monkeypatch, most_hash
         short_drawn += sizes[sample.window_M < 1000].sum()
         long_drawn += sizes[sample.window_M >= 1000].sum()
     rate_short, rate_long = short_drawn / lengths[:1000].sum(), long_drawn / lengths[1000:].sum()
-    # about 200 short clips' worth of groups per draw over 200 draws: a relative deviation near 1 %; 5 % allowed
+    # about 200 short clips' worth of groups per draw over 200 draws: a relative deviation near 1 %;
+    # 5 % allowed
     assert abs(rate_short / rate_long - 1) < 0.05
 
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from sjepa.core.ranks import ALONE
-from sjepa.gmm.fit import fit_gmm
+from sjepa.gmm.fit import FitSettings, fit_gmm
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
 
 
@@ -32,7 +32,8 @@ def test_a_clip_is_normalised_over_its_own_frames_whatever_the_batch():
 
 
 def test_frames_are_normalised_by_all_that_their_speaker_says():
-    """Speaker 7 says three clips, 9 one that is long enough, 8 too little to be known; 5 is not of the training set."""
+    """Speaker 7 says three clips, 9 one that is long enough, 8 too little to be known; 5 is not of
+    the training set."""
     torch.manual_seed(0)
     space = MixtureSpace(SpaceSettings("speaker"), 3, speakers=[9, 7, 8])
     clips = {
@@ -88,7 +89,7 @@ def test_the_projection_is_linear_discriminant_analysis():
 def test_the_temperature_gives_targets_the_entropy_asked_for(bits):
     torch.manual_seed(0)
     x = torch.randn(8, 64)[torch.randint(0, 8, (3000,))] * 0.5 + torch.randn(3000, 64)
-    gmm = fit_gmm(x, 8, seed=0).gmm
+    gmm = fit_gmm(x, FitSettings(8, 0)).gmm
     space = MixtureSpace(SpaceSettings(entropy_bits=bits), 64)
     assert _bits(gmm.posteriors(x).responsibilities_NK) < 0.2  # sure of everything without
     space.fit_temperature(gmm, x, ALONE)
@@ -98,7 +99,7 @@ def test_the_temperature_gives_targets_the_entropy_asked_for(bits):
 
 def test_a_mixture_that_is_soft_already_is_left_alone():
     x = torch.randn(2000, 2)
-    gmm = fit_gmm(x, 8, seed=0).gmm
+    gmm = fit_gmm(x, FitSettings(8, 0)).gmm
     space = MixtureSpace(SpaceSettings(entropy_bits=0.01), 2)
     space.fit_temperature(gmm, x, ALONE)
     assert float(space.temperature) == pytest.approx(1.0, abs=1e-4)

@@ -11,7 +11,8 @@ from sjepa.modules.transformer import Attention, TransformerShape
 @pytest.mark.parametrize("probability", [0.05, 0.1, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_zeros_come_at_their_probability_and_the_rest_is_scaled_by_what_is_kept(probability, dtype):
-    """A million draws: the share's deviation is √(p(1 − p)/10⁶) ≤ 0.0005, and five of them are allowed."""
+    """A million draws: the share's deviation is √(p(1 − p)/10⁶) ≤ 0.0005, and five of them are
+    allowed."""
     torch.manual_seed(0)
     y = dropout(torch.ones(1000, 1001, dtype=dtype), probability)
     assert abs(float((y == 0).double().mean()) - probability) < 5 * math.sqrt(probability * (1 - probability) / 1e6)
@@ -20,8 +21,8 @@ def test_zeros_come_at_their_probability_and_the_rest_is_scaled_by_what_is_kept(
 
 
 def test_draws_are_independent():
-    """Zeros of neighbours in a row, of rows, at the distances at which one number of the generator is cut up, and of two
-    calls: none is correlated (a million pairs: deviation 0.001)."""
+    """Zeros of neighbours in a row, of rows, at the distances at which one number of the generator
+    is cut up, and of two calls: none is correlated (a million pairs: deviation 0.001)."""
     torch.manual_seed(1)
     a, b = (dropout(torch.ones(1 << 20), 0.1).eq(0).double() for _ in range(2))
     pairs = [(a, b), *((a[:-step], a[step:]) for step in (1, 2, 3, 4, 5, 8, 624, 1248, 2496))]
@@ -52,8 +53,8 @@ def test_the_same_seed_drops_the_same_and_evaluation_nothing():
 
 
 def test_attention_with_dropout_is_attention_on_average():
-    """Without its dropout it is torch's; with it, the mean over draws comes near (deviation of the mean of 400: about 2 %
-    of the values' size)."""
+    """Without its dropout it is torch's; with it, the mean over draws comes near (deviation of the
+    mean of 400: about 2 % of the values' size)."""
     torch.manual_seed(4)
     attention = Attention(TransformerShape(32, 4, 64, attention_dropout=0.1))
     for parameter in attention.parameters():
@@ -74,7 +75,8 @@ def test_attention_with_dropout_is_attention_on_average():
 
 @pytest.mark.parametrize("probability", [0.9, 0.999, 0.99999, 0.9999999])
 def test_even_of_next_to_everything_dropped_the_mean_stays(probability):
-    """Of 16 million: the rate is rounded to a 65,536th, and the scale goes with it (deviation of the mean: at most 0.063)."""
+    """Of 16 million: the rate is rounded to a 65,536th, and the scale goes with it (deviation of
+    the mean: at most 0.063)."""
     torch.manual_seed(5)
     y = dropout(torch.ones(1 << 24), probability)
     assert abs(float(y.double().mean()) - 1) < 0.2

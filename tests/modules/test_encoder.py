@@ -47,7 +47,8 @@ def test_encoder_equals_hubert(shape):
         expected = reference(waveform, output_hidden_states=True)
         ours = encoder(waveform, lengths)
     assert ours.features_BTD.shape == expected.last_hidden_state.shape
-    # float32 through six layers: what is left of 1e-5 of the largest value depends on the order in which a CPU adds up
+    # float32 through six layers: what is left of 1e-5 of the largest value depends on the order in
+    # which a CPU adds up
     tolerance = 1e-5 * float(expected.last_hidden_state.abs().max())
     assert (ours.features_BTD - expected.last_hidden_state).abs().max() < tolerance
     for features, theirs in zip(ours.layers, expected.hidden_states[1:], strict=True):
@@ -78,7 +79,8 @@ def test_padding_never_changes_features(tiny, fill):
 
 
 def test_samples_seen_by_masked_frames_alone_change_nothing(tiny):
-    """With the group norm's statistics held fixed. Frames 20 … 39 are masked; samples that no other frame sees change."""
+    """With the group norm's statistics held fixed. Frames 20 … 39 are masked; samples that no other
+    frame sees change."""
     (clip,) = waves(20000)
     mask = torch.zeros(1, 62, dtype=torch.bool)
     mask[0, 20:40] = True

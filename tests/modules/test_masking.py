@@ -10,7 +10,8 @@ from sjepa.s_jepa.modules.masking import num_masked, span_mask
 
 
 def reference_mask(frames, clip, base_key, ratio, length):
-    """The definition, word by word: spans in order of their draw until the count is met, the last one cut."""
+    """The definition, word by word: spans in order of their draw until the count is met, the last
+    one cut."""
     count = max(1, min(frames - 1, math.floor(ratio * frames)))
     starts = range(max(0, frames - length) + 1)
     draws = uniform_tensor(base_key, torch.tensor(clip), torch.arange(len(starts))).tolist()
@@ -54,7 +55,8 @@ def test_a_mask_is_keyed_by_step_and_clip_and_not_by_its_neighbours():
 
 
 def test_every_frame_away_from_the_edges_is_masked_equally_often():
-    # 4,000 clips: a frame is masked 2,600 times, deviation 30 for independent draws; five deviations allowed
+    # 4,000 clips: a frame is masked 2,600 times, deviation 30 for independent draws; five
+    # deviations allowed
     masks = span_mask([200] * 4000, torch.arange(4000), mask_ratio=0.65, mask_length=10, base_key=0)
     counts = masks[:, 20:-20].sum(0).double()
     assert (counts - counts.mean()).abs().max() < 150

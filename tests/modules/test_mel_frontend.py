@@ -31,7 +31,8 @@ def test_levels_equal_librosa(name):
     waveform = waveforms()[name]
     ours = frontend().levels(torch.from_numpy(waveform)[None])[0].numpy()
     assert ours.shape == (SPEECH.frames(len(waveform)), 80)
-    # librosa puts the window in the middle of its 512 samples: ours starts 136 samples later in its frame
+    # librosa puts the window in the middle of its 512 samples: ours starts 136 samples later in its
+    # frame
     shifted = np.concatenate([np.zeros(136, np.float32), waveform, np.zeros(512, np.float32)])
     power = librosa.feature.melspectrogram(
         y=shifted, sr=16000, n_fft=512, win_length=240, hop_length=160, window="hann", center=False, n_mels=40, htk=True,

@@ -46,7 +46,8 @@ def test_more_frames_than_positions_are_refused():
 
 
 def test_convolutional_positions_have_no_end_and_do_not_know_the_frame_number():
-    """All masked, so that nothing but positions tells frames apart: 40 frames from any edge there is nothing to tell."""
+    """All masked, so that nothing but positions tells frames apart: 40 frames from any edge there
+    is nothing to tell."""
     torch.manual_seed(0)
     predictor = Predictor(SHAPE, max_frames=50, positions="convolution", kernel=8, groups=4).eval()
     everything = torch.ones(1, 200, dtype=torch.bool)

@@ -11,8 +11,8 @@ import soundfile
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """A chirp and a steady tone, [samples, channels] float32, below 3 kHz, so that any rate can carry it. `seed` draws how loud
-    each channel is, and nothing else."""
+    """A chirp and a steady tone, [samples, channels] float32, below 3 kHz, so that any rate can
+    carry it. `seed` draws how loud each channel is, and nothing else."""
     time = np.arange(round(seconds * rate)) / rate
     rng = np.random.default_rng(seed)
     chirp = 0.4 * np.sin(2 * np.pi * (200 + 500 * time) * time) + 0.2 * np.sin(2 * np.pi * 1800 * time)

@@ -1,7 +1,7 @@
 """The commands, each in a process of its own.
 
-They are forked from a process that has imported everything, so that a start takes milliseconds and not seconds.
-`command(…, installed=True)` starts the installed script instead, as a user does.
+They are forked from a process that has imported everything, so that a start takes milliseconds and
+not seconds. `command(…, installed=True)` starts the installed script instead, as a user does.
 """
 
 import multiprocessing

@@ -1,4 +1,5 @@
-"""Files as people have them: what a header claims is wrong, several in one, cut off, of other kinds."""
+"""Files as people have them: what a header claims is wrong, several in one, cut off, of other
+kinds."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def muxed(samples: np.ndarray, container: str, codec: str, rate: int = RATE, **o
 
 
 def mp3_that_starts(loud: bool, seconds: float = 20.0) -> bytes:
-    """MP3 of variable bit rate without the frame that says how long it is, whose beginning is no measure of the rest."""
+    """MP3 of variable bit rate without the frame that says how long it is, whose beginning is no
+    measure of the rest."""
     rng = np.random.default_rng(1)
     noise = 0.2 * rng.standard_normal((round(seconds * RATE), 1)).astype(np.float32)
     split = len(noise) // 5

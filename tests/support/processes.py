@@ -22,7 +22,8 @@ def _process(rank, size, folder, work, arguments):
 
 
 def in_processes(size, folder, work, *arguments):
-    """What `work(ranks, *arguments)` gives in each of `size` processes; it must be a function of a module."""
+    """What `work(ranks, *arguments)` gives in each of `size` processes; it must be a function of a
+    module."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.multiprocessing.spawn(_process, (size, str(folder), work, arguments), nprocs=size)
     return [pickle.loads((folder / f"answer_{rank}").read_bytes()) for rank in range(size)]
@@ -37,7 +38,8 @@ def _torchrun_process(variables, folder, work, arguments):
 
 
 def as_torchrun_does(size, folder, work, *arguments):
-    """What `work(*arguments)` gives in each of `size` processes that find what torchrun tells them in their environment."""
+    """What `work(*arguments)` gives in each of `size` processes that find what torchrun tells them
+    in their environment."""
     folder.mkdir(parents=True, exist_ok=True)
     context = torch.multiprocessing.get_context("spawn")
     started = [

@@ -71,7 +71,8 @@ def assert_same_run(a, b):
         assert torch.equal(model_a[name], model_b[name]), name
 
 
-# 3 updates make an epoch: phase 2 from update 3, masked only from 8, inside the third epoch; layers checked at 5, 7, …
+# 3 updates make an epoch: phase 2 from update 3, masked only from 8, inside the third epoch; layers
+# checked at 5, 7, …
 TWO_PHASES = ["train.epochs=4", "train.phase2_start_epoch=1", "train.masked_only_step=8", "gmm.num_clusters_phase2=12", "gmm.ema_layer=-1",
               "gmm.layer_check_every=2", "gmm.param_decay=0.9", "gmm.ema_decay_fast=0.9", "gmm.ema_switch_every=3"]  # fmt: skip
 

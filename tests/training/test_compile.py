@@ -34,7 +34,8 @@ def test_a_compiled_run_has_the_same_losses(corpus, tmp_path):
 
 
 def test_layers_that_ddp_would_cut_are_compiled_whole(tmp_path):
-    """A layer of more weights than a bucket: without its code being generated, which would take long."""
+    """A layer of more weights than a bucket: without its code being generated, which would take
+    long."""
     torch._dynamo.reset()
     compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)

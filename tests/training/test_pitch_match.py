@@ -31,7 +31,8 @@ def test_a_frame_is_found_again_by_itself_or_a_neighbour():
 
 
 def test_features_that_pitch_does_not_move_match_and_noise_does_not():
-    """Chance: 3 of 49 frames are near enough, 49 · 20 frames are asked: 6.1 % with a deviation of 0.8 %."""
+    """Chance: 3 of 49 frames are near enough, 49 · 20 frames are asked: 6.1 % with a deviation of
+    0.8 %."""
     places = torch.eye(49)
     assert judged(PitchMatch(20, SPEECH), 20, lambda waveform: places) == {NAME: 1.0}
     torch.manual_seed(0)
@@ -59,7 +60,8 @@ def test_nothing_observed_is_no_figure():
 
 
 def test_several_clips_of_a_batch_are_told_apart():
-    """The frames of the second are those that the first begins with: over both at once they would be found in the first."""
+    """The frames of the second are those that the first begins with: over both at once they would
+    be found in the first."""
     samples = [
         Sample(x, x, clip, clip, "") for clip, x in enumerate((np.zeros(16000, np.float32), np.zeros(8000, np.float32)))
     ]

@@ -72,7 +72,8 @@ def test_worker_processes_change_nothing(corpus, finished, tmp_path, workers):
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
 def test_a_stopped_run_goes_on_to_the_same_end(corpus, finished, tmp_path, stop_after):
-    """Three updates make an epoch: inside the first, at its end, inside the second, at the very end."""
+    """Three updates make an epoch: inside the first, at its end, inside the second, at the very
+    end."""
     with stopping_after(stop_after):
         assert run(corpus, tmp_path) == 128 + 15
     assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
@@ -190,7 +191,8 @@ def test_updates_that_are_never_finite_stop_the_run_with_a_saved_state(corpus, t
 
 
 def test_bf16_follows_fp32(corpus, finished, tmp_path):
-    """After six updates the curves must still lie together; the 200-step comparison is a benchmark's."""
+    """After six updates the curves must still lie together; the 200-step comparison is a
+    benchmark's."""
     assert run(corpus, tmp_path, "train.precision=bf16") == 0
     exact, rough = (
         np.array([float(row["train_loss"]) for row in history(path)]) for path in (finished, tmp_path / "r/train")

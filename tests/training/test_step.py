@@ -49,7 +49,8 @@ def test_metrics_are_sums_over_frames_and_loss_covers_what_the_stage_says():
 
 @pytest.mark.slow
 def test_a_visible_frame_counts_as_much_as_its_weight_says():
-    """Between the loss over masked frames alone and that over all; accumulation still changes nothing."""
+    """Between the loss over masked frames alone and that over all; accumulation still changes
+    nothing."""
     light, parts = Setup("train.visible_weight=0.25"), Setup("train.visible_weight=0.25")
     all_alike, masked = Setup(), Setup("train.use_visible_loss=false")
     for one in (light, all_alike, masked):
@@ -110,7 +111,8 @@ def test_layer_drop_comes_at_its_rate_and_for_all_micro_batches_alike():
         layer.attention.register_forward_hook(lambda *_, index=index: calls.__setitem__(index, calls[index] + 1))
     for step in range(100):
         setup.update([batch(CLIPS[0]), batch(CLIPS[0])], step=step)
-    # 100 steps of two micro-batches: a layer runs in 70 steps on average, deviation 4.6; five deviations allowed
+    # 100 steps of two micro-batches: a layer runs in 70 steps on average, deviation 4.6; five
+    # deviations allowed
     assert all(count % 2 == 0 and abs(count / 2 - 70) < 23 for count in calls)
     assert calls[0] != calls[1]
 
@@ -185,8 +187,9 @@ def test_weight_decay_acts_on_matrices_only():
 
 @pytest.mark.slow
 def test_lower_layers_train_at_lower_rates():
-    """Two layers at a decay of a half: predictor, head and the top layer at the whole rate, the layer below at a half, what
-    lies below that at a quarter; AdamW's first step moves every weight by its rate."""
+    """Two layers at a decay of a half: predictor, head and the top layer at the whole rate, the
+    layer below at a half, what lies below that at a quarter; AdamW's first step moves every weight
+    by its rate."""
     setup = Setup()
     setup.set_up(lr=0.0, weight_decay=0.1, layer_decay=0.5)
     setup.learner.set_rate(1e-3)
@@ -206,7 +209,8 @@ def test_lower_layers_train_at_lower_rates():
 
 
 def test_targets_of_an_update_know_who_speaks():
-    """The same clip of two speakers of whom one is louder: only the keys in the batch can make its targets differ."""
+    """The same clip of two speakers of whom one is louder: only the keys in the batch can make its
+    targets differ."""
     setup = Setup()
     space = MixtureSpace(SpaceSettings("speaker"), 39, speakers=[5, 7])
     frames = torch.randn(400, 39)
@@ -234,8 +238,8 @@ def test_frozen_layers_keep_their_weights_and_the_others_move():
 
 @pytest.mark.slow
 def test_a_waveform_frontend_learns_the_spectrum_of_its_frames():
-    """Whatever level a clip has, guessing its mean leaves an error of 1 for each frame; 60 updates on one clip leave less
-    than half. Afterwards the same model trains without it."""
+    """Whatever level a clip has, guessing its mean leaves an error of 1 for each frame; 60 updates
+    on one clip leave less than half. Afterwards the same model trains without it."""
     setup = Setup("train.spectral_warmup=0.5")
     batch = [collate([(sample(0, 1.0), []), (sample(1, 2.0), [])])]
     assert [stage.name for stage in plan(setup.config, 10).stages] == ["phase 1 with spectrum", "phase 1"]

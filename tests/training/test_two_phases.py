@@ -64,7 +64,8 @@ def test_evaluation_of_either_phase_needs_nothing_but_the_weights(corpus, two_ph
 
 @pytest.mark.parametrize("stop_after", [2, 3, 4, 5, 7, 8, 9, 11, 12])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_end(corpus, two_phases, tmp_path, stop_after):
-    """Around the switch (3), a layer check (5), the switch to masked-only inside an epoch (8), the very end (12)."""
+    """Around the switch (3), a layer check (5), the switch to masked-only inside an epoch (8), the
+    very end (12)."""
     with stopping_after(stop_after):
         assert run(corpus, tmp_path, *TWO_PHASES) == 128 + 15
     workers = stop_after % 3
@@ -226,7 +227,8 @@ def test_a_resumed_run_needs_its_first_weights_no_more(corpus, two_phases, tmp_p
 
 
 def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch):
-    """From update 5 on, inside phase 2, the encoder hears NaN; the last update that was made is number 4."""
+    """From update 5 on, inside phase 2, the encoder hears NaN; the last update that was made is
+    number 4."""
     original, kept = SJEPATask.update, {}
 
     def poisoned(self, window, *, step, **more):
@@ -248,7 +250,8 @@ def test_an_update_that_is_left_out_moves_nothing(corpus, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("stop", [3, 7, 11])
 def test_a_log_mel_run_in_rounds_goes_on_exactly(corpus, tmp_path_factory, tmp_path, stop):
-    """Statistics of the corpus, projection, temperature and held targets are all in the checkpoint; 7 is a renewal."""
+    """Statistics of the corpus, projection, temperature and held targets are all in the checkpoint;
+    7 is a renewal."""
     whole = tmp_path_factory.getbasetemp() / "log_mel_whole"
     if not whole.exists():
         assert run(corpus, whole, *LOG_MEL) == 0
@@ -307,7 +310,8 @@ def test_targets_by_speaker_go_through_both_phases_and_go_on_exactly(corpus, man
 
 
 def test_the_best_of_both_phases_can_be_one_file(corpus, tmp_path):
-    """pitch_match compares across phases: best.pt is of the epoch with the highest one, whichever phase that was in."""
+    """pitch_match compares across phases: best.pt is of the epoch with the highest one, whichever
+    phase that was in."""
     assert run(corpus, tmp_path, *TWO_PHASES, "best.metric=pitch_match") == 0
     folder = tmp_path / "r/train"
     match = [float(row["val_pitch_match"]) for row in history(folder)]

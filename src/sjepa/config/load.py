@@ -40,7 +40,8 @@ class Schema(Generic[C]):
 def load_config(schema: Schema[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
     """The configuration of a YAML file with `section.key=value` overrides applied.
 
-    Raises ConfigError naming every unknown key (with a suggestion), wrong type and value out of range.
+    Raises ConfigError naming every unknown key (with a suggestion), wrong type and value out of
+    range.
     """
     values = _read_yaml(path) if path is not None else {}
     for override in overrides:

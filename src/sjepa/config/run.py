@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -132,6 +133,11 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     health: Health = Health()
     logging: Logging = Logging()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where scans are cached whose data folder cannot be written."""
+        return Path(self.runs_root) / self.run_name / "cache"
 
     @property
     def geometry(self) -> FrameGeometry:

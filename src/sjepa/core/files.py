@@ -26,7 +26,8 @@ _FAILED_WRITES = (
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`: synced and renamed onto it on success, removed on any failure.
+    """A temporary path beside `target`: synced and renamed onto it on success, removed on any
+    failure.
 
     Raises UserError if the file cannot be written; an existing `target` is then unchanged.
     """

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 class FrameGeometry:
     """Mapping of samples to frames: a stack of unpadded 1-D convolutions over raw audio.
 
-    The default is the HuBERT frontend: 16 kHz, a receptive field of 400 samples and a hop of 320 (50 frames per second).
+    The default is the HuBERT frontend: 16 kHz, a receptive field of 400 samples and a hop of 320
+    (50 frames per second).
     """
 
     sample_rate: int = 16000
@@ -42,7 +43,7 @@ class FrameGeometry:
         return self._positions(samples, self.receptive_field_samples, self.hop_samples)
 
     def first_layer_frames(self, samples: Any) -> Any:
-        """Number of outputs of the first convolution, over which its group norm takes statistics."""
+        """Number of outputs of the first convolution, which its group norm is over."""
         return self._positions(samples, self.kernels[0], self.strides[0])
 
     def samples(self, frames: int) -> int:

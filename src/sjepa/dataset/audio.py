@@ -81,7 +81,8 @@ def verify(file: BinaryIO, claimed: int, parts: list[tuple[int, int]]) -> Downmi
 
 
 def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[Waveform, int]:
-    """Samples [start, stop) at the file's own rate, channels averaged: float32 in −1…1, and the rate in Hz.
+    """Samples [start, stop) at the file's own rate, channels averaged: float32 in −1…1, and the
+    rate in Hz.
 
     Returns fewer samples if the file ends early. Raises DecodeError if the file is corrupt or has
     no samples, NaN or out-of-range values.
@@ -94,7 +95,8 @@ def decode(file: BinaryIO, *, start: int = 0, stop: int | None = None) -> tuple[
 
 
 def decode_window(file: BinaryIO, info: AudioInfo, *, start: int, length: int, rate: int, first: int = 0) -> Waveform:
-    """`length` samples from `start` on, counted at `rate`, of a clip that begins at sample `first` of its file.
+    """`length` samples from `start` on, counted at `rate`, of a clip that begins at sample `first`
+    of its file.
 
     `info.samples` is the clip's length at the file's own rate. Only the window and a margin for the
     resampling filter are decoded; the result equals that slice of the resampled clip, truncated at

@@ -235,7 +235,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
-    """Every audio file of a source, recursively, sorted by name (manifests and archives: in their own order).
+    """Every audio file of a source, recursively, sorted by name (manifests and archives: in their
+    own order).
 
     `gzip_index`: where to write the random-access index of a .tar.gz. Raises UserError if the
     source cannot be read.

@@ -1,7 +1,7 @@
 """A small corpus of generated, speech-like audio with known phones, words and speakers.
 
-`python -m sjepa.dataset.demo OUT --speakers N --clips N --seed S` writes OUT/train.zip, OUT/test.zip,
-OUT/labels.tsv and OUT/sample.flac (the first clip of the test set).
+`python -m sjepa.dataset.demo OUT --speakers N --clips N --seed S` writes OUT/train.zip,
+OUT/test.zip, OUT/labels.tsv and OUT/sample.flac (the first clip of the test set).
 
 A source–filter model (Fant 1960): a glottal sawtooth and noise, filtered by formant resonances with
 coarticulation and target undershoot. Vowel formants are the averages of Peterson & Barney (1952).
@@ -39,8 +39,8 @@ Floats = NDArray[np.float64]
 
 
 class Phone(NamedTuple):
-    """Targets of one phone: formants (Hz), voicing and frication amplitudes, centre and width of the frication (Hz),
-    typical seconds. A stop is silent for its closure and then bursts."""
+    """Targets of one phone: formants (Hz), voicing and frication amplitudes, centre and width of
+    the frication (Hz), typical seconds. A stop is silent for its closure and then bursts."""
 
     formants: tuple[float, float, float]
     voicing: float
@@ -99,7 +99,8 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Audio (mono float32, 16 kHz), its words and its phones with (start, end) in seconds; pauses are SIL."""
+    """Audio (mono float32, 16 kHz), its words and its phones with (start, end) in seconds; pauses
+    are SIL."""
 
     audio: NDArray[np.float32]
     words: list[str]
@@ -199,7 +200,8 @@ def _bins() -> Floats:
 
 
 def _formant_gain(formants: Floats) -> Floats:
-    """Product of resonances [bins, C]; bandwidths grow with frequency; a fixed fourth formant closes the series."""
+    """Product of resonances [bins, C]; bandwidths grow with frequency; a fixed fourth formant
+    closes the series."""
     gain = np.broadcast_to(np.sqrt(1 + (_bins() / 500) ** 2), (len(_bins()), formants.shape[1])).copy()  # lip radiation
     for frequency in (*formants, np.full(formants.shape[1], 3500.0)):
         ratio, bandwidth = _bins() / frequency, 50 + 0.04 * frequency

@@ -33,8 +33,9 @@ class AudioRef:
     """One listed clip, not yet inspected: its path inside the source (for a manifest: relative to
     it, or absolute) and the location of its bytes.
 
-    `offset`/`size` are byte positions for containers that are read directly (tar, stored zip entries), else −1.
-    `start_seconds`/`duration_seconds` select a segment of the file (JSONL manifests).
+    `offset`/`size` are byte positions for containers that are read directly (tar, stored zip
+    entries), else −1. `start_seconds`/`duration_seconds` select a segment of the file (JSONL
+    manifests).
     """
 
     name: str

@@ -158,8 +158,8 @@ class EpochLoader(Protocol):
 
 
 class Readers(NamedTuple):
-    """Who reads: `num_workers` processes (threads, for a stream) of rank `rank` of `size`. `start_method`:
-    multiprocessing start method of the workers; None: system default."""
+    """Who reads: `num_workers` processes (threads, for a stream) of rank `rank` of `size`.
+    `start_method`: multiprocessing start method of the workers; None: system default."""
 
     num_workers: int = 0
     pin_memory: bool = False

@@ -54,14 +54,13 @@ def build_files(config: Config) -> int:
 def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
     """The contents of each file to build; prints their sizes."""
     settings = config.dataset
-    cache_folder = Path(config.runs_root) / config.run_name / "cache"
     targets = {"train_path": Path(settings.train_h5), "test_path": Path(settings.test_h5)}
     if len({target.resolve() for target in targets.values()}) < 2:
         raise UserError(f"dataset.train_h5 and dataset.test_h5: both are {settings.train_h5}")
     contents = {}
     for name, target in targets.items():
         most = settings.max_train_samples if name == "train_path" else settings.max_test_samples
-        clip_set = load_set(config, name, cache_folder=cache_folder, progress=console.progress, most=most)
+        clip_set = load_set(config, name, progress=console.progress, most=most)
         _refuse_targets(clip_set, targets.values(), f"dataset.{name}")
         if clip_set.shares is not None:
             console.warn(
@@ -70,7 +69,7 @@ def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
         content = FileContent(clip_set.clips, clip_set.dropped, config.hdf5.sample_type, seed=config.seed)
         augment = settings.augment
         if name == "train_path" and augment.enabled and augmentation(config, None).probability > 0:
-            noise = noise_set(config, cache_folder=cache_folder, progress=console.progress)
+            noise = noise_set(config, progress=console.progress)
             if noise is not None:
                 _refuse_targets(noise, targets.values(), "dataset.augment.noise_path")
             made = augmentation(config, noise).always()  # always augment: training applies the probability

@@ -39,7 +39,8 @@ from sjepa.s_jepa.units.readings import read_encoder
 from sjepa.s_jepa.units.results import evaluate, saved_targets
 from sjepa.s_jepa.units.survey import Survey, TimedPhones, survey
 from sjepa.s_jepa.weights import Weights, load_weights
-from sjepa.training.feeding import evaluation_loader, load_set, load_sources
+from sjepa.training.data import load_clips
+from sjepa.training.feeding import evaluation_loader, load_set
 
 _EFFECTIVE_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
 _SHOWN_SECONDS = (2.0, 5.0)  # length of the plotted clip, if none is configured
@@ -99,11 +100,10 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
         config,
         "test_h5" if config.dataset.use_hdf5 else "test_path",
         most=config.dataset.max_test_samples,
-        cache_folder=_cache_folder(config),
         progress=console.progress,
     )
     # validate everything before creating the folder
-    sets = labelled_sets(config, engine, console, clip_set.clips, cache_folder=_cache_folder(config))
+    sets = labelled_sets(config, engine, console, clip_set.clips)
     labels = sets[0].labels
     spans = labels.spans
     shown, dumped = _shown_clip(config, clip_set.clips), _dumped_clips(config, console)
@@ -131,10 +131,6 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
             draw_probes(rows, run_dir.root / "probes.jpg")
     console.note(f"written to {run_dir.root}")
     return 0
-
-
-def _cache_folder(config: Config) -> Path:
-    return Path(config.runs_root) / config.run_name / "cache"
 
 
 def _measure(evaluation: Evaluation, weights: Weights) -> None:
@@ -223,8 +219,7 @@ def _dumped_clips(config: Config, console: Console) -> Clips | None:
     """The clips at `dump.path`; None if it is not set."""
     if config.dump.path is None:
         return None
-    cache = _cache_folder(config)
-    return load_sources(config, config.dump.path, "dump.path", cache_folder=cache, progress=console.progress).clips
+    return load_clips(config, config.dump.path, "dump.path", progress=console.progress).clips
 
 
 def _dump(evaluation: Evaluation, weights: Weights, clips: Clips) -> None:

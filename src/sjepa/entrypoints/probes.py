@@ -73,7 +73,8 @@ def probe_rows(
 
 @dataclass(frozen=True)
 class _Probing:
-    """What the probes of an evaluation run on; `sets`: clips of the test set, and perhaps of a training set."""
+    """What the probes of an evaluation run on; `sets`: clips of the test set, and perhaps of a
+    training set."""
 
     config: Config
     engine: Engine

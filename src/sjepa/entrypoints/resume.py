@@ -42,7 +42,8 @@ class Resumed:
         return share
 
     def stage(self, schedule: Schedule[Any]) -> Stage:
-        """The stage that the checkpoint was made in; the next one may start with the very next update."""
+        """The stage that the checkpoint was made in; the next one may start with the very next
+        update."""
         last = list(self.progress.entered)[-1]
         found: Stage = next(stage for stage in schedule.stages if stage.name == last)  # plans keep entered stages
         return found

@@ -130,8 +130,7 @@ def _report(
 def _prepare(system: System, config: Any, engine: Engine, console: Console, resumed: Resumed | None) -> Prepared:
     """Loads and validates data and schedule. Raises UserError, with nothing written, if they are
     invalid."""
-    cache_folder = Path(config.runs_root) / config.run_name / "cache"
-    data = load_data(config, cache_folder=cache_folder, progress=console.progress)
+    data = load_data(config, progress=console.progress)
     loader = train_loader(config, data, engine)
     if config.checkpoint.dir and Path(config.checkpoint.dir).exists() and not Path(config.checkpoint.dir).is_dir():
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")

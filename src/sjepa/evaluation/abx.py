@@ -45,7 +45,8 @@ class Token(NamedTuple):
 
 
 class Triples(NamedTuple):
-    """Positions of A, B and X among the tokens, [N] each, and the cell of each: (A's phone, B's phone, context, speaker)."""
+    """Positions of A, B and X among the tokens, [N] each, and the cell of each: (A's phone, B's
+    phone, context, speaker)."""
 
     a_N: NDArray[np.int64]
     b_N: NDArray[np.int64]

@@ -42,7 +42,8 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """The clips of the test set and, with `in_train` set, of the training set of probes; one label row each."""
+    """The clips of the test set and, with `in_train` set, of the training set of probes; one label
+    row each."""
 
     labels: Labels
     in_train: NDArray[np.bool_]

@@ -1,4 +1,5 @@
-"""Frozen features of whole data sets, from any encoder or from MFCC. B batch, T frames, L layers, D features."""
+"""Frozen features of whole data sets, from any encoder or from MFCC. B batch, T frames, L layers, D
+features."""
 
 from __future__ import annotations
 

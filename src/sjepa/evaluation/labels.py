@@ -70,7 +70,8 @@ class Labels:
 
     @cached_property
     def spans(self) -> list[list[Span]]:
-        """The phones of each clip and their times, from the column `times`. Raises UserError if it cannot be read."""
+        """The phones of each clip and their times, from the column `times`. Raises UserError if it
+        cannot be read."""
         try:
             return [spans_of(row.get("times", "")) for row in self.rows]
         except ValueError as error:
@@ -131,7 +132,8 @@ def phones_of(transcript: str) -> list[str]:
 
 
 def spans_of(times: str) -> list[Span]:
-    """`PHONE:start-end` (seconds), separated by spaces, in order. Raises ValueError for anything else."""
+    """`PHONE:start-end` (seconds), separated by spaces, in order. Raises ValueError for anything
+    else."""
     spans = []
     for text in times.split():
         match = _SPAN.fullmatch(text)

@@ -1,7 +1,8 @@
 """MFCC on the encoder's frames, the features of phase 1. [Phase 1 GMM Fitting]
 
-13 coefficients with deltas and delta-deltas. Reference: librosa's `melspectrogram(htk=True, norm=None, center=False)`,
-`power_to_db(top_db=80)`, `mfcc(S=…)` and `delta(width=5, mode="nearest")` applied twice.
+13 coefficients with deltas and delta-deltas. Reference: librosa's `melspectrogram(htk=True,
+norm=None, center=False)`, `power_to_db(top_db=80)`, `mfcc(S=…)` and `delta(width=5,
+mode="nearest")` applied twice.
 
 B batch, S samples, T frames.
 """

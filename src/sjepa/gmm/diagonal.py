@@ -1,4 +1,4 @@
-"""A Gaussian mixture with diagonal covariances. N frames, D features, K components. [GMM Details]"""
+"""Gaussian mixture with diagonal covariances. N frames, D features, K components. [GMM Details]"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ Assign = Callable[[Tensor], Posteriors]
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted mixture and the mean log-likelihood per frame (nats) before each EM iteration and after the last."""
+    """A fitted mixture and the mean log-likelihood per frame (nats) before each EM iteration and
+    after the last."""
 
     gmm: DiagonalGMM
     log_likelihoods: tuple[float, ...]
@@ -36,32 +38,38 @@ class Fit:
         return all(bool(torch.isfinite(value).all()) for value in values if value.is_floating_point())
 
 
+class FitSettings(NamedTuple):
+    """Number of components, seed of the k-means++ seeds, iterations of k-means and of EM."""
+
+    num_components: int
+    seed: int
+    kmeans_iters: int = 5
+    em_iters: int = 20
+
+
 def fit_gmm(
     sample_ND: Tensor,
-    num_components: int,
+    settings: FitSettings,
     *,
-    seed: int,
-    kmeans_iters: int = 5,
-    em_iters: int = 20,
-    features: str = "",
     log: Callable[[int, float], None] = lambda iteration, log_likelihood: None,
     draw_N: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> Fit:
-    """Fits K components to frames [N, D]. Raises ValueError if there are fewer than K frames.
+    """Fits a mixture to frames [N, D]. Raises ValueError if there are fewer than K frames.
 
     k-means starts from k-means++ seeds; an empty cluster is re-seeded with a random frame. `log`
     receives the mean log-likelihood of every iteration. With several `ranks`, each passes its part
     of the sample and gets the same mixture as a single process with the whole sample; `draw_N`
     (float64) must then hold one uniform draw per frame that does not depend on the partition.
     """
+    num_components, seed = settings.num_components, settings.seed
     if draw_N is None:
         draw_N = torch.from_numpy(generator(seed, "kmeans++ pool").random(len(sample_ND))).to(sample_ND.device)
     sample_ND = sample_ND.float()
     pool_PD = _pool(sample_ND, draw_N, _SEEDING_ROWS_PER_COMPONENT * num_components, ranks)
     if len(pool_PD) < num_components:
         raise ValueError(f"{len(pool_PD)} frames are too few for {num_components} components")
-    gmm = DiagonalGMM(num_components, sample_ND.shape[1], features=features).to(sample_ND.device)
+    gmm = DiagonalGMM(num_components, sample_ND.shape[1]).to(sample_ND.device)
 
     def collect(assign: Assign) -> SufficientStatistics:
         statistics = SufficientStatistics(num_components, pool_PD.mean(0))
@@ -70,13 +78,13 @@ def fit_gmm(
         ranks.add_up(*statistics.tensors)
         return statistics
 
-    _kmeans(gmm, pool_PD, collect, passes=kmeans_iters, seed=seed, ranks=ranks)
+    _kmeans(gmm, pool_PD, collect, passes=settings.kmeans_iters, seed=seed, ranks=ranks)
     log_likelihoods = []
-    for iteration in range(em_iters + 1):
+    for iteration in range(settings.em_iters + 1):
         statistics = collect(gmm.posteriors)
         log_likelihoods.append(float(statistics.log_likelihood / statistics.frames))
         log(iteration, log_likelihoods[-1])
-        if iteration < em_iters:
+        if iteration < settings.em_iters:
             gmm.set_parameters(*statistics.maximise(gmm)[:3])
     return Fit(gmm, tuple(log_likelihoods))
 

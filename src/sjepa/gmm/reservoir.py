@@ -26,7 +26,8 @@ _MOST_HASHED = 5_000_000  # groups; above this, group numbers are drawn directly
 
 @dataclass(frozen=True)
 class FrameSample:
-    """`window_M`: the windows to decode, ascending; `frames_M`: the frames to take from each, ascending."""
+    """`window_M`: the windows to decode, ascending; `frames_M`: the frames to take from each,
+    ascending."""
 
     window_M: Ints
     frames_M: tuple[Ints, ...]

@@ -6,8 +6,8 @@ ones when projected by LDA on the classes of a first clustering (Heck et al. 201
 correlated dimensions a diagonal mixture is overconfident, as it assumes independence; a temperature
 calibrates the posteriors.
 
-B batch, T frames, N frames of a sample, D features of the source, C spliced ones, E projected ones, K components,
-S speakers.
+B batch, T frames, N frames of a sample, D features of the source, C spliced ones, E projected ones,
+K components, S speakers.
 """
 
 from __future__ import annotations

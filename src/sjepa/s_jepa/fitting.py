@@ -23,7 +23,7 @@ from sjepa.dataset.windows import Windows
 from sjepa.features.effective_rank import EFFECTIVE_RANK_FRAMES, effective_rank
 from sjepa.features.mel_frontend import MelFrontend
 from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.gmm.fit import Fit, fit_gmm
+from sjepa.gmm.fit import Fit, FitSettings, fit_gmm
 from sjepa.gmm.reservoir import FrameSample, draw_frames
 from sjepa.gmm.space import MixtureSpace
 from sjepa.training.report import Report
@@ -154,10 +154,7 @@ class MixtureFitter:
         on = "cpu" if rows_ND.device.type == "mps" else rows_ND.device  # no float64 on mps
         fit = fit_gmm(
             rows_ND.to(on),
-            gmm.num_components,
-            seed=key(self.frames.seed, "gmm"),
-            kmeans_iters=self.kmeans_iters,
-            em_iters=self.em_iters,
+            FitSettings(gmm.num_components, key(self.frames.seed, "gmm"), self.kmeans_iters, self.em_iters),
             log=lambda iteration, value: self.report.detail(
                 f"GMM: EM {iteration:2d}, log-likelihood {value:.4f} nats per frame"
             ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,8 @@ from sjepa.evaluation.alignment import align
 from sjepa.evaluation.features import ClipBatches, extract, mfcc_extractor
 from sjepa.evaluation.labels import Labels, read_labels, times_of, words_of
 from sjepa.s_jepa.settings import Config
-from sjepa.training.feeding import evaluation_loader, load_sources
+from sjepa.training.data import load_clips
+from sjepa.training.feeding import evaluation_loader
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,11 @@ class LabelledSet:
     labels: Labels
 
 
-def labelled_sets(
-    config: Config, engine: Engine, messages: Messages, test: Clips, *, cache_folder: Path
-) -> list[LabelledSet]:
+def labelled_sets(config: Config, engine: Engine, messages: Messages, test: Clips) -> list[LabelledSet]:
     """The test set first. Raises UserError if labels or clips cannot be read."""
     sets = [labelled_set(config, messages, test, split="test")]
     if config.probe.train_path is not None:
-        train = load_sources(
-            config, config.probe.train_path, "probe.train_path", cache_folder=cache_folder, progress=messages.progress
-        ).clips
+        train = load_clips(config, config.probe.train_path, "probe.train_path", progress=messages.progress).clips
         sets.append(labelled_set(config, messages, train, split="train"))
     return aligned(config, engine, messages, sets) if config.evaluation.align else sets
 

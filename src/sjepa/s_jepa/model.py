@@ -1,4 +1,5 @@
-"""S-JEPA: encoder, predictor and cluster head. B batch, S samples, T frames, D width, K components, N chosen frames."""
+"""S-JEPA: encoder, predictor and cluster head. B batch, S samples, T frames, D width, K components,
+N chosen frames."""
 
 from __future__ import annotations
 

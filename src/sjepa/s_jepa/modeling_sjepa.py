@@ -106,7 +106,8 @@ class SJEPAForCTC(HubertForCTC):
 
 
 class SJEPAFeatures(Pipeline):
-    """The pipeline "feature-extraction" for waveforms (float32 at 16 kHz, one dimension): a list of frames."""
+    """The pipeline "feature-extraction" for waveforms (float32 at 16 kHz, one dimension): a list of
+    frames."""
 
     _load_processor = False
     _load_tokenizer = False

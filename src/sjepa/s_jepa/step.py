@@ -103,7 +103,8 @@ def loss_frames(batch: Batch, settings: StepSettings, *, visible: bool) -> float
 
 
 class MaskedFrames(NamedTuple):
-    """Flat indices b·T + t of a micro-batch's real frames: masked, and visible; and the mask itself."""
+    """Flat indices b·T + t of a micro-batch's real frames: masked, and visible; and the mask
+    itself."""
 
     mask_BT: Tensor
     masked_N: Tensor
@@ -129,7 +130,7 @@ def choose_frames(batch: Batch, *, mask_key: int, settings: StepSettings) -> Mas
 
 
 def kl_divergence(targets_NK: Tensor, logits_NK: Tensor) -> Tensor:
-    """KL(q ‖ softmax(logits)) of every frame, nats, float32 [N]. `targets_NK` holds probabilities."""
+    """KL(q ‖ softmax(logits)) per frame, nats, float32 [N]. `targets_NK` holds probabilities."""
     log_predicted_NK = F.log_softmax(logits_NK.float(), dim=-1)
     return F.kl_div(log_predicted_NK, targets_NK, reduction="none").sum(dim=-1)
 

@@ -7,13 +7,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sjepa.config.dataset import Dataset
+from sjepa.config.run import RunConfig
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Progress
 from sjepa.core.random import hash_array, key
@@ -95,23 +95,17 @@ class Fingerprint:
             )
 
 
-def load_clips(
-    paths: Any,
-    settings: Dataset,
-    *,
-    name: str,
-    most: int | None,
-    seed: int,
-    cache_folder: Path,
-    progress: Progress,
-) -> ClipSet:
+def load_clips(config: RunConfig, paths: Any, name: str, *, progress: Progress, most: int | None = None) -> ClipSet:
     """Scans sources (or reads their caches), drops clips under `min_seconds`, samples at most
     `most` by seed.
 
     `name` is the configuration key, for messages. Raises UserError if no clip is usable.
     """
+    settings = config.dataset
     sources, shares = _sources(paths, hub_options(settings), name)
-    tables = [scan(source, depth=settings.scan, fallback_folder=cache_folder, progress=progress) for source in sources]
+    tables = [
+        scan(source, depth=settings.scan, fallback_folder=config.cache_folder, progress=progress) for source in sources
+    ]
     clips = Clips(tables, sample_rate=settings.sample_rate, sources_apart=settings.shards_at_once is not None)
     dropped = list(clips.dropped)
     long_enough = clips.length_N >= round(settings.min_seconds * settings.sample_rate)
@@ -124,7 +118,7 @@ def load_clips(
         example = f"{dropped[0][0]}: {dropped[0][1]}"
         raise UserError(f"{name}: none of the {len(dropped)} audio files in {paths} can be used ({example})")
     if most is not None and most < len(clips):
-        clips = clips.subset(drawn(clips, most, seed, "max_samples"))
+        clips = clips.subset(drawn(clips, most, config.seed, "max_samples"))
     if shares is not None:
         for number in set(range(len(shares.names))) - set(shares.corpus_S[clips.source_N].tolist()):
             raise UserError(

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from sjepa.config.run import RunConfig
 from sjepa.core.distributed import Engine
@@ -50,13 +48,13 @@ class Data:
         return Fingerprint(self.train.clips, self.windows, more=more)
 
 
-def load_data(config: RunConfig, *, cache_folder: Path, progress: Progress) -> Data:
+def load_data(config: RunConfig, *, progress: Progress) -> Data:
     """Scans the configured data sets. Raises UserError if one has no usable clip."""
     settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
-    load = partial(load_set, config, cache_folder=cache_folder, progress=progress)
+    load = partial(load_set, config, progress=progress)
     stream = None
     if settings.hf.streaming:
-        stream, train = _kept_of_stream(config, cache_folder, progress)
+        stream, train = _kept_of_stream(config, progress)
     else:
         train = load(f"train_{suffix}", most=settings.max_train_samples)
     test = load(f"test_{suffix}", most=settings.max_test_samples)
@@ -64,13 +62,13 @@ def load_data(config: RunConfig, *, cache_folder: Path, progress: Progress) -> D
         train,
         test,
         validation_part(test.clips, settings.val_prob, config.seed),
-        noise_set(config, cache_folder=cache_folder, progress=progress),
+        noise_set(config, progress=progress),
         training_windows(train.clips, settings),
         stream,
     )
 
 
-def _kept_of_stream(config: RunConfig, cache_folder: Path, progress: Progress) -> tuple[HubStream, ClipSet]:
+def _kept_of_stream(config: RunConfig, progress: Progress) -> tuple[HubStream, ClipSet]:
     """The stream at `dataset.train_path`, and the clips kept from it."""
     settings, hf = config.dataset, config.dataset.hf
     if config.train.max_batch_seconds is not None:
@@ -83,42 +81,23 @@ def _kept_of_stream(config: RunConfig, cache_folder: Path, progress: Progress) -
         options, seed=config.seed, buffer_rows=hf.shuffle_buffer, rows=hf.rows, most=settings.max_train_samples
     )
     described = repr((options, config.seed, hf.kept_clips, hf.shuffle_buffer, stream.num_rows))
-    kept = cache_folder / f"{options.path.name}.{key('kept of a stream', described):016x}.tar"
+    kept = config.cache_folder / f"{options.path.name}.{key('kept of a stream', described):016x}.tar"
     keep_some(stream, kept, hf.kept_clips)
-    return stream, load_sources(config, str(kept), "dataset.train_path", cache_folder=cache_folder, progress=progress)
+    return stream, load_clips(config, str(kept), "dataset.train_path", progress=progress)
 
 
-def load_set(
-    config: RunConfig, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
-) -> ClipSet:
+def load_set(config: RunConfig, name: str, *, progress: Progress, most: int | None = None) -> ClipSet:
     """The clips at `dataset.<name>`, at most `most`."""
     paths = getattr(config.dataset, name)
-    return load_sources(config, paths, f"dataset.{name}", cache_folder=cache_folder, progress=progress, most=most)
+    return load_clips(config, paths, f"dataset.{name}", progress=progress, most=most)
 
 
-def noise_set(config: RunConfig, *, cache_folder: Path, progress: Progress) -> ClipSet | None:
+def noise_set(config: RunConfig, *, progress: Progress) -> ClipSet | None:
     """Noise recordings for augmentation; None if it is disabled or has no `noise_path`."""
     augment = config.dataset.augment
     if not augment.enabled or augment.noise_path is None:
         return None
-    return load_sources(
-        config, augment.noise_path, "dataset.augment.noise_path", cache_folder=cache_folder, progress=progress
-    )
-
-
-def load_sources(
-    config: RunConfig, paths: Any, name: str, *, cache_folder: Path, progress: Progress, most: int | None = None
-) -> ClipSet:
-    """The clips of `paths`, at most `most`; `name` is the configuration key, for messages."""
-    return load_clips(
-        paths,
-        config.dataset,
-        name=name,
-        most=most,
-        seed=config.seed,
-        cache_folder=cache_folder,
-        progress=progress,
-    )
+    return load_clips(config, augment.noise_path, "dataset.augment.noise_path", progress=progress)
 
 
 def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:

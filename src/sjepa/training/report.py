@@ -13,8 +13,8 @@ from sjepa.training.schedule import Stage
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Means since the last report: `audio_rate` is seconds of audio per second, `waiting` the share of time spent
-    waiting for data, `seconds_left` an estimate for the whole run."""
+    """Means since the last report: `audio_rate` is seconds of audio per second, `waiting` the share
+    of time spent waiting for data, `seconds_left` an estimate for the whole run."""
 
     train: Mapping[str, float]
     learning_rate: float

@@ -11,8 +11,8 @@ from typing import Generic, Literal, TypeVar
 
 @dataclass(frozen=True, kw_only=True)
 class RateCurve:
-    """The learning rate from `start_step` to `end_step` (excluded): linear warm-up to `peak`, then constant, or a cosine
-    that reaches `min_ratio` of the peak at the last step."""
+    """The learning rate from `start_step` to `end_step` (excluded): linear warm-up to `peak`, then
+    constant, or a cosine that reaches `min_ratio` of the peak at the last step."""
 
     start_step: int
     end_step: int

@@ -77,7 +77,7 @@ class Trainer:
         }
 
     def run(self) -> None:
-        """Trains to the end of the schedule. Raises Interrupted or RunStopped with the state saved."""
+        """Trains to the end of the schedule. Raises Interrupted or RunStopped, the state saved."""
         while not self._finished or self.clock.batch > 0:  # a started epoch is completed
             self._start_epoch()
             self._train_epoch()

@@ -24,7 +24,8 @@ def num_masked(num_frames: int, mask_ratio: float) -> int:
 def span_mask(
     num_frames: Sequence[int], clip_id_B: Tensor, *, mask_ratio: float, mask_length: int, base_key: int
 ) -> Tensor:
-    """Masks [B, T] on `clip_id_B`'s device: contiguous spans, added in random order until the count is met.
+    """Masks [B, T] on `clip_id_B`'s device: contiguous spans, added in random order until the count
+    is met.
 
     Each possible start draws u ~ U(0, 1), keyed by (base_key, clip, start). A frame's rank is the
     smallest u of the spans that cover it; the frames of lowest rank are masked, ties by index, so

@@ -47,7 +47,7 @@ class Predictor(nn.Module):
         self.output = init_linear(nn.Linear(shape.width, shape.width), shape.width)
 
     def forward(self, features_BTD: Tensor, mask_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Predictions [B, T, D]. Raises ValueError if there are more frames than learned positions."""
+        """Predictions [B, T, D]. Raises ValueError for more frames than learned positions."""
         x_BTD = torch.where(mask_BT[..., None], self.mask_token.to(features_BTD.dtype), features_BTD)
         return self.output(self.layer(self._placed(x_BTD, real_BT), real_BT))  # type: ignore[no-any-return]
 

@@ -1,4 +1,5 @@
-"""Phase 2: posteriors of an online mixture over features of the EMA encoder. [Phase 2, Online GMM Updates]
+"""Phase 2: posteriors of an online mixture over features of the EMA encoder. [Phase 2, Online GMM
+Updates]
 
 B batch, S samples, N chosen frames, M other frames, D width, K components.
 """
