@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.table import Row, report, seconds
-from sjepa.dataset import manifest
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.table import ClipTable
@@ -42,7 +41,7 @@ def measure() -> list[Row]:
         ours = seconds(lambda: tables.append(scan(source)))
         baseline = seconds(lambda: json.loads(cache.read_text()))
         assert len(tables[0]) == CLIPS
-        print(f"{CLIPS:,} clips, {cache.stat().st_size / 1e6:.0f} MB, format {manifest.__name__}: {ours:.2f} s")
+        print(f"{CLIPS:,} clips, {cache.stat().st_size / 1e6:.0f} MB, {ours:.2f} s")
         return [Row.value("cache_load", ours, baseline, ours, MOST_SECONDS)]
 
 

@@ -30,6 +30,7 @@ from transformers import HubertConfig, HubertModel
 from benchmarks.table import Row, print_rows
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
+from sjepa.core.learner import Learner
 from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Batch, Sample, collate
 from sjepa.dataset.order import bucketed_batches, fixed_batches
@@ -43,7 +44,7 @@ from sjepa.s_jepa.optimizer import build_optimizer
 from sjepa.s_jepa.plan import plan
 from sjepa.s_jepa.schema import load_config
 from sjepa.s_jepa.sizes import hyperparameters
-from sjepa.s_jepa.step import optimiser_update
+from sjepa.s_jepa.step import Step, optimiser_update
 from sjepa.s_jepa.targets.frozen import MFCCTargets
 from sjepa.s_jepa.targets.layer_choice import LayerChoice
 from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
@@ -163,20 +164,15 @@ class Bench:
                                     f"dataset.max_seconds={max(16.0, batch.clean_BS.shape[1] / 16000)}"])  # fmt: skip
         stage = plan(config, 10).at(0)
         network = build_model(config, stage, note=lambda _: None)
-        model, optimizer = self.engine.setup(
-            network, partial(build_optimizer, lr=1e-4, weight_decay=1e-3, betas=(0.9, 0.99))
-        )
-        model.train()
+        learner = Learner(self.engine, network, partial(build_optimizer, lr=1e-4, weight_decay=1e-3, betas=(0.9, 0.99)))
+        learner.model.train()
         targets = self.engine.to_device(_targets(network.encoder, phase, clusters, self.values.width))
         settings, sums = step_settings(config), MetricSums(clusters, self.engine.device)
         steps = itertools.count()
 
         def work() -> None:
             number = next(steps)
-            update = optimiser_update(
-                self.engine, model, optimizer, targets, [batch], step=number, stage=stage, settings=settings, sums=sums
-            )
-            assert update.made
+            assert optimiser_update(learner, targets, [batch], Step(number, stage, settings), sums).made
             targets.after_update(network.encoder, number, ALONE)
 
         return work

@@ -188,8 +188,8 @@ def test_a_killed_worker_is_told_in_one_line(slow):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     (line,) = errors.strip().splitlines()
-    assert "dataset.num_workers: a process that reads audio was killed" in line
-    assert line.endswith("run it again to go on")
+    assert "dataset.num_workers: a data loading worker was killed" in line
+    assert line.endswith("Run it again to go on")
 
 
 def test_too_little_room_is_told_with_both_figures(corpus, tmp_path, monkeypatch):

@@ -290,7 +290,7 @@ def test_what_one_process_alone_knows_is_told(corpus, tmp_path):
     os.kill(children(second_process(process))[0], signal.SIGKILL)  # the reader of the second process
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "process 1 of 2: dataset.num_workers: a process that reads audio was killed" in errors
+    assert "process 1 of 2: dataset.num_workers: a data loading worker was killed" in errors
     assert "Traceback" not in errors
 
 

@@ -249,5 +249,5 @@ def test_a_reader_that_is_killed_is_told(corpus, trained, tmp_path, monkeypatch)
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
     monkeypatch.setattr(evaluate_module, "survey", killed)
-    with pytest.raises(UserError, match=r"dataset.num_workers: a process that reads audio was killed .* run it again"):
+    with pytest.raises(UserError, match=r"dataset.num_workers: a data loading worker was killed .* Run it again"):
         evaluated(corpus, tmp_path, trained / "weights/best.pt")

@@ -200,7 +200,7 @@ def test_a_worker_that_is_killed_is_told_and_the_run_goes_on_later(corpus, tmp_p
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     ended(process, 2)
-    assert "told: dataset.num_workers: a process that reads audio was killed" in (tmp_path / "output").read_text()
+    assert "told: dataset.num_workers: a data loading worker was killed" in (tmp_path / "output").read_text()
     epochs = len(history(tmp_path / "r/train")) + 1
     ended(begin(corpus, tmp_path, *options, f"train.epochs={epochs}", "checkpoint.resume=true"), 0)
 

@@ -48,6 +48,7 @@ def _child(arguments, cwd, environment, output, errors):
     os.environ.update(environment)
     os.chdir(cwd)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # as in a process of its own: workers are forked
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = list(arguments)
     from sjepa.entrypoints import cli

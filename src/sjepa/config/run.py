@@ -143,8 +143,3 @@ class RunConfig(Section):
     def geometry(self) -> FrameGeometry:
         """Frame geometry of the encoder."""
         raise NotImplementedError
-
-    @property
-    def fewest_samples(self) -> int:
-        """Minimum samples of a clip in a batch: two frames, one masked and one visible."""
-        return self.geometry.samples(2)

@@ -131,9 +131,9 @@ class Engine:
         """Wrapped model (on the device, with autocast) and optimiser. May be called for several
         networks. With FSDP the parameters of `network` are sharded in place; its `shards()` lists
         the submodules that are FSDP units, inner ones before the modules that contain them."""
+        gc.collect()  # frees a discarded wrapped model, whose buffers are as large as the weights
         if self._zero is not None:
             return self._zero.setup(network, build)
-        gc.collect()  # frees a discarded wrapped model, whose buffers are as large as the weights
         model = self._fabric.setup_module(network)
         return model, self._fabric.setup_optimizers(build(network))
 

@@ -50,6 +50,11 @@ class FrameGeometry:
         """Minimum number of samples for `frames` frames."""
         return 0 if frames <= 0 else (frames - 1) * self.hop_samples + self.receptive_field_samples
 
+    @property
+    def fewest_samples(self) -> int:
+        """Minimum samples of a clip in a batch: two frames, one masked and one visible."""
+        return self.samples(2)
+
     def centres(self, start_sample: int, num_frames: int) -> NDArray[np.float64]:
         """Frame centres in seconds [T], for a window that starts at `start_sample` of its clip."""
         first = start_sample + self.receptive_field_samples / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +12,16 @@ from torch import Tensor, nn
 from sjepa.core.distributed import Engine
 from sjepa.core.sharding import load_state, whole
 
-
-class Network(Protocol):
-    """Interface of modules that can be sharded and rebuilt during a run."""
-
-    def shards(self) -> list[nn.Module]:
-        """Submodules that are FSDP units, inner ones before the modules that contain them."""
-        ...
-
-    def in_one_piece(self) -> Any:
-        """The network, or an unsharded copy if it is sharded. Collective: all ranks call it."""
-        ...
-
-
 N = TypeVar("N", bound=nn.Module)
 
 
 class Learner(Generic[N]):
-    """`network`, its wrapped form `model` and its `optimizer`. A run may have several learners."""
+    """`network`, its wrapped form `model` and its `optimizer`. A run may have several learners.
+
+    Networks for FSDP have `shards()`: the submodules that are FSDP units, inner ones before the
+    modules that contain them. Those that `rebuild` changes have `in_one_piece()`: the network, or
+    an unsharded copy if it is sharded (collective).
+    """
 
     def __init__(self, engine: Engine, network: N, build: Callable[[nn.Module], torch.optim.AdamW]) -> None:
         """`build`: creates the optimiser of a network."""
@@ -79,7 +71,7 @@ class Learner(Generic[N]):
         load_state(self.optimizer, {**self.optimizer.state_dict(), "state": kept})
 
     def _moments(self) -> dict[str, Any]:
-        """Optimiser state per parameter name, unsharded and on the CPU."""
+        """Optimiser state per parameter name; sharded tensors are gathered on the CPU."""
         names, state = self._names(), self.optimizer.state_dict()["state"]
         return {names[number]: whole(moments, Tensor.cpu) for number, moments in state.items()}
 

@@ -88,7 +88,7 @@ def build(
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error}){again}") from error
     except RuntimeError as error:
-        raise worker_killed(error, "run it again to go on") from error.__cause__
+        raise worker_killed(error, "Run it again to go on") from error.__cause__
     return Built(target, target.stat().st_size, clips, writer.problems(), writer.clipped, writer.partners)
 
 

@@ -216,7 +216,7 @@ def _read_cache(place: _CachePath, source: Source, check: str, trust: bool) -> C
         or header["fingerprint"] != CONTAINERS[source.kind].fingerprint(source)
     ):
         return None
-    gzip_index = None if place is None else CONTAINERS[source.kind].index_path(place.path)
+    gzip_index = CONTAINERS[source.kind].index_path(place.path)
     if gzip_index is not None and gzip_index.stat().st_size != header["gzip_index_bytes"]:
         return None
     _, columns = json.loads(place.path.read_text(encoding="ascii"))

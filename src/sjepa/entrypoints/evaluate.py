@@ -75,7 +75,7 @@ def evaluate_weights(config: Config, *, overridden: Collection[str] = ()) -> int
     try:
         return _evaluate(config, overridden)
     except RuntimeError as error:
-        raise worker_killed(error, "run it again") from error.__cause__
+        raise worker_killed(error, "Run it again") from error.__cause__
 
 
 def _evaluate(config: Config, overridden: Collection[str]) -> int:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sjepa.config.load import Schema, load_config
+from sjepa.config.load import load_config
 from sjepa.config.run import RunConfig
 from sjepa.core.errors import UserError
 from sjepa.reporting.console import Console
 from sjepa.reporting.run_dir import RunDir, existing_runs
 from sjepa.training.checkpoint import Checkpoints
 from sjepa.training.schedule import RunProgress, Schedule, Stage
+from sjepa.training.system import System
+from sjepa.training.trainer import STATE
 
 # Keys that may change on resume; any other change requires a new run.
 _FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
@@ -49,20 +51,18 @@ class Resumed:
         return found
 
 
-def run_to_resume(schema: Schema[Any], config: RunConfig, console: Console) -> Resumed | None:
+def run_to_resume(system: System, config: RunConfig, console: Console) -> Resumed | None:
     """The highest-numbered run with a readable checkpoint, and its latest such checkpoint; None
     if there is no such run."""
     for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
         checkpoints = Checkpoints(checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
         for path in reversed(checkpoints.paths()):
             try:
-                states = Checkpoints.read(path)
-                if not {"clock", "data"} <= set(states):
-                    raise UserError(f"{path}: holds no state of a run")
+                states = Checkpoints.read(path, {*STATE, *system.state})
             except UserError as error:
                 console.warn(f"ignored: {error}")
                 continue
-            used = load_config(schema, run_dir.config).model_dump(mode="json", by_alias=True)
+            used = load_config(system.schema, run_dir.config).model_dump(mode="json", by_alias=True)
             refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
             clock = states["clock"]
             return Resumed(

@@ -45,7 +45,7 @@ def train(system: System, config: Any, *, dry_run: bool = False) -> int:
     notes: list[str] = []
     resume = config.checkpoint.resume and not dry_run
     try:
-        resumed = ranks.only_main(lambda: run_to_resume(system.schema, config, console)) if resume else None
+        resumed = ranks.only_main(lambda: run_to_resume(system, config, console)) if resume else None
         run = ranks.main_first(lambda: _prepare(system, config, engine, console, resumed))
         start = ranks.main_first(lambda: system.start(run, note=notes.append))
         if dry_run:
@@ -88,7 +88,9 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     except Interrupted as stop:
         return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
     except RuntimeError as error:
-        raise worker_killed(error, "checkpoint.resume=true resumes from the last checkpoint") from error.__cause__
+        raise worker_killed(
+            error, "With checkpoint.resume=true the run goes on from its last checkpoint"
+        ) from error.__cause__
     finally:
         report.draw()
         report.close()
@@ -201,7 +203,7 @@ def _estimate_time(trainer: Trainer, run: Prepared, console: Console) -> None:
     together = run.engine.processes.total / per_second  # seconds of audio per second
     epoch_seconds = loader.epoch_samples / loader.sample_rate
     left = (schedule.total_steps - trainer.clock.step) / schedule.steps_per_epoch * epoch_seconds / together
-    slower = ", phase 2 takes somewhat longer" if stage.phase < schedule.stages[-1].phase else ""
+    slower = ", later phases may take longer" if stage.phase < schedule.stages[-1].phase else ""
     console.note(
         f"about {duration(left)} of training ({together:.0f} s of audio per second), validation not counted{slower}"
     )

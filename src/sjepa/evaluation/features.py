@@ -92,6 +92,18 @@ class ClipFeatures(NamedTuple):
     frames: list[Tensor | None]
     seconds: list[NDArray[np.float64]]
 
+    def mean_of(self, position: int) -> Tensor:
+        """[L, D] of a readable clip."""
+        mean_LD = self.means[position]
+        assert mean_LD is not None
+        return mean_LD
+
+    def frames_of(self, position: int) -> Tensor:
+        """[T, L, D] of a readable clip whose frames were kept."""
+        frames_TLD = self.frames[position]
+        assert frames_TLD is not None
+        return frames_TLD
+
 
 def joined(sets: Sequence[ClipFeatures]) -> ClipFeatures:
     """Concatenates the clips of several sets."""

@@ -53,6 +53,11 @@ class Score:
     by_speaker: dict[str, BySpeaker] = field(default_factory=dict, compare=False)
 
 
+def score(values: dict[str, tuple[float, BySpeaker | None]], train: int, test: int) -> Score:
+    by_speaker = {name: figure for name, (_, figure) in values.items() if figure is not None}
+    return Score({name: value for name, (value, _) in values.items()}, train, test, by_speaker)
+
+
 class Probed(NamedTuple):
     """The name of a probe, its score in every split, and chance (NaN where there is none)."""
 

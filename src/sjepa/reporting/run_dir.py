@@ -24,10 +24,6 @@ class RunDir:
         return self.root / "history.csv"
 
     @property
-    def gmm(self) -> Path:
-        return self.root / "gmm.pt"
-
-    @property
     def results(self) -> Path:
         return self.root / "results.csv"
 

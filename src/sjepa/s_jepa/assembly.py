@@ -36,12 +36,19 @@ from sjepa.training.schedule import Schedule
 from sjepa.training.system import Prepared
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """The initial network and, if `gmm.path` is set, the fitted mixture of the first stage."""
 
     network: SJEPA
     given: DiagonalGMM | None
+
+    def take(self) -> SJEPA:
+        """Hands the network over: with FSDP a later one replaces it, and nothing else may keep its
+        memory."""
+        network = self.network
+        del self.network
+        return network
 
 
 def step_settings(config: Config) -> StepSettings:
@@ -194,7 +201,7 @@ def target_maker(run: Prepared, folder: Path, report: Report) -> TargetMaker:
 def assemble(run: Prepared, start: Start, folder: Path, report: Report, *, judges: Sequence[Judge]) -> SJEPATask:
     """The task at the start of the run's stage. Targets are fitted in a fresh run; on resume they
     are blank until their state is loaded."""
-    config, engine, network = run.config, run.engine, run.engine.to_device(start.network)
+    config, engine, network = run.config, run.engine, run.engine.to_device(start.take())
     if config.train.compile:
         compile_layers([*network.encoder.encoder.layers, network.predictor.layer])
     frontend = network.encoder.feature_extractor

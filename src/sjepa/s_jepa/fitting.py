@@ -59,7 +59,7 @@ class TrainingFrames:
         frames_N = self.geometry.frames(windows.length_N)
         sample = draw_frames(frames_N, ids, wanted, seed=draw_seed, fewest_groups=fewest_groups)
         dataset = WindowDataset(
-            self.clips, windows.subset(sample.window_M), seed=self.seed, fewest_samples=self.geometry.samples(2)
+            self.clips, windows.subset(sample.window_M), seed=self.seed, fewest_samples=self.geometry.fewest_samples
         )
         batches, ranks = Batching(_BATCH_CLIPS, shuffle=False), self.ranks
         return sample, Loader(dataset, batches, Readers(self.num_workers, rank=ranks.rank, size=ranks.size))
@@ -85,7 +85,7 @@ class TrainingFrames:
                 rows.append(features_BT[row, torch.from_numpy(frames).to(self.device)].float())
                 draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
         if not rows:  # no frames on this rank: an empty tensor of the right shape
-            quiet = collate([]).or_silence(self.geometry.samples(2)).to(self.device)
+            quiet = collate([]).or_silence(self.geometry.fewest_samples).to(self.device)
             nothing = extract(quiet)[0, :0]
             return nothing.float(), torch.zeros(0, dtype=torch.float64)
         return torch.cat(rows), torch.from_numpy(np.concatenate(draws))

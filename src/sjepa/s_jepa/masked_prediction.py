@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from sjepa.s_jepa.model import SJEPA
 from sjepa.s_jepa.plan import SJEPAStage
 from sjepa.s_jepa.step import (
     Forward,
+    MaskedFrames,
     Scope,
     Step,
     StepSettings,
@@ -195,8 +195,8 @@ class SJEPATask:
         self.parts.weights.save(self.network, self.targets, self._stage, progress, is_best=is_best)
 
     def summary(self, train: Mapping[str, float], validation: Validation) -> str:
-        val, moved = validation.figures, self.targets.figures()
-        layer = "" if moved.layer is None else f", layer {moved.layer}, {moved.reseeded} re-seeded"
+        val, layer = validation.figures, validation.columns["active_layer"]
+        moved = f", layer {layer}, {validation.details['reseeded']} re-seeded" if layer != "" else ""
         judged = "".join(
             f", {figure.name} {val[figure.name]:.3f}"
             for figure in self.figures
@@ -205,28 +205,26 @@ class SJEPATask:
         return (
             f"train loss {train['loss']:.4f} kl {train['kl']:.4f} top1 {train['top1']:.3f} | val kl {val['kl']:.4f} "
             f"top1 {val['top1']:.3f} entropy {val['entropy_bits']:.2f} bit (targets {val['target_entropy_bits']:.2f}), "
-            f"{validation.columns['clusters_used']:.0f} components in use{layer}{judged}"
+            f"{validation.columns['clusters_used']:.0f} components in use{moved}{judged}"
         )
 
-    def rehearse(self, batch: Batch, stages: Sequence[Stage]) -> None:
-        """Dry run: forward and backward as in each of `stages`; another phase uses blank
-        targets."""
-        batch = batch.or_silence(self.parts.settings.geometry.samples(2)).to(self.parts.engine.device)
-        frames = choose_frames(batch, mask_key=key(self.parts.settings.seed, "probe"), settings=self.parts.settings)
-        for stage in stages:
-            assert isinstance(stage, SJEPAStage)
-            if stage.phase == self._stage.phase:
-                losses = frame_losses(
-                    self._forward(), batch, frames, plain_posteriors(self.targets, batch), Scope(stage.visible_loss)
-                )
-                self.learner.backward(losses.masked_kl_N.mean() + losses.visible_kl_N.sum())
-                sums = self._new_sums()
-                losses.count_in(sums)
-                sums.read()  # waits for the device
-            else:
-                self._rehearse_phase(stage, batch, frames)
+    def rehearse(self, batch: Batch, stage: Stage) -> None:
+        """Dry run: forward and backward as in `stage`; another phase uses blank targets."""
+        assert isinstance(stage, SJEPAStage)
+        settings = self.parts.settings
+        batch = batch.or_silence(settings.geometry.fewest_samples).to(self.parts.engine.device)
+        frames = choose_frames(batch, mask_key=key(settings.seed, "probe"), settings=settings)
+        if stage.phase != self._stage.phase:
+            self._rehearse_phase(stage, batch, frames)
+            return
+        posteriors, scope = plain_posteriors(self.targets, batch), Scope(stage.visible_loss, spectral=stage.spectrum)
+        losses = frame_losses(self._forward(), batch, frames, posteriors, scope)
+        self.learner.backward(losses.total() / max(1, len(losses.masked_kl_N)))
+        sums = self._new_sums()
+        losses.count_in(sums)
+        sums.read()  # waits for the device
 
-    def _rehearse_phase(self, stage: SJEPAStage, batch: Batch, frames: Any) -> None:
+    def _rehearse_phase(self, stage: SJEPAStage, batch: Batch, frames: MaskedFrames) -> None:
         """Dry run for another phase: the current logits are averaged and expanded to its number of
         components."""
         targets = self.parts.maker.blank(stage, self.network.encoder)

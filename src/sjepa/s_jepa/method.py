@@ -34,6 +34,7 @@ class SJEPASystem:
     """Masked prediction of soft cluster posteriors in two phases."""
 
     name, schema, figures = "s-jepa", SCHEMA, FIGURES
+    state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
 
     def plan(
         self, config: Config, steps_per_epoch: int, *, progress: RunProgress | None = None

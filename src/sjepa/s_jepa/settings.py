@@ -13,7 +13,7 @@ from sjepa.config.values import EpochOrFraction, Section
 from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.s_jepa.tools import Dump, Evaluation, Export, Probe
 
-_TWO_FRAMES_SECONDS = SPEECH.samples(2) / SPEECH.sample_rate
+_TWO_FRAMES_SECONDS = SPEECH.fewest_samples / SPEECH.sample_rate
 
 
 class Model(Section):

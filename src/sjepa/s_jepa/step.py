@@ -218,7 +218,7 @@ def _gradients(
         if not given.num_samples and ranks.size == 1:
             continue
         torch.manual_seed(key(settings.seed, "dropout", step.number, index * ranks.size + ranks.rank))
-        batch, real = given.or_silence(settings.geometry.samples(2)).to(engine.device), bool(given.num_samples)
+        batch, real = given.or_silence(settings.geometry.fewest_samples).to(engine.device), bool(given.num_samples)
         frames = choose_frames(batch, mask_key=mask_key, settings=settings)
         posteriors = observed(targets, batch, frames, draw_key) if real else plain_posteriors(targets, batch)
         with learner.accumulating(more=index + 1 < len(window)):

@@ -91,7 +91,7 @@ class Validator:
             real = bool(batch.num_samples)
             if not real and ranks.size == 1:
                 continue
-            batch = batch.or_silence(settings.geometry.samples(2)).to(engine.device)
+            batch = batch.or_silence(settings.geometry.fewest_samples).to(engine.device)
             frames = choose_frames(batch, mask_key=mask_key, settings=settings)
             losses = frame_losses(self.forward, batch, frames, plain_posteriors(self.targets, batch), Scope(visible))
             if real:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +41,7 @@ class Checkpoints:
         states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
         if not self._writes:
             return self.folder / name
-        content = {"names": list(states), "parts": states}
-        write_torch_file(self.folder / name, content, kind=_KIND, format_number=_FORMAT)
+        write_torch_file(self.folder / name, {"parts": states}, kind=_KIND, format_number=_FORMAT)
         others = [path for path in self.paths() if path.name != name]
         for path in others[: max(0, len(others) - self._keep + 1)]:
             path.unlink(missing_ok=True)
@@ -53,25 +53,22 @@ class Checkpoints:
         return [path for match, path in sorted(found, key=lambda item: _order(item[0]))]
 
     @staticmethod
-    def read(path: Path) -> dict[str, Any]:
-        """The states of all parts. Raises UserError if the file is not a complete checkpoint."""
-        content = read_torch_file(path, kind=_KIND, format_number=_FORMAT)
-        states = content.get("parts")
+    def read(path: Path, names: Iterable[str]) -> dict[str, Any]:
+        """The states of the parts `names`. Raises UserError if the file is not a checkpoint of
+        exactly these."""
+        states = read_torch_file(path, kind=_KIND, format_number=_FORMAT).get("parts")
         if not isinstance(states, dict):
             raise UserError(f"{path}: holds no state")
-        missing = set(content.get("names", states)) - set(states)
-        if missing:
-            raise UserError(f"{path}: incomplete, without {', '.join(sorted(missing))}")
+        different = set(names) ^ set(states)
+        if different:
+            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(different))})")
         return states
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
         """Loads the state of all `parts`, in order. Raises UserError if the file does not match;
         parts, keys and tensor shapes are checked before anything is loaded."""
-        states = Checkpoints.read(path)
-        different = set(parts) ^ set(states)
-        if different:
-            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(different))})")
+        states = Checkpoints.read(path, parts)
         for name, part in parts.items():
             problem = _mismatch(part.state_dict(), states[name])
             if problem:

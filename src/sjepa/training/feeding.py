@@ -1,5 +1,4 @@
-"""Builds data sets and loaders from the configuration; only this module and `assembly.py` read
-all of it."""
+"""Builds the data sets and loaders of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -107,7 +106,7 @@ def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
         most, fewest = (round(value * settings.sample_rate) for value in (settings.max_seconds, settings.min_seconds))
         return StreamLoader(
             data.stream,
-            StreamBatching(config.train.batch_size, most, fewest, config.seed, config.fewest_samples),
+            StreamBatching(config.train.batch_size, most, fewest, config.seed, config.geometry.fewest_samples),
             data.train.clips,
             augmentation=made,
             readers=_readers(config, engine),
@@ -117,7 +116,7 @@ def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
         data.train.clips,
         data.windows,
         seed=config.seed,
-        fewest_samples=config.fewest_samples,
+        fewest_samples=config.geometry.fewest_samples,
         augmentation=made,
         blend=blended,
     )
@@ -134,7 +133,7 @@ def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
     augment = config.dataset.augment
     return Augmentation(
         config.dataset.sample_rate,
-        config.fewest_samples,
+        config.geometry.fewest_samples,
         augment.p_noise,
         augment.p_mix,
         augment.snr_noise,
@@ -152,7 +151,7 @@ def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
 def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engine) -> Loader:
     """Loader over `windows` in order: no shuffling, no augmentation."""
     batching = Batching(config.train.batch_size, shuffle=False)
-    dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.fewest_samples)
+    dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.geometry.fewest_samples)
     return _loader(config, dataset, batching, engine)
 
 

@@ -47,7 +47,7 @@ class NonFiniteUpdates:
         if self.in_a_row >= _MOST_IN_A_ROW:
             raise RunStopped(
                 f"{self.in_a_row} updates in a row had a loss or gradient that is not finite; the state is saved. "
-                "A new run from weights/last.pt (init_weights) may do better with a lower optimizer.lr or in fp32"
+                "A new run may do better with a lower learning rate or train.precision: fp32"
             )
 
     def check_end(self) -> None:
@@ -55,7 +55,7 @@ class NonFiniteUpdates:
         if self.total and not self.made:
             raise RunStopped(
                 f"not one of {self.total} updates had a finite loss and gradient, so nothing was learned; "
-                "a lower optimizer.lr or fp32 may help"
+                "a lower learning rate or train.precision: fp32 may help"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class CollapseAlarm:
             return
         text = f"collapse: {'; '.join(signs)}"
         if self.on_collapse == "stop":
-            raise RunStopped(f"{text}. The state is saved; a new run may do better with a lower optimizer.lr")
+            raise RunStopped(f"{text}. The state is saved; a new run may do better with a lower learning rate")
         self.epoch = epoch
         report.warn(f"{text}. Training continues (health.on_collapse: stop would end it)")
 

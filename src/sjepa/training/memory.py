@@ -59,7 +59,7 @@ def probe_memory(task: Task, shapes: Iterable[tuple[int, int]], stages: Iterable
     try:
         for stage in stages:
             for clips, samples in shapes:
-                task.rehearse(_noise(clips, samples), [stage])
+                task.rehearse(_noise(clips, samples), stage)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
 from sjepa.config.load import Schema
 from sjepa.core.distributed import Engine
 from sjepa.core.progress import Messages
@@ -35,13 +33,6 @@ class Prepared:
     fresh: bool
 
 
-class Start(Protocol):
-    """Initial state of a system: its network and anything else it loaded."""
-
-    @property
-    def network(self) -> nn.Module: ...
-
-
 class System(Protocol):
     """A training method with its own configuration; every `config` is an instance of the
     schema's root."""
@@ -58,6 +49,11 @@ class System(Protocol):
         """The metrics it reports."""
         ...
 
+    @property
+    def state(self) -> Sequence[str]:
+        """The names of its task's state."""
+        ...
+
     def plan(self, config: Any, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[Any]:
         """The stages of a run; stages already entered keep their start. Raises UserError."""
         ...
@@ -67,7 +63,8 @@ class System(Protocol):
         ...
 
     def start(self, run: Prepared, *, note: Callable[[str], None]) -> Any:
-        """Loads and builds the initial state. Raises UserError; writes nothing."""
+        """Loads and builds the initial networks, for `describe`, `memory_bytes` and then `task`.
+        Raises UserError; writes nothing."""
         ...
 
     def describe(self, start: Any) -> str:
@@ -79,7 +76,8 @@ class System(Protocol):
         ...
 
     def task(self, run: Prepared, start: Any, folder: Path, report: Report) -> Task:
-        """The task at the start of the run's stage; it writes to `folder`."""
+        """The task at the start of the run's stage; it writes to `folder`, weights to
+        `folder/weights`. Takes the networks out of `start`."""
         ...
 
     def best(self, config: Any) -> Figure:
@@ -91,5 +89,5 @@ class System(Protocol):
         ...
 
     def results(self, run: Prepared, weights: Path, messages: Messages) -> dict[str, float]:
-        """Metrics on the full test set."""
+        """Metrics of the file `weights` on the full test set."""
         ...

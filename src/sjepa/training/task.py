@@ -118,14 +118,14 @@ class Task(Protocol):
         ...
 
     def keep_weights(self, clock: Clock, validation: Validation, *, is_best: bool) -> None:
-        """Saves the weights; if `is_best`, also marks them as the best on disk."""
+        """Saves the weights as `last.pt` and, if `is_best`, as `best.pt`."""
         ...
 
     def summary(self, train: Mapping[str, float], validation: Validation) -> str:
         """The metrics of an epoch as one line for the terminal."""
         ...
 
-    def rehearse(self, batch: Batch, stages: Sequence[Stage]) -> None:
-        """Forward and backward passes over a micro-batch in each of `stages`, without an update:
-        only gradients change. Synchronises the device."""
+    def rehearse(self, batch: Batch, stage: Stage) -> None:
+        """Forward and backward passes over a micro-batch as in `stage`, without an update: only
+        gradients change. Synchronises the device."""
         ...

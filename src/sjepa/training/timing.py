@@ -25,7 +25,7 @@ def seconds_per_audio_second(task: Task, batches: Iterable[Batch], *, sample_rat
     started, seconds, samples = time.perf_counter(), 0.0, 0
     for batch in batches:
         if batch.num_samples or ranks.size > 1:
-            task.rehearse(batch, [task.stage])
+            task.rehearse(batch, task.stage)
             seconds, samples = time.perf_counter() - started, samples + batch.total_samples
             if samples:
                 is_first, rate = rate is None, seconds * sample_rate / samples

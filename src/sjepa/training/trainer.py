@@ -47,6 +47,9 @@ class RunParts:
     checkpoints: Checkpoints
 
 
+STATE = ("data", "clock", "best", "alarm", "non_finite", "unreadable", "epoch")  # of the loop, in checkpoints
+
+
 class Trainer:
     """Runs epochs from the current position (`clock`) to the end of the schedule."""
 
@@ -96,7 +99,7 @@ class Trainer:
         for window in self._windows():
             self._enter_stage_if_due()
             if self.task.prepare(self.clock.step):
-                self._figures_start_anew()
+                self.best.restart()
             update, rate = self._update(window)
             self._follow_up(update, rate, window)
             if self._finished:
@@ -113,13 +116,10 @@ class Trainer:
             self._save(inside_epoch=True)
         self.task.enter(stage, pause=self._stop_if_asked, best_stays=self.best.figure.across_phases)
         if new_phase:
-            self._figures_start_anew()
+            self.best.restart()
+            self._recent = Interval()
         self.report.note(f"step {self.clock.step}: {stage.name} starts")
         self.clock.entered[stage.name] = self.clock.step
-
-    def _figures_start_anew(self) -> None:
-        self.best.restart()
-        self._recent = Interval()
 
     def _stop_if_asked(self) -> None:
         """Raises Interrupted if any rank received a stop signal; for long work that changes no
