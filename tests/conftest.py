@@ -11,6 +11,13 @@ from sjepa.dataset.demo import write_corpus
 from tests.support.commands import no_process_left  # noqa: F401
 from tests.support.runs import TWO_PHASES, run
 
+LONGEST = ("test_trainings.py", "test_processes.py", "test_faults.py", "test_evalsjepa.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no process is left alone with one of them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

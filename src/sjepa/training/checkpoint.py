@@ -59,9 +59,11 @@ class Checkpoints:
         states = read_torch_file(path, kind=_KIND, format_number=_FORMAT).get("parts")
         if not isinstance(states, dict):
             raise UserError(f"{path}: holds no state")
-        different = set(names) ^ set(states)
-        if different:
-            raise UserError(f"{path}: does not hold the same parts as this run ({', '.join(sorted(different))})")
+        missing, unknown = set(names) - set(states), set(states) - set(names)
+        if missing:
+            raise UserError(f"{path}: incomplete, without {', '.join(sorted(missing))}")
+        if unknown:
+            raise UserError(f"{path}: holds {', '.join(sorted(unknown))}, which this run does not have")
         return states
 
     @staticmethod
