@@ -57,9 +57,8 @@ $(STAMPS): | $(PY)
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
-# Test files in parallel, each process with one thread, the longest files first (tests/conftest.py).
-# Three on two cores: many tests wait for processes that they start
-JOBS ?= 3
+# Test files in parallel, each process with one thread, the longest files first (tests/conftest.py)
+JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Train, evaluate, export, infer, on generated speech
