@@ -1,5 +1,6 @@
 import shlex
 from functools import reduce
+from typing import get_args
 
 import pytest
 import yaml
@@ -8,8 +9,9 @@ from pydantic import BaseModel
 from sjepa.config.load import ConfigError, dump_config, keys
 from sjepa.config.reference import reference
 from sjepa.core.errors import UserError
+from sjepa.s_jepa.metrics import FIGURES
 from sjepa.s_jepa.schema import SCHEMA, load_config, parse_config
-from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.settings import Best, Config
 
 
 def problems(*overrides, path=None):
@@ -150,3 +152,7 @@ def test_a_number_where_a_text_is_wanted_is_told_and_how_to_quote_it(override, r
 
 def test_a_hash_inside_a_name_is_no_comment():
     assert load_config(None, ["run_name=a#b", "init_weights='a #b'"]).run_name == "a#b"
+
+
+def test_the_best_weights_are_chosen_by_any_metric_that_is_better_one_way():
+    assert set(get_args(Best.model_fields["metric"].annotation)) == {figure.name for figure in FIGURES if figure.better}

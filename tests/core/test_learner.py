@@ -1,6 +1,8 @@
 """Several networks in training at once, each with its own optimiser, whatever the strategy."""
 
+import gc
 import importlib.util
+import weakref
 
 import pytest
 import torch
@@ -58,6 +60,18 @@ def trained(strategy, processes):
     ]
 
 
+def freed(strategy, processes):
+    """Whether the first network and its optimiser are gone after a rebuild."""
+    engine = Engine(device="cpu", precision="fp32", strategy=strategy, processes=Processes(processes))
+    learner = Learner(engine, Net(1), lambda net: torch.optim.AdamW(net.parameters()))
+    learner.backward(learner.model(torch.ones(2, 4)).sum())
+    learner.step()
+    old = [weakref.ref(item) for item in (learner.network, learner.optimizer)]
+    learner.rebuild(Net.renew_head, forget="head.")
+    gc.collect()
+    return [item() is None for item in old]
+
+
 @pytest.fixture(scope="module")
 def alone():
     return trained("auto", 1)
@@ -88,3 +102,9 @@ def test_two_processes_train_both_networks_as_one_does(alone, tmp_path, strategy
             for name, value in own.items():
                 a, b = (torch.tensor(x, dtype=torch.float64) for x in (value, expected[name]))
                 assert torch.allclose(a, b, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_sharded_network_is_freed_when_it_is_rebuilt(tmp_path):
+    for answer in as_torchrun_does(2, tmp_path, freed, "fsdp", 2):
+        assert answer == [True, True]

@@ -13,8 +13,9 @@ from sjepa.dataset.loader import Batching, Loader, WindowDataset
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
 from sjepa.dataset.windows import Windows
+from sjepa.s_jepa.method import SJEPASystem
 from sjepa.s_jepa.model import SJEPA
-from tests.support.runs import TWO_PHASES, assert_same_run, run
+from tests.support.runs import TWO_PHASES, assert_same_run, run, stopping_after
 
 
 @pytest.mark.slow
@@ -40,7 +41,7 @@ def test_the_probe_runs_the_largest_batches_and_leaves_no_trace(corpus, tmp_path
     assert max(samples for _, samples in rest) == max(samples for _, samples in probed)
 
 
-def test_the_largest_batch_of_a_mixture_is_one_of_any_epoch(corpus):
+def test_the_largest_batch_of_a_blend_is_one_of_any_epoch(corpus):
     """The long clip may not come in the first epoch."""
     clips = Clips([scan(source) for source in resolve_sources(str(corpus / "train.zip"))], sample_rate=16000)
     windows = Windows(np.arange(18), np.zeros(18, int), np.array([48000, *[8000] * 17]))
@@ -53,6 +54,38 @@ def test_the_largest_batch_of_a_mixture_is_one_of_any_epoch(corpus):
     }
     assert drawn == {8000}
     assert (1, 48000) in loader.largest_batches()
+
+
+@pytest.mark.slow
+def test_the_probe_runs_the_spectral_loss_of_a_stage_that_has_it(corpus, tmp_path, monkeypatch):
+    spectral, original = [], SJEPA.forward
+
+    def watched(self, *inputs):
+        if not isinstance(inputs[0], FakeTensor):
+            spectral.append(inputs[6])
+        return original(self, *inputs)
+
+    monkeypatch.setattr(SJEPA, "forward", watched)
+    with stopping_after(1):
+        run(corpus, tmp_path, "train.spectral_warmup=0.5", "train.probe_memory=true")
+    shapes = spectral.index(False)  # the stage with spectrum is probed before the one without
+    assert shapes > 0
+    assert spectral[shapes : 2 * shapes] == [False] * shapes
+
+
+@pytest.mark.slow
+def test_a_run_hands_its_first_network_over(corpus, tmp_path, monkeypatch):
+    """Whoever keeps it keeps its memory when another one takes its place (FSDP)."""
+    started, original = [], SJEPASystem.start
+
+    def remember(self, *inputs, **options):
+        started.append(original(self, *inputs, **options))
+        return started[-1]
+
+    monkeypatch.setattr(SJEPASystem, "start", remember)
+    with stopping_after(1):
+        run(corpus, tmp_path)
+    assert not hasattr(started[0], "network")
 
 
 @pytest.mark.slow

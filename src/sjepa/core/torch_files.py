@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def read_torch_file(path: Path, *, kind: str, format_number: int, older: tuple[i
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:  # its message tells how to load the file without safety
+        raise UserError(f"{path}: not a file of {kind}, or damaged") from None
     except Exception as error:  # torch.load raises many types
         raise UserError(f"{path}: not a file of {kind}, or damaged ({' '.join(str(error).split())[:80]})") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
