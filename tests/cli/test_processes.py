@@ -326,6 +326,24 @@ def test_machines_need_a_launcher():
         Engine(device="cpu", precision="fp32", processes=Processes(1, 2), launch=False)
 
 
+@pytest.mark.parametrize(
+    ("described", "chosen"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", "fp32"),  # AMX hidden
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", "bf16"),
+        ("vendor_id : AuthenticAMD\nflags : avx2", "fp32"),
+        ("CPU implementer : 0x41\nFeatures : asimd bf16", "bf16"),
+        (None, "fp32"),
+    ],
+)
+def test_auto_precision_is_the_faster_one_of_the_processor(monkeypatch, tmp_path, described, chosen):
+    if described:
+        (tmp_path / "cpuinfo").write_text(described)
+    monkeypatch.setattr("sjepa.core.distributed._CPU_DESCRIPTION", tmp_path / "cpuinfo")
+    assert Engine(device="cpu", precision="auto", launch=False).precision == chosen
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
 def test_half_precision_does_not_go_with_pieces(strategy):
     with pytest.raises(UserError, match=rf"fp16 does not go with train\.strategy: {strategy}"):

@@ -47,7 +47,7 @@ class TrainLoop(Section):
     log_every: int = Field(10, ge=1, description="Log metrics every this many optimiser steps.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Mixed precision; auto: bf16 where the hardware supports it natively, else fp32.",
+        description="Mixed precision; auto: bf16 where the hardware is faster in it, else fp32.",
     )
     compile: bool = Field(
         False,

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from sjepa.modules.long_convolution import long_convolution, pays
+
 
 class ConvPositions(nn.Module):
     """Weight-normalised grouped convolution over time, GELU; with an even kernel the extra last
@@ -22,5 +24,7 @@ class ConvPositions(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] → [B, T, D]; padded frames must be zero on entry."""
+        if pays(x_BTD, self.conv.kernel_size[0]):
+            return F.gelu(long_convolution(x_BTD, self.conv.weight) + self.conv.bias)
         y_BDT = self.conv(x_BTD.transpose(1, 2))[..., : x_BTD.shape[1]]
         return F.gelu(y_BDT).transpose(1, 2)
