@@ -37,14 +37,15 @@ from sjepa.dataset.order import bucketed_batches, fixed_batches
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.s_jepa.assembly import step_settings
 from sjepa.s_jepa.metrics import MetricSums
+from sjepa.s_jepa.model import SJEPA
 from sjepa.s_jepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.network import build_model
 from sjepa.s_jepa.optimizer import build_optimizer
-from sjepa.s_jepa.plan import plan
+from sjepa.s_jepa.plan import SJEPAStage, plan
 from sjepa.s_jepa.schema import load_config
 from sjepa.s_jepa.sizes import hyperparameters
-from sjepa.s_jepa.step import Step, optimiser_update
+from sjepa.s_jepa.step import Step, StepSettings, optimiser_update
 from sjepa.s_jepa.targets.frozen import MFCCTargets
 from sjepa.s_jepa.targets.layer_choice import LayerChoice
 from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
@@ -154,12 +155,12 @@ class Bench:
 
         return work
 
-    def step(self, batch: Batch, phase: int, *, recomputes: bool = False) -> Callable[[], object]:
+    def step(self, batch: Batch, phase: int, *, recomputes: bool = False, frontend: str = "waveform") -> TrainingStep:
         """A full update: targets, encoder, predictor, head, KL, clipping, AdamW; in phase 2 also
         mixture and EMA updates."""
         clusters = 500 if phase == 2 else 100
         config = load_config(None, [f"model.size={self.size}", f"train.phase={phase}", f"gmm.num_clusters={clusters}",
-                                    "gmm.ema_layer=-1",
+                                    "gmm.ema_layer=-1", f"model.frontend={frontend}",
                                     f"train.activation_checkpointing={str(recomputes).lower()}",
                                     f"dataset.max_seconds={max(16.0, batch.clean_BS.shape[1] / 16000)}"])  # fmt: skip
         stage = plan(config, 10).at(0)
@@ -167,15 +168,24 @@ class Bench:
         learner = Learner(self.engine, network, partial(build_optimizer, lr=1e-4, weight_decay=1e-3, betas=(0.9, 0.99)))
         learner.model.train()
         targets = self.engine.to_device(_targets(network.encoder, phase, clusters, self.values.width))
-        settings, sums = step_settings(config), MetricSums(clusters, self.engine.device)
-        steps = itertools.count()
+        return TrainingStep(learner, targets, batch, stage, step_settings(config))
 
-        def work() -> None:
-            number = next(steps)
-            assert optimiser_update(learner, targets, [batch], Step(number, stage, settings), sums).made
-            targets.after_update(network.encoder, number, ALONE)
 
-        return work
+class TrainingStep:
+    """Makes one update per call, on the same batch."""
+
+    def __init__(
+        self, learner: Learner[SJEPA], targets: Any, batch: Batch, stage: SJEPAStage, settings: StepSettings
+    ) -> None:
+        self.learner, self.targets, self.batch = learner, targets, batch
+        self._stage, self._settings, self._numbers = stage, settings, itertools.count()
+        self._sums = MetricSums(stage.num_clusters, learner.engine.device)
+
+    def __call__(self) -> None:
+        number = next(self._numbers)
+        step = Step(number, self._stage, self._settings)
+        assert optimiser_update(self.learner, self.targets, [self.batch], step, self._sums).made
+        self.targets.after_update(self.learner.network.encoder, number, ALONE)
 
 
 def _targets(encoder: Encoder, phase: int, clusters: int, width: int) -> Any:
@@ -214,9 +224,20 @@ def machine_rates(device: str) -> Rates:
     return Rates(rate(torch.float32), rate(torch.bfloat16))
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts matrix products and convolutions."""
+
+    def in_place(_own: Any, a_shape: Any, b_shape: Any, **_: Any) -> int:
+        return 2 * math.prod(a_shape) * int(b_shape[-1])
+
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place, torch.ops.aten.addmm_: in_place}
+    )
+
+
 def operations(work: Callable[[], object]) -> float:
     """FLOPs of matrix products and convolutions in one call."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         work()
     return float(counter.get_total_flops())
 

@@ -65,5 +65,7 @@ def test_positions_are_the_same_by_either_form(monkeypatch):
     assert used
     theirs = F.gelu(direct(x, positions.conv.weight) + positions.conv.bias)
     assert torch.allclose(ours, theirs, atol=1e-6)
-    assert torch.allclose(positions(x[:1, :20]), F.gelu(direct(x[:1, :20], positions.conv.weight) + positions.conv.bias), atol=1e-6)
+    assert torch.allclose(
+        positions(x[:1, :20]), F.gelu(direct(x[:1, :20], positions.conv.weight) + positions.conv.bias), atol=1e-6
+    )
     assert len(used) == 1

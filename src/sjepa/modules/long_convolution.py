@@ -27,7 +27,9 @@ def pays(x_BTD: Tensor, kernel: int) -> bool:
     """Whether `long_convolution` is faster than torch's own kernels: on a CPU, unless the input is
     short; not while a model is exported."""
     batch, frames, _ = x_BTD.shape
-    return x_BTD.device.type == "cpu" and not torch.compiler.is_exporting() and batch * frames >= _LEAST_KERNELS * kernel
+    return (
+        x_BTD.device.type == "cpu" and not torch.compiler.is_exporting() and batch * frames >= _LEAST_KERNELS * kernel
+    )
 
 
 def long_convolution(x_BTD: Tensor, weight_DCK: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 B batch, S samples, P positions after the first convolution, T frames, C channels.
 
-Everything after the first convolution runs on [B, C, 1, T] in channels-last memory. The first
-convolution and its group norm are fused: the norm's statistics follow from the mean and covariance
+Everything after the first convolution is channels-last: matrix products on a CPU, cuDNN's two-
+dimensional convolution on [B, C, 1, T] on a GPU. The first convolution and its group norm are fused: the norm's statistics follow from the mean and covariance
 of the 10-sample patches (y = w·p, so E[y] = w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised
 output is a single matrix product per clip.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sjepa.core.frames import FrameGeometry
+from sjepa.modules.strided_convolution import strided_convolution
 
 _GPU_VALUES = 1 << 28
 _PIECE_POSITIONS = 512  # 1 MiB in float32 at 512 channels
@@ -62,13 +64,27 @@ class Frontend(nn.Module):
         patches_BPk = waveform_BS.unfold(1, self.geometry.kernels[0], self.geometry.strides[0])
         if statistics is None:
             statistics = self.statistics(waveform_BS, num_samples_B)
-        x_BPC = self._first_layer(patches_BPk, statistics)
+        if waveform_BS.device.type == "cpu":
+            return self._by_matrix_products(patches_BPk, statistics)
+        x_BPC = self._first_layer(patches_BPk, statistics, patches_BPk.shape[1])
         x = x_BPC.transpose(1, 2).unsqueeze(2)  # [B, C, 1, P], channels last in memory
         for layer in self.conv_layers[1:]:
             conv = layer.conv
             weight = conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
             x = F.gelu(F.conv2d(x, weight, stride=(1, conv.stride[0])))
         return x.squeeze(2).transpose(1, 2)
+
+    def _by_matrix_products(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
+        """Every layer on the rows of all clips, padded to whole frames: outputs across the end of a
+        clip are beyond its last frame."""
+        batch, positions, _ = patches_BPk.shape
+        whole = math.prod(self.geometry.strides[1:])
+        padded = -(-positions // whole) * whole
+        x_NC = self._first_layer(patches_BPk, statistics, padded).flatten(0, 1)
+        for layer in self.conv_layers[1:]:
+            positions = (positions - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+            x_NC = F.gelu(strided_convolution(x_NC, layer.conv.weight, layer.conv.stride[0]))
+        return x_NC.view(batch, padded // whole, -1)[:, :positions]
 
     def statistics(self, waveform_BS: Tensor, num_samples_B: Tensor) -> PatchStatistics:
         """Statistics for the group norm of each clip, over its patches without padding."""
@@ -93,14 +109,14 @@ class Frontend(nn.Module):
         scale_BC = norm.weight.float() * torch.rsqrt(variance_BC + norm.eps)
         return weight_Ck * scale_BC[..., None], norm.bias.float() - mean_BC * scale_BC
 
-    def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics) -> Tensor:
-        """Fused convolution, group norm and GELU, computed in float32: [B, P, k] → [B, P, C] in the
-        autocast dtype, or else that of the weights."""
+    def _first_layer(self, patches_BPk: Tensor, statistics: PatchStatistics, rows: int) -> Tensor:
+        """Fused convolution, group norm and GELU, computed in float32: [B, P, k] → [B, rows, C],
+        zero beyond P, in the autocast dtype, or else that of the weights."""
         device, own = patches_BPk.device.type, self.conv_layers[0].conv.weight.dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
         with torch.autocast(device, enabled=False):
             kernel_BCk, shift_BC = self.first_layer(statistics)
-            return _NormalisedGELU.apply(patches_BPk.float(), kernel_BCk, shift_BC, dtype)  # type: ignore[no-any-return, no-untyped-call]
+            return _NormalisedGELU.apply(patches_BPk.float(), kernel_BCk, shift_BC, dtype, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _NormalisedGELU(torch.autograd.Function):
@@ -109,16 +125,19 @@ class _NormalisedGELU(torch.autograd.Function):
     recomputed in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor, dtype: torch.dtype, rows: int
+    ) -> Tensor:
         ctx.save_for_backward(patches_BPk, kernel_BCk, shift_BC)
         batch, positions, _ = patches_BPk.shape
-        out_BPC = torch.empty(batch, positions, kernel_BCk.shape[1], dtype=dtype, device=patches_BPk.device)
+        out_BPC = torch.empty(batch, rows, kernel_BCk.shape[1], dtype=dtype, device=patches_BPk.device)
+        out_BPC[:, positions:] = 0
         for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
             out_BPC[clips, piece] = F.gelu(_inside(patches_BPk[clips, piece], kernel_BCk[clips], shift_BC[clips]))
         return out_BPC
 
     @staticmethod
-    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # type: ignore[override]
         patches_BPk, kernel_BCk, shift_BC = ctx.saved_tensors
         kernel_gradient_BCk, shift_gradient_BC = torch.zeros_like(kernel_BCk), torch.zeros_like(shift_BC)
         patch_gradient_BPk = torch.empty_like(patches_BPk) if ctx.needs_input_grad[0] else None
@@ -130,7 +149,7 @@ class _NormalisedGELU(torch.autograd.Function):
             shift_gradient_BC[clips] += inner_BPC.sum(1)
             if patch_gradient_BPk is not None:
                 patch_gradient_BPk[clips, piece] = inner_BPC @ kernel_BCk[clips]
-        return patch_gradient_BPk, kernel_gradient_BCk, shift_gradient_BC, None
+        return patch_gradient_BPk, kernel_gradient_BCk, shift_gradient_BC, None, None
 
 
 def _inside(patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor) -> Tensor:
@@ -142,12 +161,12 @@ def _pieces(patches_BPk: Tensor, channels: int) -> Iterator[tuple[slice, slice]]
     tile."""
     batch, positions, _ = patches_BPk.shape
     if isinstance(patches_BPk, FakeTensor):
-        yield slice(None), slice(None)
+        yield slice(None), slice(0, positions)
         return
     if patches_BPk.device.type != "cpu":
         clips = max(1, _GPU_VALUES // (positions * channels))
-        yield from ((slice(start, start + clips), slice(None)) for start in range(0, batch, clips))
+        yield from ((slice(start, start + clips), slice(0, positions)) for start in range(0, batch, clips))
         return
     for clip in range(batch):
         for start in range(0, positions, _PIECE_POSITIONS):
-            yield slice(clip, clip + 1), slice(start, start + _PIECE_POSITIONS)
+            yield slice(clip, clip + 1), slice(start, min(start + _PIECE_POSITIONS, positions))
