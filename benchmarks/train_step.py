@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig, HubertModel
 
 from benchmarks.table import Row, print_rows
+from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.core.learner import Learner
@@ -317,6 +318,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     rates = machine_rates(options.device)

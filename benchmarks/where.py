@@ -14,6 +14,7 @@ import itertools
 import json
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,13 +26,13 @@ import torch
 from torch import nn
 
 from benchmarks.train_step import CLIPS, Bench, Rates, TrainingStep, flop_counter, machine_rates, noise_batch
+from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.frames import SPEECH
 from sjepa.modules.transformer import Attention, FeedForward
 from sjepa.s_jepa.modules.positions import ConvPositions
 
 REST = "rest"
 PARTS = ("frontend", "positions", "attention", "feed-forward", "head", "targets", "mixture", "EMA", "optimiser", REST)
-_FLOAT32 = {"targets of phase 1", "mixture", "positions"}  # whatever the precision of the run
 
 
 @dataclass(frozen=True)
@@ -161,20 +162,24 @@ def where(bench: Bench, frontend: str, phase: int, seconds: float, rates: Rates)
 
 
 def print_table(title: str, phases: Mapping[int, list[Spent]], audio: float) -> None:
-    print(
-        f"\n{title}\n{'':38}" + "".join(f"{f'phase {phase}: GFLOP':>17}{'limit ms':>10}{'ms':>9}" for phase in phases)
-    )
+    """One line per part, three columns per phase."""
+
+    def line(name: str, *cells: str) -> None:
+        print(f"{name:<38}" + "".join(f"{cell:>12}" for cell in cells))
+
+    print(f"\n{title}")
+    line("", *(cell for phase in phases for cell in (f"{phase}: GFLOP", "limit ms", "ms")))
     for rows in zip(*phases.values(), strict=True):
-        print(
-            f"{rows[0].part:<38}"
-            + "".join(f"{r.gflop:>17.1f}{1e3 * r.limit:>10.1f}{1e3 * r.seconds:>9.1f}" for r in rows)
-        )
-    whole = [[row for row in rows if row.part in PARTS] for rows in phases.values()]
-    sums = [(sum(r.gflop for r in w), sum(r.limit for r in w), sum(r.seconds for r in w)) for w in whole]
-    print(f"{'update':<38}" + "".join(f"{g:>17.1f}{1e3 * limit:>10.1f}{1e3 * took:>9.1f}" for g, limit, took in sums))
-    print(
-        f"{'audio s/s; of the limit':<38}"
-        + "".join(f"{audio / took:>26.1f}{limit / took:>10.0%}" for _, limit, took in sums)
+        line(rows[0].part, *(f"{cell:.1f}" for row in rows for cell in (row.gflop, 1e3 * row.limit, 1e3 * row.seconds)))
+    limit, took = (
+        [sum(getattr(row, name) for row in rows if row.part in PARTS) for rows in phases.values()]
+        for name in ("limit", "seconds")
+    )
+    pairs = list(zip(limit, took, strict=True))
+    line("update", *(cell for least, own in pairs for cell in ("", f"{1e3 * least:.1f}", f"{1e3 * own:.1f}")))
+    line(
+        "audio s/s, share of limit",
+        *(cell for least, own in pairs for cell in (f"{audio / own:.1f}", f"{least / own:.0%}", "")),
     )
 
 
@@ -191,8 +196,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     sizes, runs = (["tiny"], 2) if options.quick else (options.sizes, options.runs)
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     rates = machine_rates(options.device)
     print(f"matrix products: {rates.fp32 / 1e9:,.0f} GFLOP/s in fp32, {rates.bf16 / 1e9:,.0f} in bf16")
     record = {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sjepa import __version__
+from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.errors import ToldByMain, UserError
 from sjepa.core.threads import take_short_turns, usable_cores
 
@@ -130,6 +131,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
         if options.help_config:
             return _print_reference()
         take_short_turns()
+        keep_freed_memory()
         return work(options) or 0
     except ToldByMain:
         return 0

@@ -2,10 +2,11 @@
 
 B batch, S samples, P positions after the first convolution, T frames, C channels.
 
-Everything after the first convolution is channels-last: matrix products on a CPU, cuDNN's two-
-dimensional convolution on [B, C, 1, T] on a GPU. The first convolution and its group norm are fused: the norm's statistics follow from the mean and covariance
-of the 10-sample patches (y = w·p, so E[y] = w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised
-output is a single matrix product per clip.
+Everything after the first convolution is channels-last: matrix products on a CPU, a
+two-dimensional convolution on [B, C, 1, T] on a GPU. The first convolution and its group norm are
+fused: the norm's statistics follow from the mean and covariance of the 10-sample patches (y = w·p,
+so E[y] = w·E[p] and Var[y] = wᵀ Cov[p] w), and the normalised output is a single matrix product per
+clip.
 """
 
 from __future__ import annotations
