@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjepa.modules.dropout import Dropout, dropout
+from sjepa.modules.attention_dropout import attention_with_dropout
+from sjepa.modules.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -54,30 +55,12 @@ class Attention(nn.Module):
 
         query, keys, values = heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
         rate = self.dropout if self.training else 0.0
-        if rate and x_BTD.device.type == "cpu":
-            mixed = _attention_with_dropout(query, keys, values, real_BT, rate)
+        if rate and x_BTD.device.type == "cpu" and not torch.compiler.is_compiling():
+            mixed = attention_with_dropout(query, keys, values, real_BT, rate)
         else:
             seen = None if real_BT is None else real_BT[:, None, None, :]
             mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, dropout_p=rate)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
-
-
-def _attention_with_dropout(query: Tensor, keys: Tensor, values: Tensor, real_BT: Tensor | None, rate: float) -> Tensor:
-    """Same result as `scaled_dot_product_attention` on a CPU, which has no fused kernel with
-    dropout; [B, H, T, D/H]. Scores and softmax are float32."""
-    batch, heads, frames, _ = query.shape
-    bias_BT = torch.zeros(batch, frames)
-    if real_BT is not None:
-        # finite, to avoid NaN for clips without frames
-        bias_BT.masked_fill_(~real_BT, torch.finfo(torch.float32).min)
-    query, keys, values = (x.reshape(batch * heads, frames, -1) for x in (query, keys, values))
-    with torch.autocast("cpu", enabled=False):
-        bias_NT = bias_BT.repeat_interleave(heads, dim=0)
-        scores = torch.baddbmm(
-            bias_NT[:, None], query.float(), keys.float().transpose(1, 2), alpha=query.shape[-1] ** -0.5
-        )
-        mixed = torch.bmm(dropout(scores.softmax(-1).to(values.dtype), rate), values)
-    return mixed.view(batch, heads, frames, -1)
 
 
 class FeedForward(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,8 +16,7 @@ class Load:
     """Inputs of the memory estimate, for a micro-batch of `clips` clips of `samples` samples.
     `visible`: the loss covers visible frames too; `averaged`: there is an EMA encoder; `copies`:
     copies of the weights in memory (weights, gradients, moments); `recomputes`: gradient
-    checkpointing of transformer layers; `fused_attention` (GPUs): attention weights are not
-    stored."""
+    checkpointing of transformer layers."""
 
     clips: int
     samples: int
@@ -27,7 +26,6 @@ class Load:
     autocast: torch.dtype | None
     copies: float = 4.0
     recomputes: bool = False
-    fused_attention: bool = False
 
 
 def training_bytes(shape: ModelShape, load: Load) -> int:
@@ -36,11 +34,6 @@ def training_bytes(shape: ModelShape, load: Load) -> int:
     frames = shape.encoder.geometry.frames(load.samples)
     masked = load.clips * num_masked(frames, load.mask_ratio)
     visible = load.clips * frames - masked if load.visible else 0
-    if load.fused_attention:  # on the CPU, attention is fused only without dropout
-        transformer, predictor = (
-            replace(own, attention_dropout=0.0) for own in (shape.encoder.transformer, shape.predictor)
-        )
-        shape = replace(shape, encoder=replace(shape.encoder, transformer=transformer), predictor=predictor)
     sizes: list[int] = []
 
     def build() -> SJEPA:

@@ -78,7 +78,6 @@ def estimated_bytes(run: Prepared, network: SJEPA) -> int:
         autocast=run.engine.autocast_dtype,
         copies=weight_copies(config.train.strategy, run.engine.processes.total),
         recomputes=config.train.activation_checkpointing,
-        fused_attention=run.engine.device.type != "cpu",
     )
     return training_bytes(replace(network.shape, num_clusters=max(stage.num_clusters for stage in stages)), load)
 

@@ -24,7 +24,7 @@ from sjepa.core.frames import FrameGeometry
 from sjepa.modules.strided_convolution import strided_convolution
 
 _GPU_VALUES = 1 << 28
-_PIECE_POSITIONS = 512  # 1 MiB in float32 at 512 channels
+_CPU_VALUES = 1 << 20  # 4 MiB in float32
 
 
 class PatchStatistics(NamedTuple):
@@ -117,44 +117,43 @@ class Frontend(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
         with torch.autocast(device, enabled=False):
             kernel_BCk, shift_BC = self.first_layer(statistics)
-            return _NormalisedGELU.apply(patches_BPk.float(), kernel_BCk, shift_BC, dtype, rows)  # type: ignore[no-any-return, no-untyped-call]
+            patches = F.pad(patches_BPk.float(), (0, 1), value=1.0)  # for the shift
+            kernel = torch.cat([kernel_BCk, shift_BC[..., None]], dim=2)
+            return _ProductGELU.apply(patches, kernel, dtype, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _NormalisedGELU(torch.autograd.Function):
-    """gelu(patches · kernelᵀ + shift), computed in tiles so that float32 values stay in the CPU
-    cache: this is the largest activation of the network and memory-bound. The pre-activation is
-    recomputed in the backward pass."""
+class _ProductGELU(torch.autograd.Function):
+    """gelu(patches · kernelᵀ), computed in tiles so that float32 values stay in the CPU cache: this
+    is the largest activation of the network and memory-bound. The product is recomputed in the
+    backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor, dtype: torch.dtype, rows: int
-    ) -> Tensor:
-        ctx.save_for_backward(patches_BPk, kernel_BCk, shift_BC)
+    def forward(ctx: Any, patches_BPk: Tensor, kernel_BCk: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+        ctx.save_for_backward(patches_BPk, kernel_BCk)
         batch, positions, _ = patches_BPk.shape
         out_BPC = torch.empty(batch, rows, kernel_BCk.shape[1], dtype=dtype, device=patches_BPk.device)
         out_BPC[:, positions:] = 0
         for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
-            out_BPC[clips, piece] = F.gelu(_inside(patches_BPk[clips, piece], kernel_BCk[clips], shift_BC[clips]))
+            own, kernels = patches_BPk[clips, piece], kernel_BCk[clips].transpose(1, 2)
+            if dtype == torch.float32:
+                torch.ops.aten.gelu_(torch.bmm(own, kernels, out=out_BPC[clips, piece]))
+            else:
+                out_BPC[clips, piece] = F.gelu(torch.bmm(own, kernels))
         return out_BPC
 
     @staticmethod
-    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # type: ignore[override]
-        patches_BPk, kernel_BCk, shift_BC = ctx.saved_tensors
-        kernel_gradient_BCk, shift_gradient_BC = torch.zeros_like(kernel_BCk), torch.zeros_like(shift_BC)
+    def backward(ctx: Any, gradient_BPC: Tensor) -> tuple[Tensor | None, Tensor, None, None]:  # type: ignore[override]
+        patches_BPk, kernel_BCk = ctx.saved_tensors
+        kernel_gradient_BCk = torch.zeros_like(kernel_BCk)
         patch_gradient_BPk = torch.empty_like(patches_BPk) if ctx.needs_input_grad[0] else None
         for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
-            own_BPk = patches_BPk[clips, piece]
-            inside_BPC = _inside(own_BPk, kernel_BCk[clips], shift_BC[clips])
+            own, kernels = patches_BPk[clips, piece], kernel_BCk[clips]
+            inside_BPC = torch.bmm(own, kernels.transpose(1, 2))
             inner_BPC = torch.ops.aten.gelu_backward(gradient_BPC[clips, piece].float(), inside_BPC)
-            kernel_gradient_BCk[clips].baddbmm_(inner_BPC.transpose(1, 2), own_BPk)
-            shift_gradient_BC[clips] += inner_BPC.sum(1)
+            kernel_gradient_BCk[clips].baddbmm_(inner_BPC.transpose(1, 2), own)
             if patch_gradient_BPk is not None:
-                patch_gradient_BPk[clips, piece] = inner_BPC @ kernel_BCk[clips]
-        return patch_gradient_BPk, kernel_gradient_BCk, shift_gradient_BC, None, None
-
-
-def _inside(patches_BPk: Tensor, kernel_BCk: Tensor, shift_BC: Tensor) -> Tensor:
-    return torch.baddbmm(shift_BC[:, None], patches_BPk, kernel_BCk.transpose(1, 2))
+                torch.bmm(inner_BPC, kernels, out=patch_gradient_BPk[clips, piece])
+        return patch_gradient_BPk, kernel_gradient_BCk, None, None
 
 
 def _pieces(patches_BPk: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
@@ -168,6 +167,7 @@ def _pieces(patches_BPk: Tensor, channels: int) -> Iterator[tuple[slice, slice]]
         clips = max(1, _GPU_VALUES // (positions * channels))
         yield from ((slice(start, start + clips), slice(0, positions)) for start in range(0, batch, clips))
         return
+    step = max(1, _CPU_VALUES // channels)
     for clip in range(batch):
-        for start in range(0, positions, _PIECE_POSITIONS):
-            yield slice(clip, clip + 1), slice(start, min(start + _PIECE_POSITIONS, positions))
+        for start in range(0, positions, step):
+            yield slice(clip, clip + 1), slice(start, min(start + step, positions))
