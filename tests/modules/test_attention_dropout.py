@@ -13,8 +13,8 @@ def plain(q, k, v, real, rate, seed):
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     weights = scores.masked_fill(~real[:, None, None, :], -torch.inf).softmax(-1)
     masks = Masks(rate, seed=seed)
-    kept = torch.stack([masks.draw(head) for head in weights.flatten(0, 1)]).view_as(weights)
-    return (weights * kept * masks.scale) @ v
+    kept = torch.stack([kept * scale for kept, scale in map(masks.draw, weights.flatten(0, 1))])
+    return (weights * kept.view_as(weights)) @ v
 
 
 def test_values_and_gradients_with_the_same_masks(monkeypatch):

@@ -105,9 +105,9 @@ class MelFrontend(nn.Module):
     def levels(self, waveform_BS: Tensor) -> Tensor:
         """Unnormalised natural-log mel power [B, T, C] float32."""
         with torch.autocast(waveform_BS.device.type, enabled=False):
-            windows_BNW = waveform_BS.float().unfold(1, self.spectrum_WF.shape[0], self.hop_samples)
-            real_BNF, imaginary_BNF = (windows_BNW @ self.spectrum_WF).chunk(2, dim=-1)
-            power_BNM = (real_BNF.square() + imaginary_BNF.square()) @ self.mel_FM
+            windows_BNW = waveform_BS.float().unfold(1, len(self.window), self.hop_samples)
+            spectrum_BNF = torch.fft.rfft(windows_BNW * self.window, n=fft_samples(self.geometry))
+            power_BNM = (spectrum_BNF.real.square() + spectrum_BNF.imag.square()) @ self.mel_FM
             return self.stacked(power_BNM.clamp(min=POWER_FLOOR).log(), self.geometry.frames(waveform_BS.shape[1]))
 
     def stacked(self, level_BNM: Tensor, frames: int) -> Tensor:

@@ -58,7 +58,8 @@ class MFCC(nn.Module):
     def _features(self, waveform_BS: Tensor, count_B: Tensor) -> Tensor:
         size, hop = self.geometry.receptive_field_samples, self.geometry.hop_samples
         frames_BTW = waveform_BS.float().unfold(1, size, hop) * self.window
-        power_BTF = torch.fft.rfft(frames_BTW).abs().square()
+        spectrum_BTF = torch.fft.rfft(frames_BTW)
+        power_BTF = spectrum_BTF.real.square() + spectrum_BTF.imag.square()
         level_BTM = 10 * torch.log10((power_BTF @ self.mel_FM).clamp(min=_POWER_FLOOR))
         step_T = torch.arange(level_BTM.shape[1], device=level_BTM.device)
         real_BT1 = (step_T < count_B[:, None])[..., None]

@@ -42,20 +42,21 @@ class _DroppedAttention(torch.autograd.Function):
         masks, out_NTE = Masks(rate, seed=ctx.seed), torch.empty_like(v_NTE)
         for piece in _pieces(q_NTE):
             weights = _weights(q_NTE[piece], k_NTE[piece], bias_NT[piece]).to(v_NTE.dtype)
-            torch.bmm(weights.mul_(masks.draw(weights)), v_NTE[piece], out=out_NTE[piece])
-        return out_NTE.mul_(masks.scale)
+            kept, scale = masks.draw(weights)
+            torch.bmm(weights.mul_(kept), v_NTE[piece], out=out_NTE[piece]).mul_(scale)
+        return out_NTE
 
     @staticmethod
     def backward(ctx: Any, gradient_NTE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         q_NTE, k_NTE, v_NTE, bias_NT = ctx.saved_tensors
         masks = Masks(ctx.rate, seed=ctx.seed)
-        gradient_NTE = gradient_NTE * masks.scale
         into_q, into_k, into_v = (torch.empty_like(x) for x in (q_NTE, k_NTE, v_NTE))
         for piece in _pieces(q_NTE):
-            q, k, v, gradient = q_NTE[piece], k_NTE[piece], v_NTE[piece], gradient_NTE[piece]
+            q, k, v = q_NTE[piece], k_NTE[piece], v_NTE[piece]
             weights = _weights(q, k, bias_NT[piece])
             own = weights.to(v.dtype)
-            kept = masks.draw(own)
+            kept, scale = masks.draw(own)
+            gradient = gradient_NTE[piece] * scale
             of_weights = torch.bmm(gradient, v.transpose(1, 2)).mul_(kept).float()
             torch.bmm(kept.mul_(own).transpose(1, 2), gradient, out=into_v[piece])
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, torch.float32).to(q.dtype)

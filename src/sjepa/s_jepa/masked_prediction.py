@@ -23,8 +23,8 @@ from sjepa.s_jepa.step import (
     Step,
     StepSettings,
     choose_frames,
+    divergence,
     frame_losses,
-    kl_divergence,
     optimiser_update,
     plain_posteriors,
 )
@@ -219,7 +219,7 @@ class SJEPATask:
             return
         posteriors, scope = plain_posteriors(self.targets, batch), Scope(stage.visible_loss, spectral=stage.spectrum)
         losses = frame_losses(self._forward(), batch, frames, posteriors, scope)
-        self.learner.backward(losses.total() / max(1, len(losses.masked_kl_N)))
+        self.learner.backward(losses.total() / max(1, len(losses.masked.kl_N)))
         sums = self._new_sums()
         losses.count_in(sums)
         sums.read()  # waits for the device
@@ -234,7 +234,7 @@ class SJEPATask:
             length_B = torch.tensor(batch.num_samples, device=self.parts.engine.device)
             logits = self.learner.model(batch.heard_BS, length_B, frames.mask_BT, frames.masked_N, visible_N, ())
             logits_N1 = torch.cat([logits.masked_NK, logits.visible_NK]).mean(dim=1, keepdim=True)
-        self.learner.backward(kl_divergence(targets_NK, logits_N1 + torch.zeros_like(targets_NK)).mean())
+        self.learner.backward(divergence(targets_NK, logits_N1 + torch.zeros_like(targets_NK)).kl_N.mean())
 
     def _forward(self) -> Forward:
         return Forward(self.parts.engine, self.learner.model, self.parts.settings)

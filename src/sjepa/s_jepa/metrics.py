@@ -113,24 +113,23 @@ class MetricSums:
     def add(
         self,
         targets_NK: Tensor,
-        logits_NK: Tensor,
-        masked_kl_N: Tensor,
-        visible_kl_N: Tensor,
+        log_predicted_NK: Tensor,
         *,
+        masked_kl_N: Tensor,
+        masked_entropy_N: Tensor,
+        visible_kl_N: Tensor,
         visible_weight: float = 1.0,
     ) -> None:
-        """Adds masked frames with their targets and logits [N, K], and the KL of the visible frames
-        in the loss, each with weight `visible_weight`."""
-        log_predicted = torch.log_softmax(logits_NK.float(), dim=-1)
-        entropy_N = -(log_predicted.exp() * log_predicted).sum(-1) / math.log(2)
-        target_entropy = torch.special.entr(targets_NK).sum() / math.log(2)
-        agree_N = targets_NK.argmax(-1) == logits_NK.argmax(-1)
+        """Adds masked frames with their targets, the logarithm of their predictions [N, K], KL and
+        entropy of the targets (nats), and the KL of the visible frames in the loss, each with
+        weight `visible_weight`."""
+        entropy = -(log_predicted_NK.exp() * log_predicted_NK).sum()
+        agree_N = targets_NK.argmax(-1) == log_predicted_NK.argmax(-1)
         kl = masked_kl_N.double().sum() if self._sums.dtype == torch.float64 else masked_kl_N.sum()
         masked, visible = masked_kl_N.numel(), visible_weight * visible_kl_N.numel()
         counts = torch.tensor([masked + visible, masked], dtype=self._sums.dtype)
-        values = torch.stack(
-            [kl + visible_weight * visible_kl_N.sum(), kl, agree_N.sum(), entropy_N.sum(), target_entropy]
-        )
+        bits = torch.stack([entropy, masked_entropy_N.sum()]) / math.log(2)
+        values = torch.stack([kl + visible_weight * visible_kl_N.sum(), kl, agree_N.sum(), *bits])
         self._sums += torch.cat([values.to(self._sums.dtype), counts.to(values.device, non_blocking=True)])
         self._posterior_K += targets_NK.sum(0)
 

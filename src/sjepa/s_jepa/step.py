@@ -26,6 +26,8 @@ from sjepa.s_jepa.plan import SJEPAStage
 from sjepa.s_jepa.targets.base import FrameChoice, Targets
 from sjepa.training.task import Update
 
+_SMALLEST = 1e-37  # a probability whose logarithm is finite in float32
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -70,28 +72,41 @@ class Step(NamedTuple):
     news: bool = False
 
 
+class Divergence(NamedTuple):
+    """KL per frame and entropy of the targets per frame (nats, float32), and the logarithm of the
+    predictions."""
+
+    kl_N: Tensor
+    entropy_N: Tensor
+    log_predicted_NK: Tensor
+
+
 class FrameLosses(NamedTuple):
-    """KL per masked and per visible frame of a micro-batch, targets and logits of the masked
+    """Divergence at the masked and KL at the visible frames of a micro-batch, targets of the masked
     frames, and the spectral loss if enabled."""
 
-    masked_kl_N: Tensor
+    masked: Divergence
     visible_kl_N: Tensor
     targets_NK: Tensor
-    logits_NK: Tensor
     visible_weight: float
     spectrum_error: Tensor | None = None
 
     def total(self) -> Tensor:
         """Loss summed over frames, visible ones weighted, plus the spectral loss."""
-        total = self.masked_kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
+        total = self.masked.kl_N.sum() + self.visible_weight * self.visible_kl_N.sum()
         return total if self.spectrum_error is None else total + self.spectrum_error
 
     def count_in(self, sums: MetricSums) -> None:
         """Adds these frames to the metrics."""
-        logits_NK, masked_kl_N, visible_kl_N = (
-            tensor.detach() for tensor in (self.logits_NK, self.masked_kl_N, self.visible_kl_N)
+        masked, visible_kl_N = Divergence(*(tensor.detach() for tensor in self.masked)), self.visible_kl_N.detach()
+        sums.add(
+            self.targets_NK,
+            masked.log_predicted_NK,
+            masked_kl_N=masked.kl_N,
+            masked_entropy_N=masked.entropy_N,
+            visible_kl_N=visible_kl_N,
+            visible_weight=self.visible_weight,
         )
-        sums.add(self.targets_NK, logits_NK, masked_kl_N, visible_kl_N, visible_weight=self.visible_weight)
 
 
 def loss_frames(batch: Batch, settings: StepSettings, *, visible: bool) -> float:
@@ -129,10 +144,12 @@ def choose_frames(batch: Batch, *, mask_key: int, settings: StepSettings) -> Mas
     )
 
 
-def kl_divergence(targets_NK: Tensor, logits_NK: Tensor) -> Tensor:
-    """KL(q ‖ softmax(logits)) per frame, nats, float32 [N]. `targets_NK` holds probabilities."""
+def divergence(targets_NK: Tensor, logits_NK: Tensor) -> Divergence:
+    """KL(q ‖ softmax(logits)) per frame. `targets_NK` holds probabilities."""
     log_predicted_NK = F.log_softmax(logits_NK.float(), dim=-1)
-    return F.kl_div(log_predicted_NK, targets_NK, reduction="none").sum(dim=-1)
+    # torch's xlogy and entr take several times as long on a CPU
+    entropy_N = -(targets_NK.clamp(min=_SMALLEST).log() * targets_NK).sum(dim=-1)
+    return Divergence(-(targets_NK * log_predicted_NK).sum(dim=-1) - entropy_N, entropy_N, log_predicted_NK)
 
 
 def frame_losses(
@@ -153,10 +170,9 @@ def frame_losses(
         real = sum(map(settings.geometry.frames, batch.num_samples))
         error = error * (loss_frames(batch, settings, visible=scope.visible) / real)
     return FrameLosses(
-        kl_divergence(masked_targets_NK, logits.masked_NK),
-        kl_divergence(visible_targets_NK, logits.visible_NK),
+        divergence(masked_targets_NK, logits.masked_NK),
+        divergence(visible_targets_NK, logits.visible_NK).kl_N,
         masked_targets_NK,
-        logits.masked_NK,
         settings.visible_weight,
         error,
     )
