@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sjepa.modules.dropout import Masks, new_seed
 
-_WEIGHTS = 1 << 18  # 1 MiB in float32
+_WEIGHTS = 1 << 19  # 2 MiB in float32
 
 
 def attention_with_dropout(query: Tensor, keys: Tensor, values: Tensor, real_BT: Tensor | None, rate: float) -> Tensor:
