@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from transformers import AutoFeatureExtractor, HubertForCTC, HubertModel
@@ -16,7 +17,7 @@ from sjepa.entrypoints import export
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.modules.transformer import TransformerShape
 from sjepa.s_jepa.export import onnx as onnx_export
-from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
+from sjepa.s_jepa.export.onnx import WaveformToFeatures, quantise_before_moving, write_int8, write_onnx
 from sjepa.s_jepa.export.parity import TOLERANCE, Difference, compare, session
 from sjepa.s_jepa.hubert import load_hubert, save_hubert
 from sjepa.s_jepa.model import SJEPA
@@ -125,15 +126,61 @@ def test_the_file_says_what_it_is(exported):
 
 
 @pytest.mark.slow
-def test_eight_bits_leave_convolutions_alone(exported, encoder, tmp_path):
-    path, _ = exported
-    write_int8(path, tmp_path / "a.onnx")
+def test_eight_bits_are_in_every_matrix_product_with_weights(encoder, tmp_path):
+    model = WaveformToFeatures(encoder, all_layers=False, for_int8=True)
+    write_int8(model, tmp_path / "a.onnx", metadata={"width": "32"})
     difference = compare(encoder, tmp_path / "a.onnx")
     assert difference.cosine > 0.95  # of a model with random weights, width 32
-    names = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
-    assert "Conv" in names
-    assert "MatMulInteger" in names or "DynamicQuantizeMatMul" in names
-    assert "ConvInteger" not in names
+    proto = onnx.load(tmp_path / "a.onnx")
+    assert ("width", "32") in [(entry.key, entry.value) for entry in proto.metadata_props]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    nodes = proto.graph.node
+    kinds = [node.op_type for node in nodes]
+    assert kinds.count("Conv") == 1  # the positions
+    layers, convolutions = len(encoder.encoder.layers), len(encoder.feature_extractor.conv_layers) - 1
+    assert kinds.count("MatMulInteger") == 6 * layers + 1 + convolutions
+    assert "ConvInteger" not in kinds
+    makers = {name: node for node in nodes for name in node.output}
+    before = [makers[node.input[0]].op_type for node in nodes if node.op_type == "DynamicQuantizeLinear"]
+    assert not {"Concat", "Slice", "Reshape"} & set(before)  # these rearrange bytes, not floats
+
+
+def test_quantisation_moves_before_what_rearranges_its_input():
+    """Values stay the same: a rearranged tensor has the range of the whole."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    x = np.arange(-10.0, 14.0, dtype=np.float32).reshape(1, 4, 6)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["r"]),
+            helper.make_node("Reshape", ["r", "shape"], ["pairs"]),
+            helper.make_node("Slice", ["r", "from", "to", "axis"], ["next"]),
+            helper.make_node("Concat", ["pairs", "next"], ["both"], axis=2),
+            helper.make_node("DynamicQuantizeLinear", ["both"], ["q", "s", "z"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+            helper.make_node("DynamicQuantizeLinear", ["r"], ["q2", "s2", "z2"]),  # has nothing to pass
+            helper.make_node("DequantizeLinear", ["q2", "s2", "z2"], ["y2"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", kind.FLOAT, [1, 4, 6])],
+        [helper.make_tensor_value_info(name, kind.FLOAT, None) for name in ("y", "y2")],
+        [
+            onnx.numpy_helper.from_array(np.array(values, dtype=np.int64), name)
+            for name, values in {"shape": [1, 2, 12], "from": [2], "to": [4], "axis": [1]}.items()
+        ],
+        value_info=[helper.make_tensor_value_info("both", kind.FLOAT, [1, 2, 18])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+    def run():
+        return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x": x}
+        )
+
+    before = run()
+    quantise_before_moving(model.graph)
+    for one, other in zip(before, run(), strict=True):
+        assert np.array_equal(one, other)
+    assert [node.op_type for node in model.graph.node][:2] == ["Relu", "DynamicQuantizeLinear"]
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     weights.model.eval()
     model = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers)
     console.note(said)
-    write_onnx(model, path, metadata=_metadata(config.init_weights, weights))
+    metadata = _metadata(config.init_weights, weights)
+    write_onnx(model, path, metadata=metadata)
     difference = _checked(weights.model.encoder, path)
     shape = weights.model.shape.encoder
     console.note(
@@ -50,7 +51,10 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     speed = f"{_TIMED_SECONDS} s of audio in {_seconds(path, shape.geometry):.3f} s"
     console.note(f"differs from the encoder by {difference.largest:.1e} at most; {speed}")
     if config.export.quantize == "int8":
-        _write_int8(weights.model.encoder, path, console)
+        small = path.with_suffix(".int8.onnx")
+        for_int8 = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers, for_int8=True)
+        write_int8(for_int8, small, metadata=metadata)
+        _report_int8(weights.model.encoder, path, small, console)
     if config.export.huggingface:
         folder = path.parent / "hf"
         save_hubert(folder, weights.model.encoder)
@@ -73,9 +77,7 @@ def _checked(encoder: Encoder, path: Path) -> Difference:
     return difference
 
 
-def _write_int8(encoder: Encoder, source: Path, console: Console) -> None:
-    path = source.with_suffix(".int8.onnx")
-    write_int8(source, path)
+def _report_int8(encoder: Encoder, source: Path, path: Path, console: Console) -> None:
     difference = compare(encoder, path)
     if not difference.cosine >= _LEAST_COSINE:
         console.warn(f"{path}: the cosine to float32 is as low as {difference.cosine:.4f} in some frame")

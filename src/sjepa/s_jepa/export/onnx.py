@@ -33,15 +33,17 @@ class WaveformToFeatures(nn.Module):
     and `feature_lengths` [batch] int64; with `all_layers` also `layers` [batch, layers, frames,
     width]."""
 
-    def __init__(self, encoder: Encoder, *, all_layers: bool) -> None:
-        """`encoder` is copied, not modified."""
+    def __init__(self, encoder: Encoder, *, all_layers: bool, for_int8: bool = False) -> None:
+        """`encoder` is copied, not modified. `for_int8`: a form that `write_int8` quantises."""
         super().__init__()
         self.encoder, self.all_layers = copy.deepcopy(encoder).eval(), all_layers
         positions = self.encoder.encoder.pos_conv_embed
-        positions.conv = _folded(positions.conv)
+        positions.conv = _Folded(positions.conv)
         frontend = self.encoder.feature_extractor
         self.encoder.feature_extractor = (
-            _MelByConvolutions(frontend) if isinstance(frontend, MelFrontend) else _ChannelsFirst(frontend)
+            _MelByConvolutions(frontend)
+            if isinstance(frontend, MelFrontend)
+            else (_MatrixProducts if for_int8 else _ChannelsFirst)(frontend)
         )
         for layer in self.encoder.encoder.layers:
             layer.attention = _PlainAttention(layer.attention)  # type: ignore[arg-type]
@@ -56,8 +58,8 @@ class WaveformToFeatures(nn.Module):
 
 
 class _ChannelsFirst(nn.Module):
-    """The frontend in channels-first layout, native to onnxruntime: avoids transposes of large
-    tensors."""
+    """The frontend on [B, C, 1, P]: onnxruntime has its fast kernels, without transposes of large
+    tensors, for two-dimensional convolutions only."""
 
     def __init__(self, frontend: Frontend) -> None:
         super().__init__()
@@ -65,14 +67,47 @@ class _ChannelsFirst(nn.Module):
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: PatchStatistics | None = None) -> Tensor:
         """[B, S] to [B, T, C]."""
-        frontend, geometry = self.frontend, self.frontend.geometry
-        found = frontend.statistics(waveform_BS, num_samples_B) if statistics is None else statistics
-        kernel_BCk, shift_BC = frontend.first_layer(found)
-        patches_BkP = waveform_BS.unfold(1, geometry.kernels[0], geometry.strides[0]).transpose(1, 2)
-        x_BCP = F.gelu(kernel_BCk @ patches_BkP + shift_BC[..., None])
-        for layer in frontend.conv_layers[1:]:
-            x_BCP = F.gelu(F.conv1d(x_BCP, layer.conv.weight, stride=layer.conv.stride))
-        return x_BCP.transpose(1, 2)
+        patches_BPk, kernel_BCk = _first_layer(self.frontend, waveform_BS, num_samples_B, statistics)
+        x = F.gelu(kernel_BCk @ patches_BPk.transpose(1, 2)).unsqueeze(2)
+        for layer in self.frontend.conv_layers[1:]:
+            x = F.gelu(F.conv2d(x, layer.conv.weight.unsqueeze(2), stride=(1, *layer.conv.stride)))
+        return x.squeeze(2).transpose(1, 2)
+
+
+class _MatrixProducts(nn.Module):
+    """The frontend on [B, P, C] as matrix products, for which onnxruntime has fast int8 kernels;
+    its int8 convolution is no faster than float32."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        super().__init__()
+        self.frontend = frontend
+        by_tap = (layer.conv.weight.detach().permute(2, 1, 0) for layer in frontend.conv_layers[1:])
+        self.weights = nn.ParameterList(weight.flatten(0, 1).contiguous() for weight in by_tap)  # [K·C, C]
+
+    def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, statistics: PatchStatistics | None = None) -> Tensor:
+        """[B, S] to [B, T, C]."""
+        patches_BPk, kernel_BCk = _first_layer(self.frontend, waveform_BS, num_samples_B, statistics)
+        x_BPC = F.gelu(patches_BPk @ kernel_BCk.transpose(1, 2))
+        for layer, weight in zip(self.frontend.conv_layers[1:], self.weights, strict=True):
+            (kernel,), (stride,) = layer.conv.kernel_size, layer.conv.stride
+            batch, positions, channels = x_BPC.shape
+            outputs = (positions - kernel) // stride + 1
+            within = x_BPC[:, : outputs * stride].reshape(batch, outputs, stride * channels)
+            beyond = [x_BPC[:, tap : tap + (outputs - 1) * stride + 1 : stride] for tap in range(stride, kernel)]
+            x_BPC = F.gelu(torch.cat([within, *beyond], dim=2) @ weight)
+        return x_BPC
+
+
+def _first_layer(
+    frontend: Frontend, waveform_BS: Tensor, num_samples_B: Tensor, statistics: PatchStatistics | None
+) -> tuple[Tensor, Tensor]:
+    """Patches [B, P, k + 1] and kernels [B, C, k + 1] of the first layer: the shift is a product
+    with ones, since adding it would be one more pass over the largest tensor."""
+    found = frontend.statistics(waveform_BS, num_samples_B) if statistics is None else statistics
+    kernel_BCk, shift_BC = frontend.first_layer(found)
+    patches_BPk = waveform_BS.unfold(1, frontend.geometry.kernels[0], frontend.geometry.strides[0])
+    patches_BPk = torch.cat([patches_BPk, torch.ones_like(patches_BPk[..., :1])], dim=2)
+    return patches_BPk, torch.cat([kernel_BCk, shift_BC[..., None]], dim=2)
 
 
 class _MelByConvolutions(nn.Module):
@@ -117,16 +152,20 @@ class _PlainAttention(nn.Module):
         return own.out_proj(mixed.transpose(1, 2).reshape(batch, frames, width))  # type: ignore[no-any-return]
 
 
-def _folded(conv: nn.Conv1d) -> nn.Conv1d:
-    """The same convolution with weight norm folded in. (Removing the parametrisation from a deep
-    copy would also affect the original, as they share a class.)"""
-    plain = nn.Conv1d(
-        conv.in_channels, conv.out_channels, conv.kernel_size[0], padding=conv.padding[0], groups=conv.groups
-    )
-    with torch.no_grad():
-        plain.weight.copy_(conv.weight)
-        plain.bias.copy_(conv.bias)  # type: ignore[union-attr, arg-type]
-    return plain
+class _Folded(nn.Module):
+    """A convolution with weight norm folded in, as a two-dimensional one. (Removing the
+    parametrisation from a deep copy would also affect the original, as they share a class.)"""
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        self.kernel_size, self.padding, self.groups = conv.kernel_size, conv.padding, conv.groups
+        self.weight = nn.Parameter(conv.weight.detach().clone())
+        self.bias = conv.bias
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        weight = self.weight.unsqueeze(2)
+        y = F.conv2d(x_BCT.unsqueeze(2), weight, self.bias, padding=(0, *self.padding), groups=self.groups)
+        return y.squeeze(2)
 
 
 def packages() -> tuple[Any, Any]:
@@ -171,20 +210,75 @@ def write_onnx(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, 
         onnx.save(proto, str(temporary))
 
 
-def write_int8(source: Path, target: Path) -> None:
-    """Writes the model with dynamic int8 quantisation of matrix products, per channel; convolutions
-    stay float32."""
-    packages()
+def write_int8(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, str]) -> None:
+    """Writes a model made `for_int8` with dynamic int8 quantisation of matrix products, weights per
+    channel; convolutions stay float32."""
+    onnx, _ = packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with atomic_path(target) as temporary, _quiet():
-        quantize_dynamic(
-            str(source),
-            str(temporary),
-            op_types_to_quantize=["MatMul", "Gemm"],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-        )
+    with atomic_path(path) as temporary, _quiet():
+        plain = temporary.with_name(f"{temporary.name}.float32")
+        try:
+            write_onnx(model, plain, metadata=metadata)
+            quantize_dynamic(
+                str(plain),
+                str(temporary),
+                op_types_to_quantize=["MatMul", "Gemm"],
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+            )
+        finally:
+            plain.unlink(missing_ok=True)
+        proto = onnx.load(str(temporary))
+        quantise_before_moving(proto.graph)
+        onnx.save(proto, str(temporary))
+
+
+_MOVES = {"Concat", "Reshape", "Slice"}
+
+
+def quantise_before_moving(graph: Any) -> None:
+    """Lets DynamicQuantizeLinear precede the nodes that only rearrange its input, which is then a
+    quarter of the bytes."""
+    makers = {name: node for node in graph.node for name in node.output}
+    first_move: dict[str, Any] = {}  # by the output of a quantisation, which has to come before it
+    for quantise in graph.node:
+        if quantise.op_type != "DynamicQuantizeLinear":
+            continue
+        source, moves = _rearranged(quantise.input[0], makers)
+        if source is None:
+            continue
+        quantised, before = quantise.output[0], f"{quantise.output[0]}_whole"
+        makers[quantise.input[0]].output[0] = quantised
+        quantise.input[0], quantise.output[0] = source, before
+        for node in moves:
+            node.input[:] = [before if name == source else name for name in node.input]
+        first_move[before] = next(node for node in graph.node if node in moves)
+    moved = {node.output[0]: node for node in graph.node if node.output[0] in first_move}
+    order = []
+    for node in graph.node:
+        order += [moved[name] for name, first in first_move.items() if first is node]
+        if node.output[0] not in moved:
+            order.append(node)
+    copies = [type(node).FromString(node.SerializeToString()) for node in order]
+    del graph.node[:], graph.value_info[:]  # types of the tensors, which are inferred on loading
+    graph.node.extend(copies)
+
+
+def _rearranged(name: str, makers: Mapping[str, Any]) -> tuple[str | None, list[Any]]:
+    """The tensor that `name` is a rearrangement of, if it is one of a single tensor, and the nodes
+    between."""
+    moves: list[Any] = []
+    sources, names = set(), [name]
+    while names:
+        name = names.pop()
+        node = makers.get(name)
+        if node is None or node.op_type not in _MOVES:
+            sources.add(name)
+        elif node not in moves:
+            moves.append(node)
+            names += node.input if node.op_type == "Concat" else node.input[:1]
+    return (sources.pop(), moves) if moves and len(sources) == 1 else (None, [])
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ class Frontend(nn.Module):
         first = self.conv_layers[0]
         norm = first.layer_norm
         weight_Ck = first.conv.weight.float().squeeze(1)
-        mean_BC = statistics.mean_Bk @ weight_Ck.T
+        mean_BC = (weight_Ck @ statistics.mean_Bk.T).T  # int8 export quantises constants on the right
         variance_BC = ((weight_Ck @ statistics.covariance_Bkk) * weight_Ck).sum(-1)
         scale_BC = norm.weight.float() * torch.rsqrt(variance_BC + norm.eps)
         return weight_Ck * scale_BC[..., None], norm.bias.float() - mean_BC * scale_BC
