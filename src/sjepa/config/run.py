@@ -69,6 +69,19 @@ class TrainLoop(Section):
         "gradients and optimiser state, deepspeed (ZeRO stage 1) shards the optimiser state.",
     )
 
+    gradient_exchange: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Precision of gradients in the all-reduce of ddp; bf16: half the bytes, gradients are rounded.",
+    )
+
+    @model_validator(mode="after")
+    def _exchanged(self) -> TrainLoop:
+        if self.gradient_exchange != "fp32" and self.strategy not in ("auto", "ddp"):
+            raise ValueError(
+                f"gradient_exchange: {self.gradient_exchange} goes with strategy ddp, not with {self.strategy}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _compiled(self) -> TrainLoop:
         if self.compile and self.strategy not in ("auto", "ddp"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
@@ -26,6 +27,7 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from sjepa.core import zero
 from sjepa.core.apart import keep_apart
@@ -64,6 +66,7 @@ class Engine:
         precision: str,
         processes: Processes = Processes(),
         strategy: str = "ddp",
+        exchange: str = "fp32",
         launch: bool = True,
     ) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
@@ -71,11 +74,13 @@ class Engine:
         Several processes are started by torchrun or SLURM, else this process starts the others of
         its machine by re-running its own command line. `strategy`: ddp (auto) replicates weights,
         gradients and moments on every rank, fsdp shards all of them, deepspeed shards the moments.
+        `exchange`: fp32 or, with ddp, bf16 (gradients are rounded for the all-reduce).
         With `launch=False` no processes are started. Raises UserError if the device or precision
         is not available, or if the number of started processes differs from the configured one.
         """
         if strategy in ("fsdp", "deepspeed") and precision == "fp16":
             raise UserError(f"train.precision: fp16 does not go with train.strategy: {strategy}; use bf16 or fp32")
+        self._exchange = exchange
         kind = _device_kind(device)
         self.precision = _choose_precision(precision, kind)
         launcher, self.processes = _launcher(processes, os.environ)
@@ -136,6 +141,8 @@ class Engine:
         if self._zero is not None:
             return self._zero.setup(network, build)
         model = self._fabric.setup_module(network)
+        if self._exchange == "bf16" and isinstance(model._forward_module, DistributedDataParallel):
+            model._forward_module.register_comm_hook(None, _mean_in_bf16)
         return model, self._fabric.setup_optimizers(build(network))
 
     def release(self, model: Any) -> None:
@@ -177,9 +184,17 @@ class Engine:
         return torch.as_tensor(whole(norm))
 
 
+def _mean_in_bf16(_, bucket):  # type: ignore[no-untyped-def]  # ddp refuses annotations that are strings
+    """All-reduce of a bucket of gradients in bf16. (torch's own hook is for NCCL only.)"""
+    gradients = bucket.buffer()
+    rounded = gradients.to(torch.bfloat16).div_(dist.get_world_size())
+    work = dist.all_reduce(rounded, async_op=True)
+    return work.get_future().then(lambda done: gradients.copy_(done.value()[0]))
+
+
 def _strategy(processes: Processes, *, sharded: bool) -> Strategy:
     if not sharded:
-        return DDPStrategy(timeout=_PATIENCE)
+        return DDPStrategy(timeout=_PATIENCE, gradient_as_bucket_view=True)  # saves a copy of the gradients
 
     def shard(network: Any, mesh: Any) -> Any:
         for part in [*network.shards(), network]:

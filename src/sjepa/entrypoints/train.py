@@ -38,6 +38,7 @@ def train(system: System, config: Any, *, dry_run: bool = False) -> int:
         precision=config.train.precision,
         processes=processes,
         strategy=config.train.strategy,
+        exchange=config.train.gradient_exchange,
         launch=not dry_run,
     )
     ranks = engine.ranks
