@@ -15,7 +15,7 @@ TORCH_BUILD = TORCH_INDEX="$(TORCH_INDEX)" TORCH_BACKEND="$(TORCH_BACKEND)" scri
 
 PIP_INSTALL = scripts/pip $(PY) install
 
-.PHONY: install cuda_install rocm_install demo test check bench lock clean
+.PHONY: install cuda_install rocm_install demo test check bench gpu_check lock clean
 
 install: | $(STAMPS)
 	@$(TORCH_BUILD) cpu $(PY) "$(TORCH)"
@@ -79,16 +79,15 @@ check: $(STAMPS)/dev
 	$(BIN)/mypy
 	$(PYTEST) -m "not slow"
 
+# Each by itself: python -m benchmarks.NAME, without --quick for the figures of the documents
+BENCHMARKS = startup busy gmm scan loader export train_step where memory scaling
+
 bench: $(STAMPS)/dev
-	$(PY) -m benchmarks.startup
-	$(PY) -m benchmarks.busy
-	$(PY) -m benchmarks.gmm
-	$(PY) -m benchmarks.scan
-	$(PY) -m benchmarks.loader
-	$(PY) -m benchmarks.export
-	$(PY) -m benchmarks.train_step
-	$(PY) -m benchmarks.memory
-	$(PY) -m benchmarks.scaling
+	for name in $(BENCHMARKS); do echo && echo "$$name" && $(PY) -m benchmarks.$$name --quick || exit 1; done
+
+# On a machine with a CUDA device (make cuda_install first), 8 minutes at most; the last line is the report
+gpu_check: $(STAMPS)/dev
+	$(PY) -m benchmarks.gpu_check
 
 # Versions of everything but PyTorch's own build, for developers: scripts/pip $(PY) install -r requirements-dev.lock
 lock:

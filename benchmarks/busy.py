@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.table import Row, report
@@ -49,12 +50,12 @@ def _epoch(folder: Path, **environment: str) -> float:
         return float(next(csv.DictReader(file))["seconds"])
 
 
-def measure() -> list[Row]:
+def measure(*, rounds: int = 3) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder, speakers=16, clips=12)
         found: dict[str, list[float]] = {"as it was": [], "alone": [], "beside one": [], "beside two": []}
-        for _ in range(3):
+        for _ in range(rounds):
             found["as it was"].append(_epoch(folder, **_AS_IT_WAS))
             for programs, case in enumerate(("alone", "beside one", "beside two")):
                 with _busy(programs):
@@ -71,4 +72,4 @@ def measure() -> list[Row]:
 
 
 if __name__ == "__main__":
-    report(measure, __doc__)
+    report(measure, __doc__, quick=partial(measure, rounds=1))

@@ -42,12 +42,14 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def report(measure: Callable[[], list[Row]], description: str) -> None:
-    """Parses --json, measures with two threads and prints."""
+def report(measure: Callable[[], list[Row]], description: str, *, quick: Callable[[], list[Row]] | None = None) -> None:
+    """Parses --json and --quick (`quick`: a shorter measurement, if there is one), measures and
+    prints."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON record as the last line")
+    parser.add_argument("--quick", action="store_true", help="fewer runs")
     options = parser.parse_args()
-    rows = measure()
+    rows = quick() if options.quick and quick else measure()
     print_rows(rows)
     if options.json:
         print(json.dumps({"rows": [asdict(row) for row in rows]}))

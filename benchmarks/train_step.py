@@ -156,9 +156,18 @@ class Bench:
 
         return work
 
-    def step(self, batch: Batch, phase: int, *, recomputes: bool = False, frontend: str = "waveform") -> TrainingStep:
+    def step(
+        self,
+        batch: Batch,
+        phase: int,
+        *,
+        recomputes: bool = False,
+        frontend: str = "waveform",
+        micro_batches: int = 1,
+        first: int = 0,
+    ) -> TrainingStep:
         """A full update: targets, encoder, predictor, head, KL, clipping, AdamW; in phase 2 also
-        mixture and EMA updates."""
+        mixture and EMA updates. `first`: number of the first update."""
         clusters = 500 if phase == 2 else 100
         config = load_config(None, [f"model.size={self.size}", f"train.phase={phase}", f"gmm.num_clusters={clusters}",
                                     "gmm.ema_layer=-1", f"model.frontend={frontend}",
@@ -169,23 +178,29 @@ class Bench:
         learner = Learner(self.engine, network, partial(build_optimizer, lr=1e-4, weight_decay=1e-3, betas=(0.9, 0.99)))
         learner.model.train()
         targets = self.engine.to_device(_targets(network.encoder, phase, clusters, self.values.width))
-        return TrainingStep(learner, targets, batch, stage, step_settings(config))
+        return TrainingStep(learner, targets, [batch] * micro_batches, stage, step_settings(config), first)
 
 
 class TrainingStep:
-    """Makes one update per call, on the same batch."""
+    """Makes one update per call, on the same micro-batches."""
 
     def __init__(
-        self, learner: Learner[SJEPA], targets: Any, batch: Batch, stage: SJEPAStage, settings: StepSettings
+        self,
+        learner: Learner[SJEPA],
+        targets: Any,
+        window: Sequence[Batch],
+        stage: SJEPAStage,
+        settings: StepSettings,
+        first: int,
     ) -> None:
-        self.learner, self.targets, self.batch = learner, targets, batch
-        self._stage, self._settings, self._numbers = stage, settings, itertools.count()
+        self.learner, self.targets, self.window, self.settings = learner, targets, window, settings
+        self._stage, self._numbers = stage, itertools.count(first)
         self._sums = MetricSums(stage.num_clusters, learner.engine.device)
 
     def __call__(self) -> None:
         number = next(self._numbers)
-        step = Step(number, self._stage, self._settings)
-        assert optimiser_update(self.learner, self.targets, [self.batch], step, self._sums).made
+        step = Step(number, self._stage, self.settings)
+        assert optimiser_update(self.learner, self.targets, self.window, step, self._sums).made
         self.targets.after_update(self.learner.network.encoder, number, ALONE)
 
 
@@ -316,8 +331,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="one run of each")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    options.runs = 1 if options.quick else options.runs
     keep_freed_memory()  # as the commands do
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
