@@ -25,15 +25,14 @@ def test_all_checks_hold_on_a_cpu(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_runs_with_an_option_and_from_hdf5_end_well():
+def test_runs_that_end_well_and_that_fail_are_told_apart():
+    short = ("train.epochs=1", "train.phase2_start_epoch=-1")
     with gpu_check.corpus() as folder:
-        ended, said = gpu_check.trained(folder, "cpu", "fsdp", "train.strategy=fsdp")
+        ended, said = gpu_check.trained(folder, "cpu", "plain", *short)
         assert ended, said
         ended, said = gpu_check.trained(folder, "cpu", "wrong", "train.strategy=none")
-        assert not ended
-        assert "strategy" in said
-        rows = list(gpu_check.waiting(folder, "cpu"))
-    assert [row.name for row in rows] == ["waiting for data, FLAC", "waiting for data, HDF5"]
+    assert not ended
+    assert "strategy" in said
 
 
 def test_a_part_that_fails_is_said_and_the_others_are_made(monkeypatch, capsys):

@@ -14,15 +14,19 @@ from tests.support.runs import TWO_PHASES, history, run
 pytestmark = pytest.mark.slow
 
 SMALL = ["model.overrides.num_layers=1", "gmm.ema_layer=0"]
+NO_DROPOUT = [
+    f"model.overrides.{name}=0" for name in ("dropout", "attention_dropout", "activation_dropout", "predictor_dropout")
+]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch.compile")
 def test_a_compiled_run_has_the_same_losses(corpus, tmp_path):
-    """In both phases and with dropout, whose draws are the same; sums are made in another order."""
+    """In both phases; sums are made in another order. Without dropout, whose draws are torch's in
+    compiled layers."""
     compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     folders = []
     for name in ("plain", "compiled"):
-        options = [*TWO_PHASES, *SMALL, f"train.compile={'true' if name == 'compiled' else 'false'}"]
+        options = [*TWO_PHASES, *SMALL, *NO_DROPOUT, f"train.compile={'true' if name == 'compiled' else 'false'}"]
         assert run(corpus, tmp_path / name, *options) == 0
         folders.append(tmp_path / name / "r/train")
     plain, compiled = (
