@@ -35,6 +35,7 @@ def measure() -> list[Row]:
             **{name: column.tolist() for name, column in columns.items()},
             "labels": {},
             "dropped": [],
+            "remarks": [],
         }
         cache.write_text(f"{header}\n{json.dumps(body, separators=(',', ':'))}]\n")
         tables: list[ClipTable] = []
