@@ -50,6 +50,7 @@ from sjepa.s_jepa.step import Step, StepSettings, optimiser_update
 from sjepa.s_jepa.targets.frozen import MFCCTargets
 from sjepa.s_jepa.targets.layer_choice import LayerChoice
 from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
+from sjepa.training.compilation import compile_layers
 
 CLIPS = 8
 LAYER = 2
@@ -146,12 +147,11 @@ class Bench:
         model = self.engine.to_device(build_model(config, plan(config, 10).at(0), note=lambda _: None)).encoder
         model.train()
         waveform = batch.clean_BS.to(self.engine.device)
-        samples = torch.tensor(batch.num_samples, device=self.engine.device)
 
         def work() -> None:
             model.zero_grad(set_to_none=True)
             with self.engine.autocast():
-                features = model(waveform, samples).features_BTD
+                features = model(waveform, batch.lengths()).features_BTD
             features.float().square().mean().backward()
 
         return work
@@ -165,18 +165,22 @@ class Bench:
         frontend: str = "waveform",
         micro_batches: int = 1,
         first: int = 0,
+        compiled: bool = False,
     ) -> TrainingStep:
-        """A full update: targets, encoder, predictor, head, KL, clipping, AdamW; in phase 2 also
-        mixture and EMA updates. `first`: number of the first update."""
+        """A full update without LayerDrop: targets, encoder, predictor, head, KL, clipping, AdamW;
+        in phase 2 also mixture and EMA updates. `first`: number of the first update."""
         clusters = 500 if phase == 2 else 100
         config = load_config(None, [f"model.size={self.size}", f"train.phase={phase}", f"gmm.num_clusters={clusters}",
-                                    "gmm.ema_layer=-1", f"model.frontend={frontend}",
+                                    "gmm.ema_layer=-1", "model.overrides={layer_drop: 0}", f"model.frontend={frontend}",
                                     f"train.activation_checkpointing={str(recomputes).lower()}",
                                     f"dataset.max_seconds={max(16.0, batch.clean_BS.shape[1] / 16000)}"])  # fmt: skip
         stage = plan(config, 10).at(0)
         network = build_model(config, stage, note=lambda _: None)
+        if compiled:
+            compile_layers(network.transformer_layers())
         learner = Learner(self.engine, network, partial(build_optimizer, lr=1e-4, weight_decay=1e-3, betas=(0.9, 0.99)))
         learner.model.train()
+        batch = batch.pin_memory() if self.engine.device.type == "cuda" else batch  # as the loader does
         targets = self.engine.to_device(_targets(network.encoder, phase, clusters, self.values.width))
         return TrainingStep(learner, targets, [batch] * micro_batches, stage, step_settings(config), first)
 

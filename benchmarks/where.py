@@ -125,12 +125,18 @@ def _timed(method: Callable[..., Any], part: str, split: Split) -> Callable[...,
     return timed
 
 
-def times(step: TrainingStep, runs: int) -> dict[str, float]:
-    """Median seconds of every part."""
+def times(bench: Bench, step: TrainingStep) -> dict[str, float]:
+    """Median seconds of every part. (On a GPU each part is waited for, so that the sum is more than
+    an undisturbed update takes.)"""
+
+    def clock() -> float:
+        bench.sync()
+        return time.perf_counter()
+
     step()
     found = []
-    for _ in range(runs):
-        split = Split(time.perf_counter)
+    for _ in range(bench.runs):
+        split = Split(clock)
         with watched(step, split):
             step()
         found.append(split.spent)
@@ -145,17 +151,17 @@ def gflops(step: TrainingStep) -> Mapping[str, float]:
     return split.spent
 
 
-def where(bench: Bench, frontend: str, phase: int, seconds: float, rates: Rates) -> list[Spent]:
+def where(bench: Bench, frontend: str, phase: int, clips: int, seconds: float, rates: Rates) -> list[Spent]:
     """Every part of an update; the last row is an update on clips of one frame."""
-    step = bench.step(noise_batch([round(seconds * SPEECH.sample_rate)] * CLIPS), phase, frontend=frontend)
-    counted, measured = gflops(step), times(step, bench.runs)
+    step = bench.step(noise_batch([round(seconds * SPEECH.sample_rate)] * clips), phase, frontend=frontend)
+    counted, measured = gflops(step), times(bench, step)
     found = []
     for part in PARTS:
         is_float32 = part in ("positions", "mixture") or (part == "targets" and phase == 1)
         rate = rates.fp32 if is_float32 or bench.engine.precision == "fp32" else rates.bf16
         found.append(Spent(part, counted.get(part, 0.0), counted.get(part, 0.0) * 1e9 / rate, measured[part]))
-    least = bench.step(noise_batch([SPEECH.samples(1)] * CLIPS), phase, frontend=frontend)
-    without_audio = times(least, bench.runs)
+    least = bench.step(noise_batch([SPEECH.samples(1)] * clips), phase, frontend=frontend)
+    without_audio = times(bench, least)
     found.append(Spent("one frame", 0.0, 0.0, sum(without_audio.values())))
     fixed = sum(without_audio[part] for part in PARTS if part not in ("optimiser", "EMA"))
     return [*found, Spent("one frame, without optimiser and EMA", 0.0, 0.0, fixed)]
@@ -187,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.where", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="*", default=["tiny", "small", "base"])
     parser.add_argument("--frontends", nargs="*", default=["waveform", "logmel"])
+    parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a clip")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto")
@@ -205,9 +212,9 @@ def main() -> None:
     record = {}
     for size, frontend in itertools.product(sizes, options.frontends):
         bench = Bench(size, options.device, runs=runs, precision=options.precision)
-        phases = {phase: where(bench, frontend, phase, options.seconds, rates) for phase in (1, 2)}
-        title = f"{size}, {frontend}, {bench.engine.precision}, {CLIPS} clips of {options.seconds:g} s"
-        print_table(title, phases, CLIPS * options.seconds)
+        phases = {phase: where(bench, frontend, phase, options.clips, options.seconds, rates) for phase in (1, 2)}
+        title = f"{size}, {frontend}, {bench.engine.precision}, {options.clips} clips of {options.seconds:g} s"
+        print_table(title, phases, options.clips * options.seconds)
         record[title] = {phase: [asdict(row) for row in rows] for phase, rows in phases.items()}
     if options.json:
         print(json.dumps({"rates": rates._asdict(), "parts": record}))

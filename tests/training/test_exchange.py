@@ -73,6 +73,13 @@ def test_gradients_are_exchanged_once_in_an_update(tmp_path, micro_batches):
 
 
 @pytest.mark.slow
+def test_one_process_of_torchrun_exchanges_like_several(tmp_path):
+    """So that a strategy can be tried on one device."""
+    ((calls, weights, _),) = as_torchrun_does(1, tmp_path, exchanged, 1, "fp32", 1)
+    assert calls == [("gloo:all_reduce", weights, "float")]  # metrics and counts have nobody to go to
+
+
+@pytest.mark.slow
 def test_gradients_rounded_for_the_exchange_are_half_the_bytes_and_stay_near(tmp_path):
     """bf16 has eight significant bits, before and after the sum."""
     (calls, weights, rounded), (_, _, other) = as_torchrun_does(2, tmp_path / "bf16", exchanged, 2, "bf16", 1)

@@ -8,7 +8,7 @@ import torch
 
 from sjepa.core.frames import SPEECH, FrameGeometry
 from sjepa.core.ranks import ALONE
-from sjepa.dataset.batch import Failure, collate
+from sjepa.dataset.batch import Batch, Failure, collate
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
 from sjepa.s_jepa.model import SJEPA, ModelShape
 from sjepa.s_jepa.optimizer import build_optimizer
@@ -30,6 +30,19 @@ def test_accumulation_does_not_change_the_gradient(visible):
     assert reference.norm() > 0
     for other in (parts, singles):
         assert (other.gradient() - reference).norm() < 1e-5 * reference.norm()
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.spectral_warmup=0.5", "model.predictor_positions=convolution")])
+def test_a_batch_without_padding_is_the_same_with_and_without_lengths(monkeypatch, overrides):
+    """Without them attention has no mask."""
+    clips = [sample(number, 1.0) for number in range(3)]
+    assert batch(*clips).lengths() is None
+    assert batch(*CLIPS).lengths().tolist() == [len(clip.clean) for clip in CLIPS]
+    without, given = Setup(*overrides), Setup(*overrides)
+    without.update([batch(*clips)])
+    monkeypatch.setattr(Batch, "lengths", lambda self: torch.tensor(self.num_samples))
+    given.update([batch(*clips)])
+    assert (without.gradient() - given.gradient()).norm() < 1e-5 * given.gradient().norm()
 
 
 @pytest.mark.slow

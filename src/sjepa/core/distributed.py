@@ -87,7 +87,8 @@ class Engine:
         _check_devices(kind, self.processes.devices)
         logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # suppress its banners
         warnings.filterwarnings("ignore", module=r"torch\.distributed|deepspeed")
-        parallel = launch and self.processes.total > 1
+        wraps = self.processes.total > 1 or isinstance(launcher, TorchElasticEnvironment)  # torchrun: one process too
+        parallel = launch and wraps
         if "OMP_NUM_THREADS" not in os.environ:  # torch respects the affinity, not the cgroup quota
             share = max(1, usable_cores() // (self.processes.devices if parallel else 1))
             torch.set_num_threads(min(torch.get_num_threads(), share))
@@ -95,7 +96,7 @@ class Engine:
                 os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         if kind == "cpu" and launch:
             keep_apart(torch.get_num_threads())
-        if strategy == "deepspeed" and self.processes.total > 1:
+        if strategy == "deepspeed" and wraps:
             zero.deepspeed(kind)  # before the other processes are started
         self._fabric = Fabric(
             accelerator=kind,
@@ -105,7 +106,7 @@ class Engine:
             precision=_FABRIC_PRECISION[self.precision],  # type: ignore[arg-type]
             plugins=[launcher],
         )
-        self.ranks = ALONE
+        self.ranks, self._parallel = ALONE, parallel
         if parallel:
             parent = os.getppid()
             self._fabric.launch()
@@ -171,7 +172,7 @@ class Engine:
         if self._zero is not None:
             model.set_gradient_accumulation_boundary(not more)
             return contextlib.nullcontext()
-        if self.ranks.size == 1:
+        if not self._parallel:
             return contextlib.nullcontext()
         return self._fabric.no_backward_sync(model, enabled=more)
 

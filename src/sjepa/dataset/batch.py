@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sjepa.core.tensors import to_device
 from sjepa.dataset.audio import Waveform
 
 
@@ -53,6 +54,12 @@ class Batch:
     @property
     def total_samples(self) -> int:
         return sum(self.num_samples)
+
+    def lengths(self) -> torch.Tensor | None:
+        """`num_samples` on the device of the waveforms; None if no window is padded."""
+        if all(samples == self.clean_BS.shape[1] for samples in self.num_samples):
+            return None
+        return to_device(self.num_samples, self.clean_BS.device)
 
     def or_silence(self, samples: int) -> Batch:
         """The batch, or `samples` of silence if it is empty: all ranks must run the same number of

@@ -1,4 +1,4 @@
-"""Grouped convolution with a wide kernel on a CPU, in the frequency domain.
+"""Grouped convolution with a wide kernel, in the frequency domain.
 
 Overlapping blocks of 2K frames, K the kernel, give K frames of output each (overlap-save). The
 transforms are matrix products with K half-integer frequencies, (f + ½) / 2K: none of them is real,
@@ -19,27 +19,32 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _LEAST_KERNELS = 3  # the spectrum of the kernel costs as much as direct convolution of so many kernels' frames
 
 
 def pays(x_BTD: Tensor, kernel: int) -> bool:
-    """Whether `long_convolution` is faster than torch's own kernels: on a CPU, unless the input is
-    short; not while a model is exported."""
+    """Whether `long_convolution` is faster than torch's own kernels: unless the input is short; not
+    while a model is exported. (cuDNN 9 on an H200, bf16, 48 × 15 s: 35 ms against 3.5.)"""
     batch, frames, _ = x_BTD.shape
     return (
-        x_BTD.device.type == "cpu" and not torch.compiler.is_exporting() and batch * frames >= _LEAST_KERNELS * kernel
+        x_BTD.device.type in ("cpu", "cuda")
+        and not torch.compiler.is_exporting()
+        and batch * frames >= _LEAST_KERNELS * kernel
     )
 
 
 def long_convolution(x_BTD: Tensor, weight_DCK: Tensor) -> Tensor:
     """`F.conv1d` over time with padding K // 2 and D / C groups, without bias, cut to T frames.
 
-    Computed in float32 (float64 if the weights are), also under autocast; returned in the dtype of
-    `x_BTD`.
+    Computed in float32 (float64 if the weights are); under autocast on a GPU in its dtype, with 1.6
+    times the rounding error of direct convolution. Returned in the dtype of `x_BTD`.
     """
-    own = weight_DCK.dtype if weight_DCK.dtype == torch.float64 else torch.float32
-    with torch.autocast("cpu", enabled=False):
+    own = torch.promote_types(weight_DCK.dtype, torch.float32)
+    if x_BTD.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        own = torch.get_autocast_dtype("cuda")
+    with torch.autocast(x_BTD.device.type, enabled=False):
         y_BTD = _LongConvolution.apply(x_BTD.to(own), weight_DCK.to(own))  # type: ignore[no-untyped-call]
     return y_BTD.to(x_BTD.dtype)  # type: ignore[no-any-return]
 
@@ -53,17 +58,24 @@ class _Transforms(NamedTuple):
     back_KF: Tensor
 
 
-@lru_cache(maxsize=8)
 def _waves(kernel: int) -> NDArray[np.float64]:
-    """[2F, N]; an array, since a tensor made in one `FakeTensorMode` is of no use in another."""
+    """[2F, N]."""
     angle_FN = np.outer((np.arange(kernel) + 0.5) * np.pi / kernel, np.arange(2 * kernel))
     return np.concatenate([np.cos(angle_FN), -np.sin(angle_FN)])
 
 
 def _transforms(kernel: int, like: Tensor) -> _Transforms:
-    block_FN = torch.from_numpy(_waves(kernel)).to(like)
-    kernel_FK = block_FN[:, :kernel].contiguous()
-    return _Transforms(block_FN, kernel_FK, kernel_FK.T / kernel)
+    if isinstance(like, FakeTensor):  # of no use in another `FakeTensorMode`
+        return _made.__wrapped__(kernel, like.device, like.dtype)
+    return _made(kernel, like.device, like.dtype)
+
+
+@lru_cache(maxsize=8)
+def _made(kernel: int, device: torch.device, dtype: torch.dtype) -> _Transforms:
+    with torch.inference_mode(False):
+        block_FN = torch.from_numpy(_waves(kernel)).to(device, dtype)
+        kernel_FK = block_FN[:, :kernel].contiguous()
+        return _Transforms(block_FN, kernel_FK, kernel_FK.T / kernel)
 
 
 class _LongConvolution(torch.autograd.Function):

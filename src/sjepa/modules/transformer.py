@@ -49,6 +49,8 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
         """`real_BT`: True at frames that may be attended to; None: all frames."""
         batch, frames, width = x_BTD.shape
+        if torch.is_autocast_enabled(x_BTD.device.type):
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))  # once for three products
 
         def heads(projection: nn.Linear) -> Tensor:  # [B, H, T, D/H]
             return projection(x_BTD).view(batch, frames, self.num_heads, -1).transpose(1, 2)

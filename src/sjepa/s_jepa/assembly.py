@@ -202,7 +202,7 @@ def assemble(run: Prepared, start: Start, folder: Path, report: Report, *, judge
     are blank until their state is loaded."""
     config, engine, network = run.config, run.engine, run.engine.to_device(start.take())
     if config.train.compile:
-        compile_layers([*network.encoder.encoder.layers, network.predictor.layer])
+        compile_layers(network.transformer_layers())
     frontend = network.encoder.feature_extractor
     if run.fresh and config.init_weights is None and frontend.mel_statistics in ("corpus", "both"):
         measure_bands(training_frames(config, run.data, engine), frontend)

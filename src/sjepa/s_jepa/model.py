@@ -80,6 +80,10 @@ class SJEPA(nn.Module):
         """Modules that are gathered one at a time when the weights are sharded."""
         return [*self.encoder.encoder.layers, self.encoder, self.predictor, self.head]
 
+    def transformer_layers(self) -> list[nn.Module]:
+        """The layers that `train.compile` compiles."""
+        return [*self.encoder.encoder.layers, self.predictor.layer]
+
     def in_one_piece(self) -> SJEPA:
         """This network, or an unsharded copy if its weights are sharded. Collective: all ranks must
         call it."""
@@ -100,7 +104,7 @@ class SJEPA(nn.Module):
     def forward(
         self,
         waveform_BS: Tensor,
-        num_samples_B: Tensor,
+        num_samples_B: Tensor | None,
         mask_BT: Tensor,
         masked_N: Tensor,
         visible_N: Tensor,
@@ -110,7 +114,8 @@ class SJEPA(nn.Module):
         """Logits at the flat frame indices (b·T + t) `masked_N` and `visible_N`, in one pass of the
         head; with `spectral` also the error of the spectrum head."""
         encoded = self.encoder(waveform_BS, num_samples_B, mask_BT=mask_BT, dropped=dropped)
-        predicted_BTD = self.predictor(encoded.features_BTD, mask_BT, encoded.real_BT)
+        real_BT = None if num_samples_B is None else encoded.real_BT
+        predicted_BTD = self.predictor(encoded.features_BTD, mask_BT, real_BT)
         masked_ND = predicted_BTD.flatten(0, 1)[masked_N]
         visible_ND = encoded.features_BTD.flatten(0, 1)[visible_N]
         logits = self.head(torch.cat([masked_ND, visible_ND.to(masked_ND.dtype)]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.tensors import given_lengths
 from sjepa.s_jepa.hubert import read_hubert
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.weights import load_weights
@@ -61,13 +62,11 @@ class PretrainedEncoder(nn.Module):
         `feature_lengths` frames of a row are valid and do not depend on the batch; ignore the
         others. Raises ValueError if a clip is shorter than one frame or the layer does not exist.
         """
-        if num_samples_B is None:
-            num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
-        fewest = self.geometry.receptive_field_samples
-        if len(num_samples_B) and int(num_samples_B.min()) < fewest:
+        length_B, fewest = given_lengths(num_samples_B, waveform_BS), self.geometry.receptive_field_samples
+        if len(length_B) and int(length_B.min()) < fewest:
             raise ValueError(f"a clip is shorter than the {fewest} samples of one frame")
         if self.normalises:
-            waveform_BS = normalised(waveform_BS, num_samples_B)
+            waveform_BS = normalised(waveform_BS, length_B)
         chosen = self.layer if layer is None else layer
         if chosen == "all":
             return torch.stack(self.encoder(waveform_BS, num_samples_B).layers)

@@ -160,7 +160,7 @@ def frame_losses(
     settings, visible_N = forward.settings, frames.visible_N if scope.visible else frames.visible_N[:0]
     with forward.engine.autocast():
         targets_NK = posteriors(torch.cat([frames.masked_N, visible_N]))
-        num_samples_B = to_device(batch.num_samples, batch.heard_BS.device)
+        num_samples_B = batch.lengths()
         logits = forward.model(
             batch.heard_BS, num_samples_B, frames.mask_BT, frames.masked_N, visible_N, scope.dropped, scope.spectral
         )
@@ -249,14 +249,14 @@ def _gradients(
 
 def plain_posteriors(targets: Targets, batch: Batch) -> Callable[[Tensor], Tensor]:
     """Targets of a micro-batch for `frame_losses`, without collecting statistics."""
-    num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
+    num_samples_B = batch.lengths()
     return lambda frame_N: targets.posteriors(batch.clean_BS, num_samples_B, frame_N, batch.speaker_B)
 
 
 def observed(targets: Targets, batch: Batch, frames: MaskedFrames, draw_key: int) -> Callable[[Tensor], Tensor]:
     """Targets of a micro-batch for `frame_losses`; collects statistics of all its real frames, in
     the loss or not."""
-    num_samples_B = to_device(batch.num_samples, batch.clean_BS.device)
+    num_samples_B = batch.lengths()
     every_N, longest = torch.cat([frames.masked_N, frames.visible_N]), frames.mask_BT.shape[1]
     draw_N = uniform_tensor(draw_key, batch.clip_id_B[every_N // longest], every_N % longest)
 

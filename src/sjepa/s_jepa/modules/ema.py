@@ -31,7 +31,7 @@ class EMAEncoder(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, waveform_BS: Tensor, num_samples_B: Tensor, *, up_to: int | None = None) -> EncoderOutput:
+    def forward(self, waveform_BS: Tensor, num_samples_B: Tensor | None, *, up_to: int | None = None) -> EncoderOutput:
         """Features of the layers up to index `up_to` (default: all)."""
         return self.average(waveform_BS, num_samples_B, up_to=up_to)  # type: ignore[no-any-return]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sjepa.core.frames import SPEECH, FrameGeometry
+from sjepa.core.tensors import given_lengths
 from sjepa.features.mel_frontend import MelFrontend, MelStatistics
 from sjepa.modules.dropout import Dropout
 from sjepa.modules.gradient_scale import scale_gradient
@@ -146,14 +147,15 @@ class Encoder(nn.Module):
         """Features of every layer up to index `up_to` (default: the last).
 
         `waveform_BS` float32 in −1…1; `num_samples_B` int64, length of each clip without padding
-        (default: all). Frames where `mask_BT` is True are zeroed before the positions, so they do
-        not leak into the features. `dropped` layers are skipped. `statistics` replaces the
-        frontend's per-clip normalisation statistics. Padding never changes a clip's features.
+        (None: no clip is padded, and attention needs no mask). Frames where `mask_BT` is True are
+        zeroed before the positions, so they do not leak into the features. `dropped` layers are
+        skipped. `statistics` replaces the frontend's per-clip normalisation statistics. Padding
+        never changes a clip's features.
         """
-        if num_samples_B is None:
-            num_samples_B = torch.full((len(waveform_BS),), waveform_BS.shape[1], device=waveform_BS.device)
-        beyond_BS = torch.arange(waveform_BS.shape[1], device=waveform_BS.device) >= num_samples_B[:, None]
-        waveform_BS = waveform_BS.masked_fill(beyond_BS, 0.0)  # clears NaN too
+        is_padded, num_samples_B = num_samples_B is not None, given_lengths(num_samples_B, waveform_BS)
+        if is_padded:
+            beyond_BS = torch.arange(waveform_BS.shape[1], device=waveform_BS.device) >= num_samples_B[:, None]
+            waveform_BS = waveform_BS.masked_fill(beyond_BS, 0.0)  # clears NaN too
         x_BTC = self.feature_extractor(waveform_BS, num_samples_B, statistics)
         x_BTC = scale_gradient(x_BTC, self.shape.frontend_gradient_scale)
         frames_BTD = self.feature_projection(x_BTC)
@@ -162,5 +164,5 @@ class Encoder(nn.Module):
         seen_BT = real_BT if mask_BT is None else real_BT & ~mask_BT
         x_BTD = frames_BTD * seen_BT[..., None]
         last = self.num_layers - 1 if up_to is None else up_to
-        outputs = self.encoder(x_BTD, real_BT, last, dropped)
+        outputs = self.encoder(x_BTD, real_BT if is_padded else None, last, dropped)
         return EncoderOutput(outputs[-1], real_BT, tuple(outputs), frames_BTD)

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sjepa.core.frames import FrameGeometry
 from sjepa.modules.strided_convolution import strided_convolution
 
-_GPU_VALUES = 1 << 28
+_GPU_VALUES, _GPU_SLICE = 1 << 28, 1 << 11
 _CPU_VALUES = 1 << 20  # 4 MiB in float32
 
 
@@ -96,7 +96,7 @@ class Frontend(nn.Module):
             count_B1 = count_B[:, None].clamp(min=1)
             mean_Bk = (patches_BPk * real_BP1).sum(1) / count_B1
             centred_BPk = (patches_BPk - mean_Bk[:, None]) * real_BP1
-            covariance_Bkk = centred_BPk.transpose(1, 2) @ centred_BPk / count_B1[..., None]
+            covariance_Bkk = _products(centred_BPk) / count_B1[..., None]
         return PatchStatistics(mean_Bk, covariance_Bkk)
 
     def first_layer(self, statistics: PatchStatistics) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,43 @@ class Frontend(nn.Module):
             kernel_BCk, shift_BC = self.first_layer(statistics)
             patches = F.pad(patches_BPk.float(), (0, 1), value=1.0)  # for the shift
             kernel = torch.cat([kernel_BCk, shift_BC[..., None]], dim=2)
+            if device == "cuda" and dtype.itemsize == 2:
+                patches, kernel = _in_two_parts(patches, kernel, dtype)
             return _ProductGELU.apply(patches, kernel, dtype, rows)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _products(x_BPk: Tensor) -> Tensor:
+    """xᵀx of each clip, [B, k, k]. On a GPU in slices, since one product per clip leaves most of it
+    idle."""
+    if x_BPk.device.type == "cuda":
+        x_BPk = F.pad(x_BPk, (0, 0, 0, -x_BPk.shape[1] % _GPU_SLICE)).unflatten(1, (-1, _GPU_SLICE))
+        return (x_BPk.transpose(2, 3) @ x_BPk).sum(1)
+    return x_BPk.transpose(1, 2) @ x_BPk
+
+
+def _in_two_parts(patches_BPk: Tensor, kernel_BCk: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Factors in `dtype` (bf16, fp16) whose product is almost that of the float32 ones: each value
+    is the sum of a rounded one and the rest, and of the four products the three largest are
+    kept."""
+    return _Parts.apply(patches_BPk, dtype, (0, 1, 0)), _Parts.apply(kernel_BCk, dtype, (0, 0, 1))  # type: ignore[no-untyped-call]
+
+
+class _Parts(torch.autograd.Function):
+    """[…, k] → […, 3k and zeros up to a multiple of 8]: for each entry of `chosen` the rounded
+    values (0) or their rest (1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, chosen: tuple[int, ...]) -> Tensor:
+        ctx.chosen, ctx.width = chosen, x.shape[-1]
+        rounded = x.to(dtype)
+        parts = rounded, (x - rounded.float()).to(dtype)
+        both = torch.cat([parts[index] for index in chosen], dim=-1)
+        return F.pad(both, (0, -both.shape[-1] % 8))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        pieces = gradient.float().split(ctx.width, dim=-1)
+        return sum(piece for piece, index in zip(pieces, ctx.chosen, strict=False) if index == 0), None, None  # type: ignore[return-value]
 
 
 class _ProductGELU(torch.autograd.Function):
@@ -135,7 +171,7 @@ class _ProductGELU(torch.autograd.Function):
         out_BPC[:, positions:] = 0
         for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
             own, kernels = patches_BPk[clips, piece], kernel_BCk[clips].transpose(1, 2)
-            if dtype == torch.float32:
+            if dtype == own.dtype:
                 torch.ops.aten.gelu_(torch.bmm(own, kernels, out=out_BPC[clips, piece]))
             else:
                 out_BPC[clips, piece] = F.gelu(torch.bmm(own, kernels))
@@ -149,7 +185,7 @@ class _ProductGELU(torch.autograd.Function):
         for clips, piece in _pieces(patches_BPk, kernel_BCk.shape[1]):
             own, kernels = patches_BPk[clips, piece], kernel_BCk[clips]
             inside_BPC = torch.bmm(own, kernels.transpose(1, 2))
-            inner_BPC = torch.ops.aten.gelu_backward(gradient_BPC[clips, piece].float(), inside_BPC)
+            inner_BPC = torch.ops.aten.gelu_backward(gradient_BPC[clips, piece].to(inside_BPC), inside_BPC)
             kernel_gradient_BCk[clips].baddbmm_(inner_BPC.transpose(1, 2), own)
             if patch_gradient_BPk is not None:
                 torch.bmm(inner_BPC, kernels, out=patch_gradient_BPk[clips, piece])

@@ -46,15 +46,16 @@ class Predictor(nn.Module):
         self.layer = TransformerLayer(shape)
         self.output = init_linear(nn.Linear(shape.width, shape.width), shape.width)
 
-    def forward(self, features_BTD: Tensor, mask_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Predictions [B, T, D]. Raises ValueError for more frames than learned positions."""
+    def forward(self, features_BTD: Tensor, mask_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+        """Predictions [B, T, D]; `real_BT` None: no frame is padding. Raises ValueError for more
+        frames than learned positions."""
         x_BTD = torch.where(mask_BT[..., None], self.mask_token.to(features_BTD.dtype), features_BTD)
         return self.output(self.layer(self._placed(x_BTD, real_BT), real_BT))  # type: ignore[no-any-return]
 
-    def _placed(self, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
+    def _placed(self, x_BTD: Tensor, real_BT: Tensor | None) -> Tensor:
         """Adds position embeddings."""
         if isinstance(self.positions, nn.Module):
-            x_BTD = x_BTD * real_BT[..., None]
+            x_BTD = x_BTD if real_BT is None else x_BTD * real_BT[..., None]
             return self.layer_norm(x_BTD + self.positions(x_BTD))  # type: ignore[no-any-return]
         frames = x_BTD.shape[1]
         if frames > len(self.positions):

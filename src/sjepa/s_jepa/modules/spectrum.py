@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.tensors import given_lengths
 from sjepa.features.mel_frontend import MelFrontend
 from sjepa.modules.transformer import init_linear
 
@@ -22,9 +23,9 @@ class SpectrumHead(nn.Module):
         self.mel = MelFrontend(statistics="clip", geometry=geometry)
         self.output = init_linear(nn.Linear(width, self.mel.num_channels), width)
 
-    def forward(self, frames_BTD: Tensor, waveform_BS: Tensor, num_samples_B: Tensor, real_BT: Tensor) -> Tensor:
+    def forward(self, frames_BTD: Tensor, waveform_BS: Tensor, num_samples_B: Tensor | None, real_BT: Tensor) -> Tensor:
         """Squared error, averaged over bands and summed over all real frames (a scalar)."""
-        wanted_BTC = self.mel(waveform_BS, num_samples_B)
+        wanted_BTC = self.mel(waveform_BS, given_lengths(num_samples_B, waveform_BS))
         error_BT = (self.output(frames_BTD).float() - wanted_BTC).square().mean(-1)
         return torch.where(real_BT, error_BT, 0.0).sum()
 

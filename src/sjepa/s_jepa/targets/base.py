@@ -28,6 +28,7 @@ class Targets(Protocol):
     unknown), and their updates during training.
 
     `encoder` is the network whose `layer` provides the features; None for MFCC targets.
+    `num_samples_B` None: no clip is padded.
     """
 
     gmm: DiagonalGMM
@@ -38,30 +39,30 @@ class Targets(Protocol):
     @property
     def layer(self) -> int | None: ...
 
-    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor | None) -> Tensor:
         """The features of every frame, [B, T, D]."""
         ...
 
-    def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
+    def frames(self, clean_BS: Tensor, num_samples_B: Tensor | None, speaker_B: Tensor | None = None) -> Tensor:
         """Normalised and spliced features of every frame [B, T, C], before the projection of
         `space`; float32 without gradient."""
         ...
 
     def features(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frame_N: Tensor, speaker_B: Tensor | None = None
     ) -> Tensor:
         """Input of the mixture, [N, E] float32 without gradient, at the flat frame indices b·T +
         t."""
         ...
 
     def posteriors(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frame_N: Tensor, speaker_B: Tensor | None = None
     ) -> Tensor:
         """[N, K] float32 without gradient, at the flat frame indices b·T + t."""
         ...
 
     def observe(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frames: FrameChoice, speaker_B: Tensor | None = None
     ) -> Tensor:
         """`posteriors` at `frames.chosen_N`; statistics of all frames are kept for
         `after_update`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
 from sjepa.core.ranks import Ranks
+from sjepa.core.tensors import given_lengths
 from sjepa.features.mfcc import MFCC, NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import AS_THEY_ARE, MixtureSpace
@@ -31,12 +32,12 @@ class MFCCTargets(MixtureTargets):
         super().__init__(gmm, space or MixtureSpace(AS_THEY_ARE, NUM_FEATURES), geometry)
         self.mfcc = MFCC(geometry)
 
-    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor | None) -> Tensor:
         """MFCC [B, T, 39]"""
-        return self.mfcc(clean_BS, num_samples_B)  # type: ignore[no-any-return]
+        return self.mfcc(clean_BS, given_lengths(num_samples_B, clean_BS))  # type: ignore[no-any-return]
 
     def observe(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frames: FrameChoice, speaker_B: Tensor | None = None
     ) -> Tensor:
         return self.posteriors(clean_BS, num_samples_B, frames.chosen_N, speaker_B)
 

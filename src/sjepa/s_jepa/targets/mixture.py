@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.tensors import given_lengths
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace
 
@@ -21,25 +22,26 @@ class MixtureTargets(nn.Module):
         super().__init__()
         self.gmm, self.space, self.geometry = gmm, space, geometry
 
-    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor | None) -> Tensor:
         """The features of every frame, [B, T, D]."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def frames(self, clean_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None = None) -> Tensor:
+    def frames(self, clean_BS: Tensor, num_samples_B: Tensor | None, speaker_B: Tensor | None = None) -> Tensor:
         """Features that a mixture is fitted on, [B, T, C] float32."""
-        return self.space.frames(self.source(clean_BS, num_samples_B), self.geometry.frames(num_samples_B), speaker_B)
+        num_frames_B = self.geometry.frames(given_lengths(num_samples_B, clean_BS))
+        return self.space.frames(self.source(clean_BS, num_samples_B), num_frames_B, speaker_B)
 
     @torch.no_grad()
     def features(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frame_N: Tensor, speaker_B: Tensor | None = None
     ) -> Tensor:
         """Input of the mixture, [N, E] float32, at the flat frame indices b·T + t."""
         return self.space.project(self.frames(clean_BS, num_samples_B, speaker_B).flatten(0, 1)[frame_N])
 
     @torch.no_grad()
     def posteriors(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frame_N: Tensor, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frame_N: Tensor, speaker_B: Tensor | None = None
     ) -> Tensor:
         """[N, K] at the flat frame indices b·T + t; rows sum to 1."""
         return self.space.posteriors(self.gmm, self.features(clean_BS, num_samples_B, frame_N, speaker_B))

@@ -66,13 +66,13 @@ class OnlineTargets(MixtureTargets):
     def layer(self) -> int:
         return self._choice.layer
 
-    def source(self, clean_BS: Tensor, num_samples_B: Tensor) -> Tensor:
+    def source(self, clean_BS: Tensor, num_samples_B: Tensor | None) -> Tensor:
         """Features of the active layer [B, T, D]."""
         return self.encoder(clean_BS, num_samples_B, up_to=self.layer).features_BTD  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def observe(
-        self, clean_BS: Tensor, num_samples_B: Tensor, frames: FrameChoice, speaker_B: Tensor | None = None
+        self, clean_BS: Tensor, num_samples_B: Tensor | None, frames: FrameChoice, speaker_B: Tensor | None = None
     ) -> Tensor:
         """[N, K] at the chosen frames; statistics of all real frames are accumulated until the
         update."""
