@@ -39,7 +39,7 @@ from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.s_jepa.assembly import step_settings
 from sjepa.s_jepa.metrics import MetricSums
 from sjepa.s_jepa.model import SJEPA
-from sjepa.s_jepa.modules.ema import EMAEncoder
+from sjepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.network import build_model
 from sjepa.s_jepa.optimizer import build_optimizer

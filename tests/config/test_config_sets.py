@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sjepa.s_jepa.schema import load_config
+from sjepa.config.load import load_config
+from sjepa.s_jepa.schema import SCHEMA as S_JEPA
+from sjepa.tokenizer.schema import SCHEMA as TOKENIZER
 
 ROOT = Path(__file__).parents[2]
 CPU = sorted((ROOT / "cpu/configs").glob("*.yaml"))
@@ -31,5 +33,6 @@ def test_both_sets_have_the_same_keys(path):
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", [path.name for path in CPU])
 def test_shipped_configurations_are_valid(kind, name):
-    config = load_config(ROOT / kind / "configs" / name)
+    schema = TOKENIZER if name.startswith("tok_") else S_JEPA
+    config = load_config(schema, ROOT / kind / "configs" / name)
     assert config.device == {"cpu": "cpu", "gpu": "cuda"}[kind]

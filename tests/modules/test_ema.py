@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
+from sjepa.modules.ema import EMAEncoder, switched_decay
 from sjepa.modules.transformer import TransformerShape
-from sjepa.s_jepa.modules.ema import EMAEncoder, switched_decay
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 
 SHAPE = EncoderShape(16, 3, TransformerShape(32, 2, 32, 0.3, 0.3, 0.3), position_groups=4)

@@ -9,8 +9,8 @@ import torch
 from sjepa.core.ranks import ALONE
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
+from sjepa.modules.ema import EMAEncoder
 from sjepa.modules.transformer import TransformerShape
-from sjepa.s_jepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 from sjepa.s_jepa.targets.base import FrameChoice
 from sjepa.s_jepa.targets.layer_choice import LayerChoice

@@ -89,9 +89,16 @@ class Dataset(Section):
         "from one source: for network storage; best a multiple of processes × num_workers. "
         "null: shuffle over all sources.",
     )
-    test_path: Paths = Field(
+    test_path: Paths | None = Field(
         "data/test.zip",
-        description="As train_path, for the test set, which the validation set is drawn from.",
+        description="As train_path, for the test set, which the validation set is drawn from; null: part of train_path is "
+        "held out.",
+    )
+    held_out: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="test_path null: fraction of train_path held out (whole speakers where the manifest names them).",
     )
     train_h5: str = Field("data/train.h5", description="HDF5 file of the training set, made by buildh5ds.")
     test_h5: str = Field("data/test.h5", description="HDF5 file of the test set.")

@@ -63,6 +63,12 @@ def _valid_layers(value: Any) -> Any:
     return value
 
 
+def _whole_numbers(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+        raise ValueError(f"{value!r} is not a list of whole numbers")
+    return tuple(value)
+
+
 def _valid_corpora(value: Any) -> Any:
     if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
         return _valid_paths(value)
@@ -91,6 +97,7 @@ Names = Annotated[Any, BeforeValidator(_valid_names)]
 Baselines = Annotated[Any, BeforeValidator(_valid_baselines)]
 Layers = Annotated[Any, BeforeValidator(_valid_layers)]
 Range = Annotated[tuple[float, float], BeforeValidator(_listed), AfterValidator(_ordered)]
+WholeNumbers = Annotated[tuple[int, ...], BeforeValidator(_whole_numbers)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[

@@ -67,3 +67,19 @@ class FrameGeometry:
 
 
 SPEECH = FrameGeometry()
+
+
+@dataclass(frozen=True)
+class PaddedGeometry(FrameGeometry):
+    """A stack of padded convolutions: every `hop` samples are one frame, and so is a remainder at
+    the end. (`kernels` and `strides` hold the hop alone.)"""
+
+    def frames(self, samples: Any) -> Any:
+        return -(-samples // self.hop_samples)
+
+    def samples(self, frames: int) -> int:
+        return 0 if frames <= 0 else (frames - 1) * self.hop_samples + 1
+
+
+def padded_geometry(sample_rate: int, hop: int) -> PaddedGeometry:
+    return PaddedGeometry(sample_rate, (hop,), (hop,))

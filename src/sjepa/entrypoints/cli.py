@@ -1,4 +1,4 @@
-"""The five commands: arguments, exit codes, messages. Imports are deferred until the arguments
+"""The commands: arguments, exit codes, messages. Imports are deferred until the arguments
 are parsed."""
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sjepa import __version__
 from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.errors import ToldByMain, UserError
 from sjepa.core.threads import take_short_turns, usable_cores
+from sjepa.entrypoints.flags import add_flags, as_overrides
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
 
@@ -93,6 +94,27 @@ def runinfer() -> int:
 
     take_short_turns()
     return main(version=__version__, threads=usable_cores())
+
+
+def traintok() -> int:
+    """Trains the tokenizer; every flag is another name of a configuration key."""
+    parser = _parser(
+        "traintok", "Train the tokenizer, stage 1: the encoder, without labels.", "cpu/configs/tok_jepa.yaml"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print data, plan, parameters and memory, and stop")
+    add_flags(parser)
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.config.load import load_config
+        from sjepa.tokenizer.schema import SCHEMA
+
+        config = load_config(SCHEMA, options.config, [*as_overrides(options), *options.overrides])
+        from sjepa.entrypoints.systems import SYSTEMS
+        from sjepa.entrypoints.train import train
+
+        return train(SYSTEMS["tokenizer encoder"], config, dry_run=options.dry_run)
+
+    return _run(parser, work)
 
 
 def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:

@@ -12,11 +12,11 @@ from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import SpaceSettings
+from sjepa.modules.ema import switched_decay
 from sjepa.s_jepa.activation_memory import Load, training_bytes
 from sjepa.s_jepa.fitting import LayerEffectiveRanks, MixtureFitter, TrainingFrames, measure_bands
 from sjepa.s_jepa.masked_prediction import SJEPATask, TaskParts
 from sjepa.s_jepa.model import SJEPA
-from sjepa.s_jepa.modules.ema import switched_decay
 from sjepa.s_jepa.optimizer import build_optimizer
 from sjepa.s_jepa.pitch_match import PitchMatch
 from sjepa.s_jepa.plan import SJEPAStage

@@ -25,6 +25,7 @@ from sjepa.s_jepa.modules.masking import num_masked, span_mask
 from sjepa.s_jepa.plan import SJEPAStage
 from sjepa.s_jepa.targets.base import FrameChoice, Targets
 from sjepa.training.task import Update
+from sjepa.training.updates import make_update
 
 _SMALLEST = 1e-37  # a probability whose logarithm is finite in float32
 
@@ -189,34 +190,19 @@ def optimiser_update(
     the step (dropout also by the global index of the micro-batch), so that a step is reproducible
     after a resume. [KL Loss]
     """
-    engine, ranks = learner.engine, learner.engine.ranks
-    frames = sum(loss_frames(batch, step.settings, visible=step.stage.visible_loss) for batch in window)
-    if ranks.size == 1 and not frames:
-        return Update(True, 0.0, 0, (), step.news)
-    count: float | Tensor = frames
-    if ranks.size > 1:
-        count = torch.tensor(frames).to(engine.device, non_blocking=True)
-        ranks.add_up(count)
-        if engine.scales_loss and not float(count):  # the loss scaler needs an update
-            return Update(True, 0.0, 0, (), ranks.any(step.news))
-        count = count.clamp(min=1)
-    learner.zero_grad()
-    total, update_sums = _gradients(learner, targets, window, step, count)
-    norm = learner.clip_gradients(step.settings.grad_clip_norm)
-    samples = to_device([sum(batch.total_samples for batch in window), step.news], engine.device)
-    figures = torch.cat([samples.to(update_sums.tensors[0]), total.to(update_sums.tensors[0])[None]])
-    ranks.add_up(figures, *update_sums.tensors)
-    figures = torch.cat([figures, norm.to(figures)[None]])
-    all_samples, all_news, total_value, norm_value = figures.tolist()  # the only device sync
-    finite = norm_value - norm_value == 0 and total_value - total_value == 0
-    if all_samples and (finite or engine.scales_loss):
-        learner.step()
-    if finite:
-        sums.merge(update_sums)
-    else:
+    settings = step.settings
+    update = make_update(
+        learner,
+        window,
+        terms=sum(loss_frames(batch, settings, visible=step.stage.visible_loss) for batch in window),
+        gradients=lambda count: _gradients(learner, targets, window, step, count),
+        sums=sums,
+        max_norm=settings.grad_clip_norm,
+        news=step.news,
+    )
+    if not update.finite:
         targets.discard()
-    clips = tuple(name for batch in window for name in batch.names)
-    return Update(finite, norm_value, int(all_samples), clips, bool(all_news))
+    return update
 
 
 def _gradients(

@@ -14,9 +14,9 @@ from sjepa.dataset.batch import Batch
 from sjepa.features.mfcc import NUM_FEATURES
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import MixtureSpace, SpaceSettings
+from sjepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.fitting import LayerEffectiveRanks, MixtureFitter
 from sjepa.s_jepa.model import SJEPA
-from sjepa.s_jepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.plan import SJEPAStage
 from sjepa.s_jepa.targets.base import Targets

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,25 @@ def blend(clip_set: ClipSet, windows: Windows, seed: int) -> Blend | None:
 def validation_part(test: Clips, fraction: float, seed: int) -> Clips:
     """A fraction of the test set (at least one clip), sampled by seed."""
     return test.subset(drawn(test, max(1, round(fraction * len(test))), seed, "validation"))
+
+
+def held_out(clip_set: ClipSet, fraction: float, seed: int) -> tuple[ClipSet, ClipSet]:
+    """The clips without, and with, a fraction that is sampled by seed: whole speakers if all are
+    known and there are several, else single clips. Raises UserError if one of the two would be
+    empty."""
+    clips = clip_set.clips
+    group_N = np.array([clips.speaker(position) for position in range(len(clips))], dtype=np.int64)
+    if not group_N.all() or len(np.unique(group_N)) < 2:
+        group_N = clips.id_N
+    if len(clips) < 2:
+        raise UserError("dataset.test_path: null holds clips of train_path out, which has only one; give a test set")
+    wanted, taken = max(1, round(fraction * len(clips))), np.zeros(len(clips), bool)
+    groups = np.unique(group_N)
+    for group in groups[np.argsort(hash_array(key(seed, "held out"), groups), kind="stable")][:-1]:
+        if taken.sum() >= wanted:
+            break
+        taken |= group_N == group
+    return replace(clip_set, clips=clips.subset(~taken)), replace(clip_set, clips=clips.subset(taken), dropped=[])
 
 
 def training_windows(clips: Clips, settings: Dataset) -> Windows:

@@ -20,6 +20,7 @@ from sjepa.training.data import (
     ClipSet,
     Fingerprint,
     blend,
+    held_out,
     hub_options,
     load_clips,
     tiling,
@@ -56,7 +57,10 @@ def load_data(config: RunConfig, *, progress: Progress) -> Data:
         stream, train = _kept_of_stream(config, progress)
     else:
         train = load(f"train_{suffix}", most=settings.max_train_samples)
-    test = load(f"test_{suffix}", most=settings.max_test_samples)
+    if settings.test_path is None and suffix == "path":
+        train, test = held_out(train, settings.held_out, config.seed)
+    else:
+        test = load(f"test_{suffix}", most=settings.max_test_samples)
     return Data(
         train,
         test,

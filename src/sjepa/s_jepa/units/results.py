@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from sjepa.core.distributed import Engine
 from sjepa.dataset.batch import Batch
-from sjepa.s_jepa.modules.ema import EMAEncoder
+from sjepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.step import Forward, StepSettings
 from sjepa.s_jepa.targets.base import Targets
 from sjepa.s_jepa.targets.frozen import MFCCTargets

@@ -1,0 +1,158 @@
+"""Stage 1 of the tokenizer as a system for the train command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchinfo import summary as torchinfo_summary
+
+from sjepa.core.errors import UserError
+from sjepa.core.progress import Messages
+from sjepa.core.random import key
+from sjepa.tokenizer.memory import training_bytes
+from sjepa.tokenizer.metrics import FIGURES
+from sjepa.tokenizer.modules.conformer import ConformerShape
+from sjepa.tokenizer.modules.encoder import TokenEncoderShape
+from sjepa.tokenizer.network import TokenJEPA, TokenJEPAShape
+from sjepa.tokenizer.schema import SCHEMA
+from sjepa.tokenizer.settings import TokConfig
+from sjepa.tokenizer.sizes import hyperparameters
+from sjepa.tokenizer.step import StepSettings
+from sjepa.tokenizer.task import TaskParts, TokenJEPATask, ema_decay
+from sjepa.tokenizer.validation import measure
+from sjepa.tokenizer.weights import load_weights
+from sjepa.training.feeding import Data, evaluation_loader
+from sjepa.training.figures import Figure
+from sjepa.training.optimizer import build_adamw
+from sjepa.training.report import Report
+from sjepa.training.schedule import RateCurve, RunProgress, Schedule, Stage
+from sjepa.training.system import Prepared
+
+
+class TokenizerEncoderSystem:
+    """Joint-embedding prediction: the features of masked frames as an EMA copy of the encoder gives
+    them on the whole clip."""
+
+    name, schema, figures = "tokenizer encoder", SCHEMA, FIGURES
+    state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
+
+    def plan(self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[Stage]:
+        total = config.train.max_steps or config.train.epochs * steps_per_epoch
+        if progress is not None and total < progress.step:
+            raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
+        warmup, curve = config.scheduler.warmup_steps, config.scheduler
+        rate = RateCurve(
+            start_step=0,
+            end_step=total,
+            peak=config.optimizer.lr,
+            warmup_steps=round(warmup * total) if warmup < 1 else int(warmup),
+            kind=curve.kind,
+            min_ratio=curve.min_ratio,
+        )
+        stage = Stage(
+            name="masked prediction",
+            phase=1,
+            start_step=0,
+            end_step=total,
+            phase_start_step=0,
+            augment=config.dataset.augment.enabled,
+            rate=rate,
+        )
+        return Schedule((stage,), steps_per_epoch)
+
+    def check(self, config: TokConfig, data: Data, schedule: Schedule[Stage]) -> None:
+        """Any data fits."""
+
+    def start(self, run: Prepared, *, note: Callable[[str], None]) -> TokenJEPA:
+        torch.manual_seed(key(run.config.seed, "model"))
+        return TokenJEPA(network_shape(run.config))
+
+    def describe(self, start: TokenJEPA) -> str:
+        """Table of modules with parameter counts; totals of encoder and predictor."""
+        table = str(torchinfo_summary(start, depth=2, col_names=("num_params", "params_percent"), verbose=0))
+        encoder, predictor = (
+            sum(weight.numel() for weight in part.parameters()) for part in (start.encoder, start.predictor)
+        )
+        geometry = start.encoder.geometry
+        rate = geometry.sample_rate / geometry.hop_samples
+        return f"{table}\nencoder {encoder:,} parameters, predictor {predictor:,}; {rate:g} frames per second"
+
+    def memory_bytes(self, run: Prepared, start: TokenJEPA) -> int:
+        return max(training_bytes(start, clips, samples) for clips, samples in run.loader.largest_batches())
+
+    def task(self, run: Prepared, start: TokenJEPA, folder: Path, report: Report) -> TokenJEPATask:
+        config, engine = run.config, run.engine
+        build = partial(
+            build_adamw,
+            lr=config.optimizer.lr,
+            weight_decay=config.optimizer.weight_decay,
+            betas=config.optimizer.betas,
+            scales_loss=engine.scales_loss,
+        )
+        parts = TaskParts(
+            engine=engine,
+            build_optimizer=build,
+            settings=step_settings(config),
+            decay=ema_decay(config.target.ema_start, config.target.ema_end, run.schedule.total_steps),
+            folder=folder / "weights",
+            config=config.model_dump(mode="json", by_alias=True),
+        )
+        return TokenJEPATask(parts, engine.to_device(start), run.stage)
+
+    def best(self, config: TokConfig) -> Figure:
+        return FIGURES[0]
+
+    def remarks(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """A run whose error never got below the baselines."""
+        if not rows:
+            return []
+        last = rows[-1]
+        error, guess = float(last["val_error"]), min(float(last["val_interpolation"]), float(last["val_mean"]))
+        if error < guess:
+            return []
+        return [f"the masked error ({error:.3f}) is not below that of the better baseline ({guess:.3f})"]
+
+    def results(self, run: Prepared, weights: Path, messages: Messages) -> dict[str, float]:
+        loaded, engine = load_weights(weights), run.engine
+        loader = evaluation_loader(run.config, run.data.test.clips, engine)
+        batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
+        network, targets = engine.to_device(loaded.network), engine.to_device(loaded.targets)
+        found = measure(engine, network, targets, batches, settings=step_settings(run.config), warn=messages.warn)
+        return {**found.metrics.named(), "target_rank": found.rank, "frames": float(found.metrics.frames)}
+
+
+def network_shape(config: TokConfig) -> TokenJEPAShape:
+    values = hyperparameters(config.model.size, config.model.overrides)
+    inner = ConformerShape(values.inner_width, values.heads, values.conformer_kernel, values.dropout)
+    encoder = TokenEncoderShape(
+        config.dataset.sample_rate,
+        values.channels,
+        values.strides,
+        values.residual_blocks,
+        inner,
+        values.conformer_layers,
+        values.code_dim,
+        gaussians=values.gaussians,
+        clip_seconds=config.dataset.max_seconds,
+    )
+    return TokenJEPAShape(
+        encoder, ConformerShape(values.predictor_width, values.heads, values.conformer_kernel, values.dropout)
+    )
+
+
+def step_settings(config: TokConfig) -> StepSettings:
+    return StepSettings(
+        config.seed,
+        config.mask.ratio,
+        config.mask.at,
+        config.target.normalise,
+        config.train.grad_clip_norm,
+        config.geometry,
+    )
+
+
+TOKENIZER_ENCODER = TokenizerEncoderSystem()

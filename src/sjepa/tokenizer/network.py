@@ -1,0 +1,63 @@
+"""The network of stage 1: encoder and predictor. B batch, S samples, T frames, D width, N masked
+frames."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from sjepa.core.sharding import in_one_piece
+from sjepa.tokenizer.modules.conformer import ConformerShape
+from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
+from sjepa.tokenizer.modules.predictor import TokenPredictor
+
+MaskedAt = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class TokenJEPAShape:
+    """Sizes, as plain values that are saved with the weights."""
+
+    encoder: TokenEncoderShape
+    predictor: ConformerShape
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TokenJEPAShape:
+        """Raises TypeError or KeyError on values that `to_dict` did not write."""
+        encoder = {**values["encoder"], "conformer": ConformerShape(**values["encoder"]["conformer"])}
+        encoder |= {name: tuple(encoder[name]) for name in ("channels", "strides")}
+        return TokenJEPAShape(TokenEncoderShape(**encoder), ConformerShape(**values["predictor"]))
+
+
+class TokenJEPA(nn.Module):
+    """Online encoder and predictor."""
+
+    def __init__(self, shape: TokenJEPAShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = TokenEncoder(shape.encoder)
+        self.predictor = TokenPredictor(shape.encoder.width, shape.predictor)
+
+    def shards(self) -> list[nn.Module]:
+        """Modules that are gathered one at a time when the weights are sharded."""
+        return [*self.encoder.down, *self.encoder.conformer, self.encoder, self.predictor]
+
+    def in_one_piece(self) -> TokenJEPA:
+        """This network, or an unsharded copy if its weights are sharded. Collective."""
+        return in_one_piece(self, lambda: TokenJEPA(self.shape))
+
+    def forward(
+        self, waveform_BS: Tensor, num_samples_B: Tensor | None, mask_BT: Tensor, masked_N: Tensor, at: MaskedAt
+    ) -> Tensor:
+        """Predictions [N, D] at the flat frame indices b·T + t. Masked frames are hidden from the
+        encoder `at` its input; with "output" only from the predictor."""
+        hidden_BT = mask_BT if at == "input" else None
+        features = self.encoder(waveform_BS, num_samples_B, mask_BT=hidden_BT)
+        length_B = None if num_samples_B is None else self.encoder.geometry.frames(num_samples_B)
+        predicted_BTD = self.predictor(features.features_BTD, mask_BT, length_B)
+        return predicted_BTD.flatten(0, 1)[masked_N]  # type: ignore[no-any-return]

@@ -1,0 +1,61 @@
+"""Loading and validation of a tokenizer configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from sjepa.config.load import Schema, describe
+from sjepa.config.reference import key_lines
+from sjepa.tokenizer.settings import TokConfig
+from sjepa.tokenizer.sizes import RATES, SIZES, Hyperparameters, hyperparameters
+
+
+def _override_problems(values: dict[str, Any]) -> list[str]:
+    """Problems in `model.overrides`, which depend on `model.size`."""
+    section = values.get("model")
+    model = section if isinstance(section, dict) else {}
+    overrides, size = model.get("overrides", {}), model.get("size", "seed")
+    if not isinstance(overrides, dict) or not isinstance(size, str) or size not in SIZES:
+        return []
+    try:
+        hyperparameters(size, overrides)
+    except ValidationError as error:
+        return describe(error, Hyperparameters, prefix="model.overrides.")
+    return []
+
+
+def _problems(config: TokConfig) -> list[str]:
+    problems, geometry, data = [], config.geometry, config.dataset
+    least = geometry.fewest_samples / geometry.sample_rate
+    if data.max_seconds < least:
+        problems.append(f"dataset.max_seconds: {data.max_seconds:g} is less than two frames ({least:.3g} s)")
+    if config.target.ema_start > config.target.ema_end:
+        problems.append(
+            f"target.ema_start: {config.target.ema_start:g} is more than target.ema_end: {config.target.ema_end:g}"
+        )
+    if config.train.compile:
+        problems.append("train.compile: the tokenizer has no compiled layers")
+    if config.train.activation_checkpointing:
+        problems.append("train.activation_checkpointing: not available for the tokenizer")
+    return problems
+
+
+def _resolved(config: TokConfig) -> TokConfig:
+    """The sample rate of the size, if none is given."""
+    if "sample_rate" in config.dataset.model_fields_set:
+        return config
+    data = config.dataset.model_copy(update={"sample_rate": RATES[config.model.size]})
+    return config.model_copy(update={"dataset": data})
+
+
+def _appendix() -> list[str]:
+    lines = ["", "model.overrides takes (defaults of size seed):", *key_lines(Hyperparameters, "model.overrides.")]
+    sizes = [
+        f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()
+    ]
+    return [*lines, "", "Sizes:", *sizes]
+
+
+SCHEMA = Schema(TokConfig, problems=_problems, more_problems=_override_problems, resolved=_resolved, appendix=_appendix)

@@ -1,0 +1,80 @@
+"""The configuration of the tokenizer: keys in addition to those common to all systems."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sjepa.config.dataset import Augment, Dataset
+from sjepa.config.run import AdamW, Curve, RunConfig, TrainLoop
+from sjepa.config.values import Betas, Fraction, Paths, Section
+from sjepa.core.frames import FrameGeometry, padded_geometry
+from sjepa.tokenizer.sizes import hyperparameters
+
+
+class Model(Section):
+    size: Literal["smoke", "tiny", "speech", "seed"] = Field(
+        "seed",
+        description="Named size: smoke (tests), tiny (16 kHz, 50 Hz), speech (24 kHz, 12.5 Hz), seed (24 kHz, 2.5 Hz).",
+    )
+    overrides: dict[str, Any] = Field({}, description="Hyperparameters that replace those of the size (see below).")
+
+
+class Mask(Section):
+    ratio: float = Field(0.5, gt=0, lt=1, description="Fraction of a clip's frames that is masked.")
+    at: Literal["input", "output"] = Field(
+        "input",
+        description="Where masked frames are hidden: input, the encoder hears silence there; output, only the "
+        "predictor does not see them (the reference's way, which leaks).",
+    )
+
+
+class Target(Section):
+    ema_start: Fraction = Field(0.996, description="EMA decay of the target encoder at the start of the run.")
+    ema_end: Fraction = Field(0.9999, description="EMA decay at the end, reached by a half cosine.")
+    normalise: bool = Field(
+        True, description="Targets have zero mean and unit deviation per dimension, over each update."
+    )
+
+
+class TokTrain(TrainLoop):
+    stage: Literal["train_jepa"] = Field("train_jepa", description="train_jepa: the encoder, without labels.")
+    epochs: int = Field(20, ge=1, description="Passes over the training set.")
+    grad_accum: int = Field(1, ge=1, description="Micro-batches in one optimiser step.")
+
+
+class TokOptimizer(AdamW):
+    lr: float = Field(1.5e-4, gt=0, description="Peak learning rate.")
+    betas: Betas = Field((0.8, 0.99), description="Decay rates of the first and second moments.")
+
+
+class TokCurve(Curve):
+    warmup_steps: float = Field(
+        0.05, ge=0, description="Optimiser steps of linear warm-up; below 1, a fraction of the run."
+    )
+
+
+class TokData(Dataset):
+    sample_rate: int = Field(24000, ge=1000, description="Sample rate, Hz (not given: that of the size).")
+    test_path: Paths | None = Field(None, description="As for trainsjepa; null: part of train_path is held out.")
+    val_prob: float = Field(1.0, gt=0, le=1, description="Validation is this fraction of the test set, drawn by seed.")
+    augment: Augment = Augment(enabled=False)
+
+
+class TokConfig(RunConfig):
+    """The configuration of the tokenizer's commands."""
+
+    run_name: str = Field("tokenizer", description="Name of the run: its folder under runs_root.")
+    dataset: TokData = TokData()
+    model: Model = Model()
+    mask: Mask = Mask()
+    target: Target = Target()
+    train: TokTrain = TokTrain()
+    optimizer: TokOptimizer = TokOptimizer()
+    scheduler: TokCurve = TokCurve()
+
+    @property
+    def geometry(self) -> FrameGeometry:
+        hop = hyperparameters(self.model.size, self.model.overrides).hop
+        return padded_geometry(self.dataset.sample_rate, hop)
