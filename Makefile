@@ -15,7 +15,7 @@ TORCH_BUILD = TORCH_INDEX="$(TORCH_INDEX)" TORCH_BACKEND="$(TORCH_BACKEND)" scri
 
 PIP_INSTALL = scripts/pip $(PY) install
 
-.PHONY: install cuda_install rocm_install demo test check bench gpu_check lock clean
+.PHONY: install cuda_install rocm_install demo tokenizer_demo test check bench gpu_check lock clean
 
 install: | $(STAMPS)
 	@$(TORCH_BUILD) cpu $(PY) "$(TORCH)"
@@ -69,6 +69,12 @@ demo: $(STAMPS)/tools
 	$(BIN)/evalsjepa -c cpu/configs/demo.yaml init_weights=$$weights && \
 	$(BIN)/exportw -c cpu/configs/demo.yaml init_weights=$$weights && \
 	$(BIN)/runinfer -c cpu/configs/demo.yaml
+
+# Stage 1 of the tokenizer, smallest size, on the same speech
+tokenizer_demo: $(STAMPS)/install
+	$(PY) -m sjepa.dataset.demo data/demo --speakers 32 --clips 16
+	$(BIN)/traintok -c cpu/configs/tok_jepa.yaml run_name=tok_demo dataset.train_path=data/demo/train.zip \
+		dataset.test_path=data/demo/test.zip model.size=smoke train.epochs=6 optimizer.lr=2e-3
 
 test: $(STAMPS)/dev $(STAMPS)/deepspeed
 	$(PYTEST)

@@ -36,10 +36,10 @@ from sjepa.core.ranks import ALONE
 from sjepa.dataset.batch import Batch, Sample, collate
 from sjepa.dataset.order import bucketed_batches, fixed_batches
 from sjepa.gmm.diagonal import DiagonalGMM
+from sjepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.assembly import step_settings
 from sjepa.s_jepa.metrics import MetricSums
 from sjepa.s_jepa.model import SJEPA
-from sjepa.modules.ema import EMAEncoder
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.network import build_model
 from sjepa.s_jepa.optimizer import build_optimizer

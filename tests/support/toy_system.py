@@ -150,6 +150,7 @@ class ToySystem:
     name = "toy"
     schema = Schema(ToyConfig)
     figures = FIGURES
+    step_log = None
     state = ("generator", "generator_optimizer", "critic", "critic_optimizer", "sums")
 
     def plan(self, config, steps_per_epoch, *, progress=None):

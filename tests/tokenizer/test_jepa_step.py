@@ -43,7 +43,7 @@ class Setup:
         return torch.cat([parameter.grad.flatten() for parameter in self.network.parameters()])
 
 
-@pytest.mark.parametrize("normalise", ["true", "false"])
+@pytest.mark.parametrize("normalise", ["update", "clip", "none"])
 def test_accumulation_does_not_change_the_gradient(normalise):
     """Targets are normalised over all frames of the update, the loss is one mean over its masked
     frames."""

@@ -51,12 +51,22 @@ def test_it_is_trained_reported_and_kept(whole):
     assert loaded.config["model"]["size"] == "smoke"
 
 
+def test_the_log_has_a_line_per_report(whole):
+    header, *lines = [line.split("\t") for line in (whole / "t/encoder_logs.txt").read_text().splitlines()]
+    assert header[:3] == ["step", "epoch", "error"]
+    assert [int(line[0]) for line in lines] == list(range(2, 2 * len(lines) + 1, 2))
+    assert all(0 < float(line[2]) < 3 for line in lines)
+
+
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(corpus, tmp_path, whole, step):
     with stopping_after(step):
         assert run(corpus, tmp_path) == 143
     assert run(corpus, tmp_path, "checkpoint.resume=true") == 0
     assert_same(final(tmp_path), final(whole))
+    logs = [(root / "t/encoder_logs.txt").read_text().splitlines() for root in (tmp_path, whole)]
+    steps, expected = ([line.split("\t")[:4] for line in log] for log in logs)
+    assert steps == expected
 
 
 def test_memory_is_probed_without_a_trace(corpus, tmp_path, whole):

@@ -66,8 +66,9 @@ class TrainLoop(Section):
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
         "auto",
         description="Data parallelism: ddp (auto) replicates everything, fsdp shards weights, "
-        "gradients and optimiser state, deepspeed (ZeRO stage 1) shards the optimiser state.",
+        "gradients and optimiser state, deepspeed (ZeRO) shards the optimiser state.",
     )
+    zero_stage: Literal[1, 2] = Field(1, description="strategy deepspeed: ZeRO stage; 2 shards the gradients too.")
 
     gradient_exchange: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -96,6 +97,7 @@ class AdamW(Section):
     lr: float = Field(1e-4, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(1e-3, ge=0, description="Decoupled weight decay.")
     betas: Betas = Field((0.9, 0.99), description="Decay rates of the first and second moments.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
 
 
 class Curve(Section):

@@ -66,6 +66,7 @@ class Engine:
         precision: str,
         processes: Processes = Processes(),
         strategy: str = "ddp",
+        zero_stage: int = 1,
         exchange: str = "fp32",
         launch: bool = True,
     ) -> None:
@@ -73,7 +74,8 @@ class Engine:
 
         Several processes are started by torchrun or SLURM, else this process starts the others of
         its machine by re-running its own command line. `strategy`: ddp (auto) replicates weights,
-        gradients and moments on every rank, fsdp shards all of them, deepspeed shards the moments.
+        gradients and moments on every rank, fsdp shards all of them, deepspeed the moments and, with
+        `zero_stage` 2, the gradients.
         `exchange`: fp32 or, with ddp, bf16 (gradients are rounded for the all-reduce).
         With `launch=False` no processes are started. Raises UserError if the device or precision
         is not available, or if the number of started processes differs from the configured one.
@@ -114,7 +116,9 @@ class Engine:
                 threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
             self.ranks = Ranks(self._fabric.global_rank, self._fabric.world_size, self._fabric.device)
         self.device: torch.device = self._fabric.device
-        self._zero = zero.Zero(self.device, self.autocast_dtype) if parallel and strategy == "deepspeed" else None
+        self._zero = (
+            zero.Zero(self.device, self.autocast_dtype, zero_stage) if parallel and strategy == "deepspeed" else None
+        )
 
     @property
     def scales_loss(self) -> bool:

@@ -40,3 +40,13 @@ def read_torch_file(path: Path, *, kind: str, format_number: int, older: tuple[i
             f"(its own is {format_number}); install {version}"
         )
     return content
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a file of `write_torch_file`; None if it is no such file."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch.load raises many types
+        return None
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None

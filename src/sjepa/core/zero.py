@@ -1,4 +1,4 @@
-"""AdamW with sharded moments: DeepSpeed ZeRO stage 1."""
+"""AdamW with sharded moments, perhaps gradients: DeepSpeed ZeRO stages 1 and 2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def deepspeed(device: str) -> Any:
 class Zero:
     """Optimiser updates with DeepSpeed; requires an initialised process group."""
 
-    def __init__(self, device: torch.device, autocast_dtype: torch.dtype | None) -> None:
+    def __init__(self, device: torch.device, autocast_dtype: torch.dtype | None, stage: int) -> None:
         package = deepspeed(device.type)
         if device.type == "cpu":  # avoids compiling its shared-memory all-reduce
             package.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -38,7 +38,11 @@ class Zero:
         self._config = {
             "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, no effect here
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": 1, "reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET},
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": _BUCKET,
+                "allgather_bucket_size": _BUCKET,
+            },
             "torch_autocast": {
                 "enabled": autocast_dtype is not None,
                 "dtype": "bfloat16",

@@ -151,7 +151,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.help_config:
-            return _print_reference()
+            return _print_reference(tokenizer=parser.prog == "traintok")
         take_short_turns()
         keep_freed_memory()
         return work(options) or 0
@@ -178,11 +178,12 @@ def _say_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_reference() -> int:
+def _print_reference(*, tokenizer: bool = False) -> int:
     from sjepa.config.reference import reference
     from sjepa.s_jepa.schema import SCHEMA
+    from sjepa.tokenizer.schema import SCHEMA as TOKENIZER
 
-    print(reference(SCHEMA))
+    print(reference(TOKENIZER if tokenizer else SCHEMA))
     return 0
 
 

@@ -39,6 +39,7 @@ from sjepa.s_jepa.units.readings import read_encoder
 from sjepa.s_jepa.units.results import evaluate, saved_targets
 from sjepa.s_jepa.units.survey import Survey, TimedPhones, survey
 from sjepa.s_jepa.weights import Weights, load_weights
+from sjepa.tokenizer.extractor import is_token_encoder
 from sjepa.training.data import load_clips
 from sjepa.training.feeding import evaluation_loader, load_set
 
@@ -85,16 +86,18 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
     engine = Engine(device=config.device, precision=config.train.precision, launch=False)
     if engine.processes.total > 1:
         raise UserError("one process is enough here: start it without torchrun or srun, or with one task")
-    weights, said = None, f"{config.init_weights}: the encoder of a Hugging Face folder, for probes alone"
-    if not Path(config.init_weights).is_dir():
-        weights = load_weights(config.init_weights)
+    weights, path = None, Path(config.init_weights)
+    what = "a Hugging Face folder" if path.is_dir() else "weights of a tokenizer" if is_token_encoder(path) else None
+    said = f"{path}: {what}, for probes alone"
+    if what is None:
+        weights = load_weights(path)
         config, said = settled(config, weights, overridden)
     elif config.dump.path is not None:
-        raise UserError(f"dump.path: {config.init_weights} is a Hugging Face folder, which has no units to write")
+        raise UserError(f"dump.path: {path} is {what}, which has no units to write")
     elif not config.probe.tasks:
         raise UserError(
-            f"init_weights: {config.init_weights} is a Hugging Face folder, without a mixture to measure against; "
-            "probe.tasks names what its features can be probed for"
+            f"init_weights: {path} is {what}, without a mixture to measure against; probe.tasks names what its features can "
+            "be probed for"
         )
     clip_set = load_set(
         config,

@@ -31,6 +31,7 @@ FLAGS = (
     Flag("sample_rate", "dataset.sample_rate", int),
     Flag("max_seconds", "dataset.max_seconds", float),
     Flag("batch_size", "train.batch_size", int),
+    Flag("ds_config", "train.ds_config"),
     Flag("max_steps", "train.max_steps", int),
     Flag("save_every_steps", "checkpoint.ckpt_step", int),
     Flag("lr", "optimizer.lr", float),

@@ -33,6 +33,13 @@ from sjepa.s_jepa.pretrained import PretrainedEncoder, load_encoder
 from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.units.results import saved_targets
 from sjepa.s_jepa.weights import Weights
+from sjepa.tokenizer.extractor import (
+    is_token_encoder,
+    load_token_encoder,
+    token_extractor,
+    untrained_token_extractor,
+)
+from sjepa.tokenizer.modules.encoder import TokenEncoder
 from sjepa.training.data import drawn
 from sjepa.training.feeding import evaluation_loader
 
@@ -130,12 +137,10 @@ def _chosen(config: Config, given: LabelledSet) -> LabelledSet:
 def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list[Extractor]:
     """The encoder, those of `probe.compare`, and the baselines."""
     path = Path(str(config.init_weights))
-    encoder = load_encoder(path) if weights is None else PretrainedEncoder(weights.model.encoder)
-    found = [encoder_extractor(_short_name(path), encoder, engine)]
-    found += [
-        encoder_extractor(_short_name(Path(other)), load_encoder(other), engine) for other in config.probe.compare
-    ]
-    found += _baselines(config, engine, encoder, weights)
+    own = PretrainedEncoder(weights.model.encoder) if weights is not None else _encoder(path, config)
+    found = [_extractor(path, own, engine)]
+    found += [_extractor(Path(other), _encoder(Path(other), config), engine) for other in config.probe.compare]
+    found += _baselines(config, engine, own, weights)
     names = [extractor.name for extractor in found]
     twice = {name for name in names if names.count(name) > 1}
     given = [str(path), *config.probe.compare]
@@ -145,23 +150,38 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
     ]
 
 
+def _encoder(path: Path, config: Config) -> PretrainedEncoder | TokenEncoder:
+    """The encoder of a weights file of either system, or of a Hugging Face folder."""
+    if is_token_encoder(path):
+        return load_token_encoder(path, sample_rate=config.dataset.sample_rate)
+    return load_encoder(path)
+
+
+def _extractor(path: Path, encoder: PretrainedEncoder | TokenEncoder, engine: Engine) -> Extractor:
+    if isinstance(encoder, TokenEncoder):
+        return token_extractor(_short_name(path), encoder, engine)
+    return encoder_extractor(_short_name(path), encoder, engine)
+
+
 def _baselines(
-    config: Config, engine: Engine, encoder: PretrainedEncoder, weights: Weights | None
+    config: Config, engine: Engine, encoder: PretrainedEncoder | TokenEncoder, weights: Weights | None
 ) -> Iterator[Extractor]:
     """The baselines in the configured order. Raises UserError if `mixture` is requested without
     weights."""
     for name in config.probe.baselines:
         source, _, form = name.partition("_")
         space = _FORMS[form]
-        if name == "untrained":
+        if name == "untrained" and isinstance(encoder, TokenEncoder):
+            yield untrained_token_extractor(encoder, config.seed, engine)
+        elif name == "untrained" and isinstance(encoder, PretrainedEncoder):
             yield untrained_extractor(encoder.encoder, config.seed, engine)
         elif name == "mixture":
             if weights is None:
-                raise UserError(f"probe.baselines: mixture: {config.init_weights} is a folder, which has none")
+                raise UserError(f"probe.baselines: mixture: {config.init_weights} holds none")
             yield posterior_extractor(saved_targets(engine, weights), engine)
         else:
             plain = mfcc_extractor if source == "mfcc" else mel_extractor
-            yield plain(engine, encoder.geometry, space)
+            yield plain(engine, config.geometry, space)
 
 
 def _short_name(path: Path) -> str:

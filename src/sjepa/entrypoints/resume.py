@@ -18,7 +18,8 @@ from sjepa.training.trainer import STATE
 
 # Keys that may change on resume; any other change requires a new run.
 _FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
-         "train.strategy", "train.probe_memory", "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
+         "train.strategy", "train.zero_stage", "train.ds_config", "train.probe_memory",
+         "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.run_dir import RunDir, new_run
 from sjepa.reporting.run_report import RunReport, Silence
+from sjepa.reporting.step_log import StepLog
 from sjepa.reporting.summary import describe_batches, describe_data, describe_stages
 from sjepa.reporting.tensorboard import event_writer
 from sjepa.training.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ def train(system: System, config: Any, *, dry_run: bool = False) -> int:
         precision=config.train.precision,
         processes=processes,
         strategy=config.train.strategy,
+        zero_stage=config.train.zero_stage,
         exchange=config.train.gradient_exchange,
         launch=not dry_run,
     )
@@ -124,7 +126,11 @@ def _report(
     if not run.engine.ranks.is_main:
         return Silence()
     events = event_writer(run_dir.root) if run.config.logging.tensorboard else None
-    report = RunReport(console, run_dir, system.figures, remarks=system.remarks, events=events)
+    log = None
+    if system.step_log is not None:
+        path = run_dir.root.parent / system.step_log
+        log = StepLog(path, system.figures, resumed_at=resumed.progress.step if resumed else None)
+    report = RunReport(console, run_dir, system.figures, remarks=system.remarks, events=events, step_log=log)
     if resumed:
         report.history.resume(resumed.epoch)
     return report

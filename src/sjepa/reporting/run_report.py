@@ -11,6 +11,7 @@ from sjepa.reporting.console import Console
 from sjepa.reporting.history import History, Row
 from sjepa.reporting.plots import draw_history
 from sjepa.reporting.run_dir import RunDir
+from sjepa.reporting.step_log import StepLog
 from sjepa.training.clock import Clock
 from sjepa.training.figures import Figure
 from sjepa.training.report import EpochResult, StepFigures
@@ -29,8 +30,10 @@ class RunReport:
         *,
         remarks: Callable[[Sequence[Row]], list[str]] = lambda rows: [],
         events: Any = None,
+        step_log: StepLog | None = None,
     ) -> None:
         """`figures`: the system's metrics; `remarks` returns the warnings at the end of a run."""
+        self._step_log = step_log
         self.history = History(run_dir.history, figures)
         self._figures, self._remarks = figures, remarks
         self.progress = console.progress
@@ -54,6 +57,8 @@ class RunReport:
 
     def figures(self, clock: Clock, figures: StepFigures) -> None:
         self._console.figures(clock, figures, self._figures)
+        if self._step_log is not None:
+            self._step_log.append(clock, figures)
         if self._events is not None:
             for name, value in figures.train.items():
                 self._events.add_scalar(f"train_steps/{name}", value, clock.step)

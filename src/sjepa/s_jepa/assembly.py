@@ -216,6 +216,7 @@ def assemble(run: Prepared, start: Start, folder: Path, report: Report, *, judge
         lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay,
         betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
         layer_decay=config.optimizer.layer_decay,
         scales_loss=engine.scales_loss,
     )

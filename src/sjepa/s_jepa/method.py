@@ -35,6 +35,7 @@ class SJEPASystem:
 
     name, schema, figures = "s-jepa", SCHEMA, FIGURES
     state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
+    step_log = None
 
     def plan(
         self, config: Config, steps_per_epoch: int, *, progress: RunProgress | None = None

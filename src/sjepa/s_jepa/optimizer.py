@@ -14,6 +14,7 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
+    eps: float = 1e-8,
     layer_decay: float = 1.0,
     scales_loss: bool = False,
 ) -> torch.optim.AdamW:
@@ -29,6 +30,7 @@ def build_optimizer(
         lr=lr,
         weight_decay=weight_decay,
         betas=betas,
+        eps=eps,
         scale=scale,
         undecayed=lambda name: name.endswith("positions"),
         scales_loss=scales_loss,

@@ -22,12 +22,12 @@ def num_masked(num_frames: int, ratio: float) -> int:
     return max(1, min(num_frames - 1, round(ratio * num_frames))) if num_frames > 1 else 0
 
 
-def span_mask(num_frames: int, ratio: float, *key: int | str) -> NDArray[np.bool_]:
-    """[T]: spans of 2 to max(4, T/4) frames, the last one shortened so that exactly
-    `num_masked` frames are masked."""
+def span_mask(num_frames: int, ratio: float, *key: int | str, longest: int | None = None) -> NDArray[np.bool_]:
+    """[T]: spans of 2 to `longest` frames (None: max(4, T/4)), the last one shortened so that
+    exactly `num_masked` frames are masked."""
     mask = np.zeros(num_frames, bool)
     missing, draws = num_masked(num_frames, ratio), generator(*key)
-    longest = max(_LEAST_LONGEST, num_frames // _LONGEST_SHARE)
+    longest = longest or max(_LEAST_LONGEST, num_frames // _LONGEST_SHARE)
     for _ in range(_MOST_SPANS):
         if not missing:
             return mask
@@ -51,12 +51,14 @@ class Masks(NamedTuple):
         return Masks(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def batch_masks(num_frames: Sequence[int], clip_ids: Sequence[int], ratio: float, key: int) -> Masks:
+def batch_masks(
+    num_frames: Sequence[int], clip_ids: Sequence[int], ratio: float, key: int, *, longest: int | None = None
+) -> Masks:
     """Masks of a batch on the CPU, keyed by (`key`, clip): they do not depend on the batch."""
-    longest = max(num_frames)
-    mask_BT, real_BT = np.zeros((len(num_frames), longest), bool), np.zeros((len(num_frames), longest), bool)
+    shape = len(num_frames), max(num_frames)
+    mask_BT, real_BT = np.zeros(shape, bool), np.zeros(shape, bool)
     for row, (frames, clip) in enumerate(zip(num_frames, clip_ids, strict=True)):
-        mask_BT[row, :frames] = span_mask(frames, ratio, key, clip)
+        mask_BT[row, :frames] = span_mask(frames, ratio, key, clip, longest=longest)
         real_BT[row, :frames] = True
     flat = (torch.from_numpy(np.flatnonzero(chosen)) for chosen in (mask_BT, real_BT))
     return Masks(torch.from_numpy(mask_BT), *flat)

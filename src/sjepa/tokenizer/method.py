@@ -13,6 +13,7 @@ from torchinfo import summary as torchinfo_summary
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Messages
 from sjepa.core.random import key
+from sjepa.tokenizer.ds_config import DeepSpeedCurve
 from sjepa.tokenizer.memory import training_bytes
 from sjepa.tokenizer.metrics import FIGURES
 from sjepa.tokenizer.modules.conformer import ConformerShape
@@ -39,20 +40,12 @@ class TokenizerEncoderSystem:
 
     name, schema, figures = "tokenizer encoder", SCHEMA, FIGURES
     state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
+    step_log = "encoder_logs.txt"
 
     def plan(self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[Stage]:
         total = config.train.max_steps or config.train.epochs * steps_per_epoch
         if progress is not None and total < progress.step:
             raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
-        warmup, curve = config.scheduler.warmup_steps, config.scheduler
-        rate = RateCurve(
-            start_step=0,
-            end_step=total,
-            peak=config.optimizer.lr,
-            warmup_steps=round(warmup * total) if warmup < 1 else int(warmup),
-            kind=curve.kind,
-            min_ratio=curve.min_ratio,
-        )
         stage = Stage(
             name="masked prediction",
             phase=1,
@@ -60,7 +53,7 @@ class TokenizerEncoderSystem:
             end_step=total,
             phase_start_step=0,
             augment=config.dataset.augment.enabled,
-            rate=rate,
+            rate=_rate(config, total),
         )
         return Schedule((stage,), steps_per_epoch)
 
@@ -91,6 +84,7 @@ class TokenizerEncoderSystem:
             lr=config.optimizer.lr,
             weight_decay=config.optimizer.weight_decay,
             betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
             scales_loss=engine.scales_loss,
         )
         parts = TaskParts(
@@ -125,6 +119,22 @@ class TokenizerEncoderSystem:
         return {**found.metrics.named(), "target_rank": found.rank, "frames": float(found.metrics.frames)}
 
 
+def _rate(config: TokConfig, total: int) -> RateCurve:
+    peak, curve = config.optimizer.lr, config.scheduler
+    if curve.deepspeed is not None:
+        name, params = curve.deepspeed["type"], tuple(curve.deepspeed["params"].items())
+        return DeepSpeedCurve(start_step=0, end_step=total, peak=peak, warmup_steps=0, name=name, params=params)
+    warmup = curve.warmup_steps
+    return RateCurve(
+        start_step=0,
+        end_step=total,
+        peak=peak,
+        warmup_steps=round(warmup * total) if warmup < 1 else int(warmup),
+        kind=curve.kind,
+        min_ratio=curve.min_ratio,
+    )
+
+
 def network_shape(config: TokConfig) -> TokenJEPAShape:
     values = hyperparameters(config.model.size, config.model.overrides)
     inner = ConformerShape(values.inner_width, values.heads, values.conformer_kernel, values.dropout)
@@ -149,6 +159,7 @@ def step_settings(config: TokConfig) -> StepSettings:
         config.seed,
         config.mask.ratio,
         config.mask.at,
+        config.mask.longest,
         config.target.normalise,
         config.train.grad_clip_norm,
         config.geometry,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from sjepa.config.load import Schema, describe
+from sjepa.config.load import Schema, describe, stated
 from sjepa.config.reference import key_lines
+from sjepa.core.errors import UserError
+from sjepa.tokenizer.ds_config import as_keys, read_ds_config
 from sjepa.tokenizer.settings import TokConfig
 from sjepa.tokenizer.sizes import RATES, SIZES, Hyperparameters, hyperparameters
 
@@ -43,11 +46,30 @@ def _problems(config: TokConfig) -> list[str]:
 
 
 def _resolved(config: TokConfig) -> TokConfig:
-    """The sample rate of the size, if none is given."""
-    if "sample_rate" in config.dataset.model_fields_set:
+    """The sample rate of the size, if none is given, and the values of `train.ds_config`, which the
+    saved configuration holds instead of the file's name."""
+    if "sample_rate" not in config.dataset.model_fields_set:
+        config = _with(config, "dataset.sample_rate", RATES[config.model.size])
+    if config.train.ds_config is None:
         return config
-    data = config.dataset.model_copy(update={"sample_rate": RATES[config.model.size]})
-    return config.model_copy(update={"dataset": data})
+    given = config.train.ds_config
+    values = given if isinstance(given, dict) else read_ds_config(Path(given))
+    train = config.train
+    keys = as_keys(values, stated(config), batch_size=train.batch_size, grad_accum=train.grad_accum)
+    for key, value in {"train.ds_config": values, **keys}.items():
+        config = _with(config, key, value)
+    return config
+
+
+def _with(config: TokConfig, key: str, value: Any) -> TokConfig:
+    """The configuration with another value at `section.name`, checked. Raises UserError."""
+    section, _, name = key.partition(".")
+    own = getattr(config, section)
+    try:
+        changed = type(own).model_validate({**own.model_dump(exclude_unset=True), name: value})
+    except ValidationError as error:
+        raise UserError("\n".join(describe(error, type(own), prefix=f"{section}."))) from None
+    return config.model_copy(update={section: changed})
 
 
 def _appendix() -> list[str]:

@@ -23,6 +23,12 @@ class Model(Section):
 
 class Mask(Section):
     ratio: float = Field(0.5, gt=0, lt=1, description="Fraction of a clip's frames that is masked.")
+    longest: int | None = Field(
+        None,
+        ge=2,
+        description="Longest masked span, frames (the shortest is 2); null: a quarter of the clip, at least 4. At 50 frames "
+        "per second about 10: what is said cannot be guessed across a second.",
+    )
     at: Literal["input", "output"] = Field(
         "input",
         description="Where masked frames are hidden: input, the encoder hears silence there; output, only the "
@@ -33,13 +39,20 @@ class Mask(Section):
 class Target(Section):
     ema_start: Fraction = Field(0.996, description="EMA decay of the target encoder at the start of the run.")
     ema_end: Fraction = Field(0.9999, description="EMA decay at the end, reached by a half cosine.")
-    normalise: bool = Field(
-        True, description="Targets have zero mean and unit deviation per dimension, over each update."
+    normalise: Literal["none", "update", "clip"] = Field(
+        "update",
+        description="Targets have zero mean and unit deviation per dimension: update, over the frames of an update; clip, "
+        "over those of each clip, which removes speaker and channel; none, as they are.",
     )
 
 
 class TokTrain(TrainLoop):
     stage: Literal["train_jepa"] = Field("train_jepa", description="train_jepa: the encoder, without labels.")
+    ds_config: str | dict[str, Any] | None = Field(
+        None,
+        description="A DeepSpeed configuration (JSON file), whose values replace keys of this one: "
+        "batch, precision, clipping, ZeRO stage, optimizer, scheduler.",
+    )
     epochs: int = Field(20, ge=1, description="Passes over the training set.")
     grad_accum: int = Field(1, ge=1, description="Micro-batches in one optimiser step.")
 
@@ -52,6 +65,9 @@ class TokOptimizer(AdamW):
 class TokCurve(Curve):
     warmup_steps: float = Field(
         0.05, ge=0, description="Optimiser steps of linear warm-up; below 1, a fraction of the run."
+    )
+    deepspeed: dict[str, Any] | None = Field(
+        None, description="Scheduler of train.ds_config: {type, params}; replaces the other keys of this section."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,20 +18,21 @@ from sjepa.tokenizer.baselines import interpolated, visible_mean
 from sjepa.tokenizer.masks import Masks, batch_masks, num_masked
 from sjepa.tokenizer.metrics import ErrorSums
 from sjepa.tokenizer.network import MaskedAt
-from sjepa.tokenizer.targets import TokenTargets
+from sjepa.tokenizer.targets import TokenTargets, clip_normalised
 from sjepa.training.task import Update
 from sjepa.training.updates import make_update
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of an update. `normalise`: targets have zero mean and unit deviation per dimension
-    in the loss; else only in the metrics."""
+    """Settings of an update. `normalise`: targets have zero mean and unit deviation per dimension,
+    over an update or over a clip; with none only in the metrics. `longest`: masked span, frames."""
 
     seed: int
     mask_ratio: float
     masked_at: MaskedAt
-    normalise: bool
+    longest: int | None
+    normalise: Literal["none", "update", "clip"]
     grad_clip_norm: float
     geometry: FrameGeometry
 
@@ -54,7 +55,8 @@ def prepare(given: Batch, targets: TokenTargets, settings: StepSettings, engine:
     """Masks are keyed by (`mask_key`, clip)."""
     batch = given.or_silence(settings.geometry.fewest_samples)
     frames = [settings.geometry.frames(samples) for samples in batch.num_samples]
-    masks = batch_masks(frames, batch.clip_id_B.tolist(), settings.mask_ratio, mask_key).to(engine.device)
+    clip_ids, ratio, longest = batch.clip_id_B.tolist(), settings.mask_ratio, settings.longest
+    masks = batch_masks(frames, clip_ids, ratio, mask_key, longest=longest).to(engine.device)
     batch = batch.to(engine.device)
     with engine.autocast():
         features = targets.features(batch.clean_BS, batch.lengths())
@@ -70,16 +72,17 @@ def masked_error(item: Prepared, model: Any, targets: TokenTargets, settings: St
     """Squared error averaged over dimensions, summed over the masked frames; counted in `sums`."""
     batch, masks = item.batch, item.masks
     predicted_ND = model(batch.heard_BS, batch.lengths(), masks.mask_BT, masks.masked_N, settings.masked_at).float()
-    normal_BTD = targets.normalised(item.features_BTD)
+    real_BT = torch.zeros_like(masks.mask_BT).flatten().index_fill(0, masks.real_N, True).view_as(masks.mask_BT)
+    by_clip = settings.normalise == "clip"
+    normal_BTD = clip_normalised(item.features_BTD, real_BT) if by_clip else targets.normalised(item.features_BTD)
     wanted_ND = normal_BTD.flatten(0, 1)[masks.masked_N]
-    if settings.normalise:
+    if settings.normalise != "none":
         error = (predicted_ND - wanted_ND).square().mean(1).sum()
     else:
         raw_ND = item.features_BTD.float().flatten(0, 1)[masks.masked_N]
         error = (predicted_ND - raw_ND).square().mean(1).sum()
         predicted_ND = targets.normalised(predicted_ND.detach())
     if item.is_real:
-        real_BT = torch.zeros_like(masks.mask_BT).flatten().index_fill(0, masks.real_N, True).view_as(masks.mask_BT)
         visible_BT = real_BT & ~masks.mask_BT
         guesses = (
             guess(normal_BTD, visible_BT).flatten(0, 1)[masks.masked_N] for guess in (interpolated, visible_mean)

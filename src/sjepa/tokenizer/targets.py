@@ -22,6 +22,15 @@ def ramped_decay(step: int, steps: int, *, start: float, end: float) -> float:
     return end - (end - start) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def clip_normalised(features_BTD: Tensor, real_BT: Tensor) -> Tensor:
+    """Zero mean and unit deviation per clip and dimension over real frames, float32."""
+    real_BT1, features_BTD = real_BT[..., None].float(), features_BTD.float()
+    count_B11 = real_BT1.sum(1, keepdim=True).clamp(min=1)
+    centred_BTD = (features_BTD - (features_BTD * real_BT1).sum(1, keepdim=True) / count_B11) * real_BT1
+    variance_B1D = centred_BTD.square().sum(1, keepdim=True) / count_B11
+    return centred_BTD * torch.rsqrt(variance_B1D + _LEAST_DEVIATION**2)
+
+
 class TokenTargets(nn.Module):
     """The target encoder, and mean and deviation of its features per dimension over the last
     update, [D] each: targets are normalised by them."""

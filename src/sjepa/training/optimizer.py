@@ -16,6 +16,7 @@ def build_adamw(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
+    eps: float = 1e-8,
     scale: Callable[[str], float] = lambda name: 1.0,
     undecayed: Callable[[str], bool] = lambda name: False,
     scales_loss: bool = False,
@@ -34,4 +35,4 @@ def build_adamw(
     ]
     # the fused update unscales gradients itself, but clipping needs them unscaled before it
     fused = not scales_loss and next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)

@@ -50,6 +50,12 @@ class System(Protocol):
         ...
 
     @property
+    def step_log(self) -> str | None:
+        """File name of a tab-separated log of the training metrics, in the folder of the run's
+        name; None: without it."""
+        ...
+
+    @property
     def state(self) -> Sequence[str]:
         """The names of its task's state."""
         ...

@@ -22,6 +22,7 @@ from sjepa.tokenizer.modules.snake import Snake
 _SLOPE = 0.1  # of leaky ReLU
 _UNITS = 3  # pairs of convolutions in a residual block
 _KERNEL = 3
+_LEAST_POWER = 1e-6  # of silence: −60 dB
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class TokenEncoder(nn.Module):
         self.down = nn.ModuleList(DownBlock(shape, level) for level in range(len(shape.strides)))
         inner = shape.conformer.width
         self.projection = init_linear(nn.Linear(shape.channels[-1], inner), shape.channels[-1])
+        self.level = init_linear(nn.Linear(1, inner), inner)
         self.conformer = nn.ModuleList(ConformerBlock(shape.conformer) for _ in range(shape.conformer_layers))
         self.output: nn.Module = nn.Identity()
         if shape.width != inner:
@@ -141,6 +143,14 @@ class TokenEncoder(nn.Module):
     def num_layers(self) -> int:
         return len(self.conformer)
 
+    def _level(self, x_B1S: Tensor) -> Tensor:
+        """Root mean square of the samples that the encoder hears and that are not zero, [B, 1, 1].
+        The convolutions get audio at level 1, where Snake is not linear; the level itself is added
+        to their output."""
+        heard_B11 = (x_B1S != 0).sum(2, keepdim=True).clamp(min=1)
+        power_B11 = x_B1S.float().square().sum(2, keepdim=True) / heard_B11
+        return (power_B11 + _LEAST_POWER).sqrt().to(x_B1S.dtype)
+
     def forward(
         self, waveform_BS: Tensor, num_samples_B: Tensor | None = None, *, mask_BT: Tensor | None = None
     ) -> TokenFeatures:
@@ -151,10 +161,12 @@ class TokenEncoder(nn.Module):
         if mask_BT is not None:
             hidden_BS = mask_BT.repeat_interleave(self.geometry.hop_samples, dim=1)[:, : waveform_BS.shape[1]]
             x_B1S = x_B1S.masked_fill(hidden_BS[:, None], 0.0)
+        level_B11 = self._level(x_B1S)
+        x_B1S = x_B1S / level_B11
         x_BCT, length_B = real_steps(num_samples_B, x_B1S).keep(self.first(x_B1S)), num_samples_B
         for block in self.down:
             x_BCT, length_B = block(x_BCT, length_B)
-        x_BTD = self.projection(x_BCT.transpose(1, 2))
+        x_BTD = self.projection(x_BCT.transpose(1, 2)) + self.level(level_B11.log().to(x_BCT.dtype))
         layers = []
         for block in self.conformer:
             x_BTD = block(x_BTD, length_B)
