@@ -176,6 +176,9 @@ class ToySystem:
     def task(self, run, start, folder, report):
         return ToyTask(run, start, folder, report)
 
+    def copies(self, run, task, folder):
+        return None
+
     def best(self, config):
         return FIGURES[0]
 

@@ -54,7 +54,7 @@ def test_it_is_trained_reported_and_kept(whole):
 def test_the_log_has_a_line_per_report(whole):
     header, *lines = [line.split("\t") for line in (whole / "t/encoder_logs.txt").read_text().splitlines()]
     assert header[:3] == ["step", "epoch", "error"]
-    assert [int(line[0]) for line in lines] == list(range(2, 2 * len(lines) + 1, 2))
+    assert [int(line[0]) for line in lines] == [2, 4, 6, 8, 9]
     assert all(0 < float(line[2]) < 3 for line in lines)
 
 
@@ -121,4 +121,4 @@ def test_the_system_describes_its_network(corpus, tmp_path):
     with torch.device("meta"):
         network = TokenJEPA(network_shape(configured(corpus, tmp_path, "model.size=seed")))
     text = SYSTEM.describe(network)
-    assert "encoder 118,511,538 parameters, predictor 3,177,216; 2.5 frames per second" in text
+    assert "encoder 118,511,794 parameters, predictor 3,177,216; 2.5 frames per second" in text

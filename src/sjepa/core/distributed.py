@@ -150,6 +150,14 @@ class Engine:
             model._forward_module.register_comm_hook(None, _mean_in_bf16)
         return model, self._fabric.setup_optimizers(build(network))
 
+    def save_shards(self, model: Any, folder: Path, tag: str, content: dict[str, Any]) -> bool:
+        """With deepspeed: its own checkpoint of the wrapped model in `folder`/`tag`, with `content`
+        as its client state. Returns whether it was written. Collective."""
+        if self._zero is None:
+            return False
+        model.save_checkpoint(str(folder), tag=tag, client_state=content)
+        return True
+
     def release(self, model: Any) -> None:
         """Frees a wrapped model before `setup` is called again."""
         if self._zero is not None:

@@ -117,6 +117,29 @@ def traintok() -> int:
     return _run(parser, work)
 
 
+def ckpt2pt() -> int:
+    """Consolidates a checkpoint folder of DeepSpeed's layout into one file."""
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.tokenizer.convert import convert
+
+        given = {name: getattr(options, name) for name in ("tag", "encoder_only", "assert_gaatn")}
+        print(convert(options.ds_dir, options.out_pt, **given))
+        return 0
+
+    parser = argparse.ArgumentParser(prog="ckpt2pt", description="Consolidate a checkpoint folder into one file.")
+    parser.add_argument(
+        "--ds_dir", type=Path, required=True, metavar="DIR", help="folder that holds latest, step<N>, final"
+    )
+    parser.add_argument("--out_pt", type=Path, required=True, metavar="FILE", help="file to write")
+    parser.add_argument("--tag", help="step<N> or final (default: what latest names)")
+    parser.add_argument("--encoder_only", action="store_true", help="the encoder alone")
+    parser.add_argument("--assert_gaatn", action="store_true", help="error unless Gaussian adaptive attention is in it")
+    parser.add_argument("--version", action="version", version=f"ckpt2pt {__version__}")
+    parser.set_defaults(help_config=False)
+    return _run(parser, work)
+
+
 def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command,

@@ -75,7 +75,7 @@ def as_overrides(options: argparse.Namespace) -> list[str]:
         found |= {"dataset.train_path": f"hf://{given['hf_dataset']}", "dataset.hf.streaming": True}
     if "out_dir" in given:
         folder = Path(given["out_dir"])
-        found |= {"runs_root": str(folder.parent), "run_name": folder.name}
+        found |= {"runs_root": str(folder.parent), "run_name": folder.name, "checkpoint.shards": True}
     for flag in FLAGS:
         if flag.key and flag.name in given:
             found[flag.key] = _listed(flag, given[flag.name]) if flag.kind == "list" else given[flag.name]

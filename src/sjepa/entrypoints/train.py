@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     is_main = run.engine.ranks.is_main
     report = run.engine.ranks.main_first(lambda: _report(system, run, resumed, run_dir, console))
     task = system.task(run, start, run_dir.root, report)
-    trainer = _trainer(system, run, task, report, checkpoint_folder(run.config, run_dir))
+    copy = system.copies(run, task, run_dir.root.parent) or (lambda tag: None)
+    trainer = _trainer(system, run, task, report, checkpoint_folder(run.config, run_dir), copy)
     if resumed:
         Checkpoints.load(resumed.checkpoint, trainer.state)
         report.note(f"resumed from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
@@ -87,6 +89,7 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     try:
         with stopping_on_signals(trainer):
             trainer.run()
+        copy("final")
         report.finished()
     except Interrupted as stop:
         return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
@@ -104,7 +107,14 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     return 0
 
 
-def _trainer(system: System, run: Prepared, task: Task, report: RunReport | Silence, checkpoints: Path) -> Trainer:
+def _trainer(
+    system: System,
+    run: Prepared,
+    task: Task,
+    report: RunReport | Silence,
+    checkpoints: Path,
+    copy: Callable[[str], None],
+) -> Trainer:
     config, engine, data = run.config, run.engine, run.data
     windows, ranks = training_windows(data.validation, config.dataset), engine.ranks
     parts = RunParts(
@@ -112,7 +122,12 @@ def _trainer(system: System, run: Prepared, task: Task, report: RunReport | Sile
         train=run.loader,
         validation=fixed_loader(config, data.validation, windows, engine),
         fingerprint=data.fingerprint,
-        checkpoints=Checkpoints(checkpoints, keep=config.checkpoint.max_checkpoint, writes=ranks.is_main),
+        checkpoints=Checkpoints(
+            checkpoints,
+            keep=config.checkpoint.max_checkpoint,
+            writes=ranks.is_main,
+            also=lambda step: copy(f"step{step}"),
+        ),
     )
     cadence = Cadence(run.schedule, run.grad_accum, ranks.size, config.train.log_every, config.checkpoint.ckpt_step)
     alarm = CollapseAlarm(config.health.on_collapse)

@@ -68,6 +68,9 @@ class SJEPASystem:
         judge = run.engine.ranks.main_first(lambda: _judge(run, report))
         return assemble(run, start, folder, report, judges=() if judge is None else (judge,))
 
+    def copies(self, run: Prepared, task: Any, folder: Path) -> None:
+        """None."""
+
     def best(self, config: Config) -> Figure:
         return next(figure for figure in FIGURES if figure.name == config.best.metric)
 

@@ -21,6 +21,7 @@ from sjepa.tokenizer.modules.encoder import TokenEncoderShape
 from sjepa.tokenizer.network import TokenJEPA, TokenJEPAShape
 from sjepa.tokenizer.schema import SCHEMA
 from sjepa.tokenizer.settings import TokConfig
+from sjepa.tokenizer.shards import SHARDS, ShardFolder
 from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.tokenizer.step import StepSettings
 from sjepa.tokenizer.task import TaskParts, TokenJEPATask, ema_decay
@@ -96,6 +97,11 @@ class TokenizerEncoderSystem:
             config=config.model_dump(mode="json", by_alias=True),
         )
         return TokenJEPATask(parts, engine.to_device(start), run.stage)
+
+    def copies(self, run: Prepared, task: TokenJEPATask, folder: Path) -> Callable[[str], None] | None:
+        if not run.config.checkpoint.shards:
+            return None
+        return ShardFolder(folder / SHARDS, task, keep=run.config.checkpoint.max_checkpoint).save
 
     def best(self, config: TokConfig) -> Figure:
         return FIGURES[0]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sjepa.config.dataset import Augment, Dataset
-from sjepa.config.run import AdamW, Curve, RunConfig, TrainLoop
+from sjepa.config.run import AdamW, Checkpoint, Curve, RunConfig, TrainLoop
 from sjepa.config.values import Betas, Fraction, Paths, Section
 from sjepa.core.frames import FrameGeometry, padded_geometry
 from sjepa.tokenizer.sizes import hyperparameters
@@ -57,6 +57,14 @@ class TokTrain(TrainLoop):
     grad_accum: int = Field(1, ge=1, description="Micro-batches in one optimiser step.")
 
 
+class TokCheckpoint(Checkpoint):
+    shards: bool = Field(
+        False,
+        description="Also write the weights in DeepSpeed's layout, to jepa_encoder_ds in the folder of the run's name (the "
+        "default with --out_dir); ckpt2pt converts them.",
+    )
+
+
 class TokOptimizer(AdamW):
     lr: float = Field(1.5e-4, gt=0, description="Peak learning rate.")
     betas: Betas = Field((0.8, 0.99), description="Decay rates of the first and second moments.")
@@ -87,6 +95,7 @@ class TokConfig(RunConfig):
     mask: Mask = Mask()
     target: Target = Target()
     train: TokTrain = TokTrain()
+    checkpoint: TokCheckpoint = TokCheckpoint()
     optimizer: TokOptimizer = TokOptimizer()
     scheduler: TokCurve = TokCurve()
 

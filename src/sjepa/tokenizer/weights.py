@@ -12,7 +12,7 @@ from sjepa.core.torch_files import read_torch_file, write_torch_file
 from sjepa.tokenizer.network import TokenJEPA, TokenJEPAShape
 from sjepa.tokenizer.targets import TokenTargets
 
-KIND, _FORMAT = "sjepa tokenizer encoder", 1
+KIND, FORMAT = "sjepa tokenizer encoder", 1
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ def save_weights(path: Path, weights: TokenWeights) -> None:
         "config": weights.config,
         "progress": weights.progress,
     }
-    write_torch_file(path, content, kind=KIND, format_number=_FORMAT)
+    write_torch_file(path, content, kind=KIND, format_number=FORMAT)
 
 
 def load_weights(path: Path) -> TokenWeights:
     """Loads a file of `save_weights` onto the CPU. Raises UserError if it is missing, damaged, or
     not such a file."""
-    content = read_torch_file(path, kind=KIND, format_number=_FORMAT)
+    content = read_torch_file(path, kind=KIND, format_number=FORMAT)
     try:
         network = TokenJEPA(TokenJEPAShape.from_dict(content["shape"]))
         network.load_state_dict(content["model"])

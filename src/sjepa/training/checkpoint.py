@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,22 +30,28 @@ class Checkpoints:
     """The checkpoints of one run: `epoch_000.pth` at the end of an epoch,
     `epoch_000_step_0001200.pth` within one."""
 
-    def __init__(self, folder: Path, *, keep: int, writes: bool = True) -> None:
-        """`writes`: whether this process writes the files (rank 0 only)."""
-        self.folder, self._keep, self._writes = folder, keep, writes
+    def __init__(
+        self, folder: Path, *, keep: int, writes: bool = True, also: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """`writes`: whether this process writes the files (rank 0 only). `also` is called after
+        each checkpoint, on all ranks, with the number of updates made."""
+        self.folder, self._keep, self._writes, self._also = folder, keep, writes, also
 
     def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
         """Saves the state of all `parts`, then deletes the oldest files beyond `keep`."""
         name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
         keep = Tensor.cpu if self._writes else _nothing
         states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
-        if not self._writes:
-            return self.folder / name
+        if self._writes:
+            self._write(name, states)
+        self._also(parts["clock"].state_dict()["step"] if "clock" in parts else 0)
+        return self.folder / name
+
+    def _write(self, name: str, states: dict[str, Any]) -> None:
         write_torch_file(self.folder / name, {"parts": states}, kind=_KIND, format_number=_FORMAT)
         others = [path for path in self.paths() if path.name != name]
         for path in others[: max(0, len(others) - self._keep + 1)]:
             path.unlink(missing_ok=True)
-        return self.folder / name
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first."""

@@ -86,6 +86,11 @@ class System(Protocol):
         `folder/weights`. Takes the networks out of `start`."""
         ...
 
+    def copies(self, run: Prepared, task: Any, folder: Path) -> Callable[[str], None] | None:
+        """Writes the weights in another layout, given a tag (step<N>, final), to the folder of the
+        run's name; None: no such copies. Collective."""
+        ...
+
     def best(self, config: Any) -> Figure:
         """The metric that selects the best weights."""
         ...

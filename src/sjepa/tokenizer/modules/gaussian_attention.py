@@ -27,7 +27,7 @@ class GaussianAttention(nn.Module):
         self.projection = nn.Conv1d(channels, 1, 1)
         self.offset = nn.Parameter(torch.linspace(-1, 1, num_gaussians) if num_gaussians > 1 else torch.zeros(1))
         self.raw_width = nn.Parameter(torch.full((num_gaussians,), math.log(0.5)))
-        self.strength = nn.Parameter(torch.tensor(strength))
+        self.strength = nn.Parameter(torch.tensor([strength]))
 
     def gate(self, x_BCT: Tensor, real: Real) -> Tensor:
         """[B, 1, T] float32, computed in float32."""
