@@ -115,7 +115,13 @@ def test_a_run_goes_on_without_deepspeed(corpus, plain, tmp_path):
     """Begun in two processes with it, ended in one without."""
     for _, errors, code in in_two(corpus, tmp_path, "train.epochs=2", "scheduler.kind=constant"):
         assert code == 0, errors
-    more = ["train.epochs=3", "scheduler.kind=constant", "checkpoint.resume=true", "train.strategy=auto", "train.grad_accum=1"]
+    more = [
+        "train.epochs=3",
+        "scheduler.kind=constant",
+        "checkpoint.resume=true",
+        "train.strategy=auto",
+        "train.grad_accum=1",
+    ]
     assert run(corpus, tmp_path, "checkpoint.shards=true", *more) == 0
     whole = tmp_path / "whole"
     assert run(corpus, whole, "train.epochs=2", "scheduler.kind=constant") == 0

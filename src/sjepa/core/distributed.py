@@ -41,6 +41,7 @@ Module = TypeVar("Module", bound=nn.Module)
 _CPU_DESCRIPTION = Path("/proc/cpuinfo")
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SECONDS_BETWEEN_LOOKS = 0.5
+_DEEPSPEED_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"}  # its launcher sets these
 _PATIENCE = timedelta(hours=2)  # collective timeout: rank 0 may scan a large corpus first
 
 
@@ -72,7 +73,7 @@ class Engine:
     ) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
 
-        Several processes are started by torchrun or SLURM, else this process starts the others of
+        Several processes are started by torchrun, deepspeed or SLURM, else this process starts the others of
         its machine by re-running its own command line. `strategy`: ddp (auto) replicates weights,
         gradients and moments on every rank, fsdp shards all of them, deepspeed the moments and, with
         `zero_stage` 2, the gradients.
@@ -218,11 +219,13 @@ def _strategy(processes: Processes, *, sharded: bool) -> Strategy:
 
 
 def _launcher(wanted: Processes, environment: Mapping[str, str]) -> tuple[ClusterEnvironment, Processes]:
-    """The launcher and the number of processes; those of torchrun or SLURM must match the
-    configuration."""
-    if TorchElasticEnvironment.detect():
-        world, here = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
-        return TorchElasticEnvironment(), _agreed("torchrun", Processes(here, world // here), wanted)
+    """The launcher and the number of processes; those of torchrun, deepspeed or SLURM must match
+    the configuration."""
+    by_deepspeed = environment.keys() >= _DEEPSPEED_VARIABLES
+    if by_deepspeed or TorchElasticEnvironment.detect():
+        here = int(environment["LOCAL_SIZE" if by_deepspeed else "LOCAL_WORLD_SIZE"])
+        started = Processes(here, int(environment["WORLD_SIZE"]) // here)
+        return TorchElasticEnvironment(), _agreed("deepspeed" if by_deepspeed else "torchrun", started, wanted)
     tasks = int(environment.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in environment else 1  # set by srun alone
     if tasks > 1:
         if "SLURM_NTASKS_PER_NODE" not in environment:

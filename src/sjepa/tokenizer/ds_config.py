@@ -108,7 +108,7 @@ def as_keys(
     problems += _optimizer_keys(_section(values, "optimizer", problems), keep)
     problems += _scheduler_keys(_section(values, "scheduler", problems), keep)
     for key, (where, value) in found.items():
-        if key in stated and _plain(stated[key]) != _plain(value):
+        if stated.get(key, "auto") != "auto" and _plain(stated[key]) != _plain(value):
             problems.append(f"{where} is {json.dumps(value)}, but {key} is set to {json.dumps(_plain(stated[key]))}")
     problems += _batch_problems(values, found, batch_size, grad_accum)
     if problems:
