@@ -162,5 +162,26 @@ def test_masks_at_the_output_let_the_encoder_hear_everything():
         heard = waveform.clone().requires_grad_()
         setup.network.eval()(
             heard, None, mask, torch.arange(10, 20), setup.settings.masked_at
-        ).square().sum().backward()
+        ).predicted_ND.square().sum().backward()
         assert bool(heard.grad[0, 3200:6400].any()) == leaks
+
+
+def test_the_convolutions_learn_the_spectrum_of_visible_frames():
+    """Guessing the mean leaves an error of 1 for each frame. Afterwards the head stays in the graph,
+    with zero gradients."""
+    setup, clips = Setup("train.spectral_warmup=0.5"), [sample(number, 1.01) for number in range(3)]
+
+    @torch.no_grad()
+    def error():
+        waveform, nothing = batch(*clips).clean_BS, torch.zeros(3, 51, dtype=torch.bool)
+        found = setup.network(waveform, None, nothing, torch.zeros(0, dtype=torch.int64), "input", spectral=True)
+        return float(found.spectrum_error) / (3 * 51)
+
+    before = error()
+    assert before > 0.9
+    for number in range(60):
+        given = {"number": number % 5, "settings": setup.settings, "sums": setup.sums, "spectral": True}
+        assert jepa_update(setup.learner, setup.targets, [batch(*clips)], **given).made
+    assert error() < 0.6 * before
+    setup.update([batch(*clips)])
+    assert not setup.network.spectrum.output.weight.grad.any()

@@ -69,6 +69,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(corpus, tmp_path, whole
     assert steps == expected
 
 
+@pytest.mark.slow
+def test_stopped_at_the_end_of_the_spectral_loss_it_goes_on_the_same(corpus, tmp_path):
+    """9 updates, 4 of them with it."""
+    own, whole = ("train.spectral_warmup=0.4",), tmp_path / "whole"
+    assert run(corpus, whole, *own) == 0
+    with stopping_after(4):
+        assert run(corpus, tmp_path, *own) == 143
+    assert run(corpus, tmp_path, *own, "checkpoint.resume=true") == 0
+    assert_same(final(tmp_path), final(whole))
+
+
 def test_memory_is_probed_without_a_trace(corpus, tmp_path, whole):
     assert run(corpus, tmp_path, "train.probe_memory=true") == 0
     assert_same(final(tmp_path), final(whole))

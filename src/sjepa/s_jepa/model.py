@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
 from sjepa.core.sharding import in_one_piece
+from sjepa.modules.spectrum import SpectrumHead
 from sjepa.modules.transformer import TransformerShape
 from sjepa.s_jepa.modules.cluster_head import ClusterHead
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 from sjepa.s_jepa.modules.predictor import Positions, Predictor
-from sjepa.s_jepa.modules.spectrum import SpectrumHead
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,17 @@ from sjepa.tokenizer.settings import TokConfig
 from sjepa.tokenizer.shards import SHARDS, ShardFolder
 from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.tokenizer.step import StepSettings
-from sjepa.tokenizer.task import TaskParts, TokenJEPATask, ema_decay
+from sjepa.tokenizer.task import TaskParts, TokenJEPATask, TokenStage, ema_decay
 from sjepa.tokenizer.validation import measure
 from sjepa.tokenizer.weights import load_weights
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
 from sjepa.training.optimizer import build_adamw
 from sjepa.training.report import Report
-from sjepa.training.schedule import RateCurve, RunProgress, Schedule, Stage
+from sjepa.training.schedule import RateCurve, RunProgress, Schedule
 from sjepa.training.system import Prepared
+
+WITH_SPECTRUM, AFTER_SPECTRUM = "masked prediction with spectrum", "masked prediction"
 
 
 class TokenizerEncoderSystem:
@@ -43,22 +45,34 @@ class TokenizerEncoderSystem:
     state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
     step_log = "encoder_logs.txt"
 
-    def plan(self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[Stage]:
+    def plan(
+        self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None
+    ) -> Schedule[TokenStage]:
         total = config.train.max_steps or config.train.epochs * steps_per_epoch
         if progress is not None and total < progress.step:
             raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
-        stage = Stage(
-            name="masked prediction",
-            phase=1,
-            start_step=0,
-            end_step=total,
-            phase_start_step=0,
-            augment=config.dataset.augment.enabled,
-            rate=_rate(config, total),
-        )
-        return Schedule((stage,), steps_per_epoch)
+        warmed = round(config.train.spectral_warmup * total)
+        if progress is not None and AFTER_SPECTRUM in progress.entered:
+            warmed = progress.entered[AFTER_SPECTRUM]
+        elif progress is not None and warmed:
+            warmed = max(warmed, progress.step)
+        stages = [
+            TokenStage(
+                name=name,
+                phase=1,
+                start_step=start,
+                end_step=end,
+                phase_start_step=0,
+                augment=config.dataset.augment.enabled,
+                rate=_rate(config, total),
+                spectrum=name == WITH_SPECTRUM,
+            )
+            for name, start, end in ((WITH_SPECTRUM, 0, min(warmed, total)), (AFTER_SPECTRUM, warmed, total))
+            if start < end
+        ]
+        return Schedule(tuple(stages), steps_per_epoch)
 
-    def check(self, config: TokConfig, data: Data, schedule: Schedule[Stage]) -> None:
+    def check(self, config: TokConfig, data: Data, schedule: Schedule[TokenStage]) -> None:
         """Any data fits."""
 
     def start(self, run: Prepared, *, note: Callable[[str], None]) -> TokenJEPA:
@@ -96,6 +110,7 @@ class TokenizerEncoderSystem:
             folder=folder / "weights",
             config=config.model_dump(mode="json", by_alias=True),
         )
+        assert isinstance(run.stage, TokenStage)
         return TokenJEPATask(parts, engine.to_device(start), run.stage)
 
     def copies(self, run: Prepared, task: TokenJEPATask, folder: Path) -> Callable[[str], None] | None:
@@ -155,9 +170,8 @@ def network_shape(config: TokConfig) -> TokenJEPAShape:
         gaussians=values.gaussians,
         clip_seconds=config.dataset.max_seconds,
     )
-    return TokenJEPAShape(
-        encoder, ConformerShape(values.predictor_width, values.heads, values.conformer_kernel, values.dropout)
-    )
+    predictor = ConformerShape(values.predictor_width, values.heads, values.conformer_kernel, values.dropout)
+    return TokenJEPAShape(encoder, predictor, config.train.spectral_warmup > 0)
 
 
 def step_settings(config: TokConfig) -> StepSettings:

@@ -4,11 +4,13 @@ frames."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sjepa.core.sharding import in_one_piece
+from sjepa.modules.spectrum import SpectrumHead
 from sjepa.tokenizer.modules.conformer import ConformerShape
 from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
 from sjepa.tokenizer.modules.predictor import TokenPredictor
@@ -22,6 +24,7 @@ class TokenJEPAShape:
 
     encoder: TokenEncoderShape
     predictor: ConformerShape
+    spectrum: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -31,7 +34,16 @@ class TokenJEPAShape:
         """Raises TypeError or KeyError on values that `to_dict` did not write."""
         encoder = {**values["encoder"], "conformer": ConformerShape(**values["encoder"]["conformer"])}
         encoder |= {name: tuple(encoder[name]) for name in ("channels", "strides")}
-        return TokenJEPAShape(TokenEncoderShape(**encoder), ConformerShape(**values["predictor"]))
+        return TokenJEPAShape(
+            TokenEncoderShape(**encoder), ConformerShape(**values["predictor"]), values.get("spectrum", False)
+        )
+
+
+class TokenPredictions(NamedTuple):
+    """At the masked frames [N, D]; `spectrum_error`: summed over visible frames, if asked for."""
+
+    predicted_ND: Tensor
+    spectrum_error: Tensor | None = None
 
 
 class TokenJEPA(nn.Module):
@@ -42,6 +54,8 @@ class TokenJEPA(nn.Module):
         self.shape = shape
         self.encoder = TokenEncoder(shape.encoder)
         self.predictor = TokenPredictor(shape.encoder.width, shape.predictor)
+        inner, geometry = shape.encoder.conformer.width, shape.encoder.geometry
+        self.spectrum = SpectrumHead(inner, geometry) if shape.spectrum else None
 
     def shards(self) -> list[nn.Module]:
         """Modules that are gathered one at a time when the weights are sharded."""
@@ -52,12 +66,29 @@ class TokenJEPA(nn.Module):
         return in_one_piece(self, lambda: TokenJEPA(self.shape))
 
     def forward(
-        self, waveform_BS: Tensor, num_samples_B: Tensor | None, mask_BT: Tensor, masked_N: Tensor, at: MaskedAt
-    ) -> Tensor:
+        self,
+        waveform_BS: Tensor,
+        num_samples_B: Tensor | None,
+        mask_BT: Tensor,
+        masked_N: Tensor,
+        at: MaskedAt,
+        *,
+        spectral: bool = False,
+    ) -> TokenPredictions:
         """Predictions [N, D] at the flat frame indices b·T + t. Masked frames are hidden from the
-        encoder `at` its input; with "output" only from the predictor."""
+        encoder `at` its input; with "output" only from the predictor. With `spectral` also the
+        error of the spectrum head."""
         hidden_BT = mask_BT if at == "input" else None
         features = self.encoder(waveform_BS, num_samples_B, mask_BT=hidden_BT)
         length_B = None if num_samples_B is None else self.encoder.geometry.frames(num_samples_B)
         predicted_BTD = self.predictor(features.features_BTD, mask_BT, length_B)
-        return predicted_BTD.flatten(0, 1)[masked_N]  # type: ignore[no-any-return]
+        predicted_ND = predicted_BTD.flatten(0, 1)[masked_N]
+        if self.spectrum is None:
+            return TokenPredictions(predicted_ND)
+        if not spectral:
+            return TokenPredictions(predicted_ND + self.spectrum.unused())
+        hop = self.encoder.geometry.hop_samples
+        whole_BS = F.pad(waveform_BS, (0, -waveform_BS.shape[1] % hop))
+        visible_BT = features.real_BT & ~mask_BT
+        error = self.spectrum(features.frames_BTD, whole_BS, num_samples_B, visible_BT)
+        return TokenPredictions(predicted_ND, error)

@@ -48,6 +48,13 @@ class Target(Section):
 
 class TokTrain(TrainLoop):
     stage: Literal["train_jepa"] = Field("train_jepa", description="train_jepa: the encoder, without labels.")
+    spectral_warmup: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of the run with an auxiliary log-mel regression from the convolutions, "
+        "which are slow to learn spectra from little audio.",
+    )
     ds_config: str | dict[str, Any] | None = Field(
         None,
         description="A DeepSpeed configuration (JSON file), whose values replace keys of this one: "

@@ -68,10 +68,20 @@ def real_rows(prepared: Sequence[Prepared]) -> list[Tensor]:
     return [item.features_BTD.flatten(0, 1)[item.masks.real_N] for item in prepared if item.is_real]
 
 
-def masked_error(item: Prepared, model: Any, targets: TokenTargets, settings: StepSettings, sums: ErrorSums) -> Tensor:
-    """Squared error averaged over dimensions, summed over the masked frames; counted in `sums`."""
-    batch, masks = item.batch, item.masks
-    predicted_ND = model(batch.heard_BS, batch.lengths(), masks.mask_BT, masks.masked_N, settings.masked_at).float()
+def masked_error(
+    item: Prepared,
+    model: Any,
+    targets: TokenTargets,
+    settings: StepSettings,
+    sums: ErrorSums,
+    *,
+    spectral: bool = False,
+) -> Tensor:
+    """Squared error averaged over dimensions, summed over the masked frames; counted in `sums`.
+    With `spectral` plus as much of the error of the spectrum head, averaged over visible frames."""
+    batch, masks, at = item.batch, item.masks, settings.masked_at
+    found = model(batch.heard_BS, batch.lengths(), masks.mask_BT, masks.masked_N, at, spectral=spectral)
+    predicted_ND = found.predicted_ND.float()
     real_BT = torch.zeros_like(masks.mask_BT).flatten().index_fill(0, masks.real_N, True).view_as(masks.mask_BT)
     by_clip = settings.normalise == "clip"
     normal_BTD = clip_normalised(item.features_BTD, real_BT) if by_clip else targets.normalised(item.features_BTD)
@@ -88,7 +98,10 @@ def masked_error(item: Prepared, model: Any, targets: TokenTargets, settings: St
             guess(normal_BTD, visible_BT).flatten(0, 1)[masks.masked_N] for guess in (interpolated, visible_mean)
         )
         sums.add(wanted_ND, predicted_ND.detach(), *guesses)
-    return error
+    if found.spectrum_error is None:
+        return error
+    visible = len(masks.real_N) - len(masks.masked_N)
+    return error + found.spectrum_error * (len(masks.masked_N) / max(1, visible))
 
 
 def jepa_update(
@@ -99,6 +112,7 @@ def jepa_update(
     number: int,
     settings: StepSettings,
     sums: ErrorSums,
+    spectral: bool = False,
     news: bool = False,
 ) -> Update:
     """Forward and backward over all micro-batches, then one optimiser step. The loss is the mean
@@ -124,7 +138,7 @@ def jepa_update(
             torch.manual_seed(key(settings.seed, "dropout", number, index * ranks.size + ranks.rank))
             with learner.accumulating(more=index + 1 < len(prepared)):
                 with engine.autocast():
-                    error = masked_error(item, learner.model, targets, settings, own)
+                    error = masked_error(item, learner.model, targets, settings, own, spectral=spectral)
                 loss = error / count * item.is_real
                 learner.backward(loss)
             total += loss.detach()

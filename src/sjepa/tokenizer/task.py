@@ -28,6 +28,13 @@ from sjepa.training.schedule import Stage
 from sjepa.training.task import Reading, Update, Validation
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenStage(Stage):
+    """`spectrum`: with the auxiliary spectral loss."""
+
+    spectrum: bool = False
+
+
 @dataclass(frozen=True)
 class TaskParts:
     """Dependencies of the task. `decay`: EMA decay of the target at a step; `folder`: where the
@@ -46,7 +53,7 @@ class TokenJEPATask:
 
     figures = FIGURES
 
-    def __init__(self, parts: TaskParts, network: TokenJEPA, stage: Stage) -> None:
+    def __init__(self, parts: TaskParts, network: TokenJEPA, stage: TokenStage) -> None:
         self.parts, self._stage, engine = parts, stage, parts.engine
         self.targets = engine.to_device(TokenTargets(network.encoder))
         self.learner = Learner(engine, network, parts.build_optimizer)
@@ -54,7 +61,7 @@ class TokenJEPATask:
         self._epoch_sums, self._recent_sums = ErrorSums(engine.device), ErrorSums(engine.device)
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> TokenStage:
         return self._stage
 
     @property
@@ -76,6 +83,7 @@ class TokenJEPATask:
         return self.learner.network.shape.encoder.width
 
     def enter(self, stage: Stage, *, pause: Callable[[], None], best_stays: bool) -> None:
+        assert isinstance(stage, TokenStage)
         self._stage = stage
 
     def prepare(self, step: int) -> bool:
@@ -90,6 +98,7 @@ class TokenJEPATask:
             number=step,
             settings=self.parts.settings,
             sums=self._recent_sums,
+            spectral=self._stage.spectrum,
             news=news,
         )
         if update.made:
@@ -137,7 +146,8 @@ class TokenJEPATask:
         settings, engine, sums = self.parts.settings, self.parts.engine, ErrorSums(self.parts.engine.device)
         item = prepare(batch, self.targets, settings, engine, key(settings.seed, "probe"))
         with engine.autocast():
-            error = masked_error(item, self.learner.model, self.targets, settings, sums)
+            spectral = isinstance(stage, TokenStage) and stage.spectrum
+            error = masked_error(item, self.learner.model, self.targets, settings, sums, spectral=spectral)
         self.learner.backward(error / max(1, len(item.masks.masked_N)))
         sums.read()  # waits for the device
 

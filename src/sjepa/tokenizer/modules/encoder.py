@@ -47,11 +47,13 @@ class TokenEncoderShape:
 
 
 class TokenFeatures(NamedTuple):
-    """`features_BTD`; `real_BT`: False at padding; `layers`: outputs of the Conformer blocks."""
+    """`features_BTD`; `real_BT`: False at padding; `layers`: outputs of the Conformer blocks;
+    `frames_BTD`: their input, from the convolutions."""
 
     features_BTD: Tensor
     real_BT: Tensor
     layers: tuple[Tensor, ...]
+    frames_BTD: Tensor
 
 
 def init_convolution(conv: nn.Conv1d) -> nn.Conv1d:
@@ -167,10 +169,10 @@ class TokenEncoder(nn.Module):
         for block in self.down:
             x_BCT, length_B = block(x_BCT, length_B)
         x_BTD = self.projection(x_BCT.transpose(1, 2)) + self.level(level_B11.log().to(x_BCT.dtype))
-        layers = []
+        frames_BTD, layers = x_BTD, []
         for block in self.conformer:
             x_BTD = block(x_BTD, length_B)
             layers.append(x_BTD)
         frames_B = self.geometry.frames(given_lengths(num_samples_B, waveform_BS))
         real_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < frames_B[:, None]
-        return TokenFeatures(self.output(x_BTD), real_BT, tuple(layers))
+        return TokenFeatures(self.output(x_BTD), real_BT, tuple(layers), frames_BTD)
