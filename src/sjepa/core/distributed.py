@@ -73,10 +73,10 @@ class Engine:
     ) -> None:
         """`device`: cpu, cuda, rocm, mps or auto; `precision`: fp32, bf16, fp16 or auto.
 
-        Several processes are started by torchrun, deepspeed or SLURM, else this process starts the others of
-        its machine by re-running its own command line. `strategy`: ddp (auto) replicates weights,
-        gradients and moments on every rank, fsdp shards all of them, deepspeed the moments and, with
-        `zero_stage` 2, the gradients.
+        Several processes are started by torchrun, deepspeed or SLURM, else this process starts the
+        others of its machine by re-running its own command line. `strategy`: ddp (auto) replicates
+        weights, gradients and moments on every rank, fsdp shards all of them, deepspeed the moments
+        and, with `zero_stage` 2, the gradients.
         `exchange`: fp32 or, with ddp, bf16 (gradients are rounded for the all-reduce).
         With `launch=False` no processes are started. Raises UserError if the device or precision
         is not available, or if the number of started processes differs from the configured one.

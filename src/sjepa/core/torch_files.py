@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,36 @@ def read_torch_file(path: Path, *, kind: str, format_number: int, older: tuple[i
             f"{path}: written by sjepa {version} in format {content.get('format')}, which this version does not know "
             f"(its own is {format_number}); install {version}"
         )
+    return content
+
+
+class _Unused:
+    """Stands for an object of another program."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignored."""
+
+
+def read_foreign_file(path: Path, *, unused: Sequence[str]) -> dict[str, Any]:
+    """Reads a dictionary that another program wrote by torch, without running code. `unused`:
+    classes whose objects are of no use, replaced by empty ones. Raises UserError if the file is
+    missing, damaged, or holds an object of any other class."""
+    try:
+        with torch.serialization.safe_globals([(_Unused, name) for name in unused]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it would run {unsafe[1]}" if unsafe else "it is not a file of tensors"
+        raise UserError(f"{path}: refused, {what}") from None
+    except Exception as error:  # torch.load raises many types
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:80]})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, not a state")
     return content
 
 

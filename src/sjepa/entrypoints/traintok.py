@@ -1,4 +1,5 @@
-"""`deepspeed --module sjepa.entrypoints.traintok …`: the command, for launchers that start modules."""
+"""The command, for launchers that start modules: `deepspeed --module
+sjepa.entrypoints.traintok …`."""
 
 import sys
 

@@ -3,11 +3,9 @@ without starting an engine and without running code of the files."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sjepa.core.errors import UserError
-from sjepa.core.torch_files import write_torch_file
+from sjepa.core.torch_files import read_foreign_file, write_torch_file
 from sjepa.tokenizer.shards import CONTENT, LATEST, MODEL_STATES
 from sjepa.tokenizer.weights import FORMAT, KIND
 
@@ -26,26 +24,13 @@ _ENCODER = "encoder."
 _GAUSSIANS = ("attention.offset", "attention.raw_width")
 
 
-class _Unused:
-    """Stands for an object of DeepSpeed's that conversion does not need."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignored."""
-
-
-# what DeepSpeed's own files hold beside tensors and plain values
-_STAND_INS: list[Any] = [
-    (_Unused, f"deepspeed.{name}")
-    for name in (
-        "runtime.fp16.loss_scaler.LossScaler",
-        "runtime.fp16.loss_scaler.DynamicLossScaler",
-        "runtime.zero.config.ZeroStageEnum",
-        "utils.tensor_fragment.fragment_address",
-    )
-]
+# objects in DeepSpeed's own files, beside tensors and plain values, that conversion does not need
+_UNUSED = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +57,7 @@ def consolidate(folder: Path, tag: str | None) -> Consolidated:
             raise UserError(f"--ds_dir: {folder}: no file named {LATEST}; give --tag ({there})") from None
     if tag not in tags:
         raise UserError(f"--tag: {tag}: no such checkpoint in {folder} ({there})")
-    states = _read(folder / tag / MODEL_STATES)
+    states = read_foreign_file(folder / tag / MODEL_STATES, unused=_UNUSED)
     module = states.get("module")
     if not isinstance(module, dict) or not all(isinstance(value, Tensor) for value in module.values()):
         raise UserError(f"{folder / tag / MODEL_STATES}: holds no weights")
@@ -92,7 +77,7 @@ def _master_weights(folder: Path, states: Mapping[str, Any]) -> dict[str, Tensor
     if missing:
         names = ", ".join(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in missing)
         raise UserError(f"{folder}: incomplete, without {names} (written by {world} processes)")
-    shards = [_read(found[rank])["optimizer_state_dict"] for rank in range(int(world))]
+    shards = [read_foreign_file(found[rank], unused=_UNUSED)["optimizer_state_dict"] for rank in range(int(world))]
     if "single_partition_of_fp32_groups" not in shards[0]:
         raise UserError(f"{folder}: not of ZeRO stage 1 or 2")
     weights: dict[str, Tensor] = {}
@@ -106,29 +91,6 @@ def _master_weights(folder: Path, states: Mapping[str, Any]) -> dict[str, Tensor
             weights[name] = flat[start : start + count].view(tuple(shape)).clone()
             start += count
     return weights
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with _stand_ins():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it would run {unsafe[1]}" if unsafe else "it is not a file of tensors"
-        raise UserError(f"{path}: refused, {what}") from None
-    except Exception as error:  # torch.load raises many types
-        raise UserError(f"{path}: damaged ({' '.join(str(error).split())[:80]})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}, not a state")
-    return content
-
-
-@contextlib.contextmanager
-def _stand_ins() -> Iterator[None]:
-    with torch.serialization.safe_globals(_STAND_INS):
-        yield
 
 
 def convert(ds_dir: Path, out: Path, *, tag: str | None, encoder_only: bool, assert_gaatn: bool) -> str:
