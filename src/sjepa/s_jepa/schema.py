@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from sjepa.config import load
-from sjepa.config.load import Schema, describe
-from sjepa.config.reference import key_lines
+from sjepa.config.load import Schema
+from sjepa.config.sizes import Sizes
 from sjepa.s_jepa.plan import plan_problems, reaches_phase2
 from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.sizes import SIZES, Hyperparameters, hyperparameters
@@ -26,20 +24,6 @@ def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Con
     return load.parse_config(SCHEMA, values, where=where)
 
 
-def _override_problems(values: dict[str, Any]) -> list[str]:
-    """Problems in `model.overrides`, which depend on `model.size`."""
-    section = values.get("model")
-    model = section if isinstance(section, dict) else {}
-    overrides, size = model.get("overrides", {}), model.get("size", "base")
-    if not isinstance(overrides, dict) or not isinstance(size, str) or size not in SIZES:
-        return []
-    try:
-        hyperparameters(size, overrides)
-    except ValidationError as error:
-        return describe(error, Hyperparameters, prefix="model.overrides.")
-    return []
-
-
 def _resolved(config: Config) -> Config:
     """If not set, limits `gmm.ema_layer` to the top layer of the model, for runs with an online
     mixture."""
@@ -49,14 +33,7 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"gmm": config.gmm.model_copy(update={"ema_layer": top})})
 
 
-def _appendix() -> list[str]:
-    lines = ["", "model.overrides takes (defaults of size base):", *key_lines(Hyperparameters, "model.overrides.")]
-    sizes = [
-        f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()
-    ]
-    return [*lines, "", "Sizes:", *sizes]
-
-
+_SIZES = Sizes(Hyperparameters, SIZES, "base")
 SCHEMA = Schema(
-    Config, problems=plan_problems, more_problems=_override_problems, resolved=_resolved, appendix=_appendix
+    Config, problems=plan_problems, more_problems=_SIZES.problems, resolved=_resolved, appendix=_SIZES.lines
 )

@@ -8,25 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from sjepa.config.load import Schema, describe, stated
-from sjepa.config.reference import key_lines
+from sjepa.config.sizes import Sizes
 from sjepa.core.errors import UserError
 from sjepa.tokenizer.ds_config import as_keys, read_ds_config
 from sjepa.tokenizer.settings import TokConfig
-from sjepa.tokenizer.sizes import RATES, SIZES, Hyperparameters, hyperparameters
-
-
-def _override_problems(values: dict[str, Any]) -> list[str]:
-    """Problems in `model.overrides`, which depend on `model.size`."""
-    section = values.get("model")
-    model = section if isinstance(section, dict) else {}
-    overrides, size = model.get("overrides", {}), model.get("size", "seed")
-    if not isinstance(overrides, dict) or not isinstance(size, str) or size not in SIZES:
-        return []
-    try:
-        hyperparameters(size, overrides)
-    except ValidationError as error:
-        return describe(error, Hyperparameters, prefix="model.overrides.")
-    return []
+from sjepa.tokenizer.sizes import RATES, SIZES, Hyperparameters
 
 
 def _problems(config: TokConfig) -> list[str]:
@@ -72,12 +58,5 @@ def _with(config: TokConfig, key: str, value: Any) -> TokConfig:
     return config.model_copy(update={section: changed})
 
 
-def _appendix() -> list[str]:
-    lines = ["", "model.overrides takes (defaults of size seed):", *key_lines(Hyperparameters, "model.overrides.")]
-    sizes = [
-        f"  {name}: {', '.join(f'{k} {v}' for k, v in size.items()) or 'as above'}" for name, size in SIZES.items()
-    ]
-    return [*lines, "", "Sizes:", *sizes]
-
-
-SCHEMA = Schema(TokConfig, problems=_problems, more_problems=_override_problems, resolved=_resolved, appendix=_appendix)
+_SIZES = Sizes(Hyperparameters, SIZES, "seed")
+SCHEMA = Schema(TokConfig, problems=_problems, more_problems=_SIZES.problems, resolved=_resolved, appendix=_SIZES.lines)
