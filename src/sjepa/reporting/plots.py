@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from sjepa.training.figures import Figure
 Row = dict[str, Any]
 
 _TRAIN, _VALIDATION = "#4477aa", "#cc6677"
+_DASHES = ("--", ":", "-.")
 _PHASES = {1: "#eef3f8", 2: "#f8f1ea"}
 
 
@@ -40,9 +42,11 @@ def draw_history(rows: Sequence[Row], figures: Sequence[Figure], folder: Path) -
     for figure in [*figures, _LEARNING_RATE, _GRADIENT_NORM]:
         if figure.beside:
             continue
-        beside = next((other for other in figures if other.beside == figure.name), None)
+        beside = [other for other in figures if other.beside == figure.name]
         if figure.where == "layers":
-            written.append(draw_layers(rows, figure, folder / f"history_{figure.name}.jpg", beside=beside))
+            written.append(
+                draw_layers(rows, figure, folder / f"history_{figure.name}.jpg", beside=next(iter(beside), None))
+            )
         elif figure.where == "both":
             written.append(_draw_both(rows, figure, folder, beside))
         elif any(_column(figure) in row for row in rows):
@@ -54,17 +58,17 @@ def _column(figure: Figure) -> str:
     return f"val_{figure.name}" if figure.where == "validation" else figure.name
 
 
-def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Figure | None) -> Path:
-    """Training and validation curves; that of `beside` is dashed."""
+def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Sequence[Figure]) -> Path:
+    """Training and validation curves; those of `beside` are dashed, in order."""
     picture, axes = _axes(rows, figure)
     epochs = [row["epoch"] for row in rows]
     for part, colour, label in (("train", _TRAIN, "train"), ("val", _VALIDATION, "validation")):
         values = [row[f"{part}_{figure.name}"] for row in rows]
         axes.plot(epochs, values, color=colour, label=f"{label}: {_last(values)}", marker=".", markersize=4)
-    if beside is not None:
-        values = [_value(row, f"val_{beside.name}") for row in rows]
-        label = f"{beside.label}, validation: {_last(values)}"
-        axes.plot(epochs, values, color=_VALIDATION, linestyle="--", label=label)
+    for other, style in zip(beside, itertools.cycle(_DASHES), strict=False):
+        values = [_value(row, f"val_{other.name}") for row in rows]
+        label = f"{other.label}, validation: {_last(values)}"
+        axes.plot(epochs, values, color=_VALIDATION, linestyle=style, label=label)
     axes.legend(frameon=False)
     return save_figure(picture, folder / f"history_{figure.name}.jpg")
 
