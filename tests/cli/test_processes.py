@@ -375,3 +375,11 @@ def test_deepspeed_is_asked_for_where_it_is_missing(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'sjepa\[deepspeed\]'"):
         Engine(device="cpu", precision="fp32", strategy="deepspeed", processes=Processes(2), launch=False)
     Engine(device="cpu", precision="fp32", strategy="deepspeed", launch=False)  # one process needs no such thing
+
+
+def test_deepspeeds_launcher_says_how_many_there_are(monkeypatch):
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert Engine(device="cpu", precision="fp32", launch=False).processes == Processes(2, 2)
+    with pytest.raises(UserError, match="deepspeed started 2 on each of 2"):
+        Engine(device="cpu", precision="fp32", processes=Processes(3), launch=False)
