@@ -185,3 +185,14 @@ def test_the_convolutions_learn_the_spectrum_of_visible_frames():
     assert error() < 0.6 * before
     setup.update([batch(*clips)])
     assert not setup.network.spectrum.output.weight.grad.any()
+
+
+def test_masked_frames_are_no_part_of_the_spectral_loss():
+    """A head that says 0 is wrong by the bands themselves."""
+    setup, mask = Setup("train.spectral_warmup=0.5"), torch.zeros(3, 51, dtype=torch.bool)
+    mask[:, :40] = True
+    waveform = batch(*(sample(number, 1.02) for number in range(3))).clean_BS
+    torch.nn.init.zeros_(setup.network.spectrum.output.weight)
+    found = setup.network(waveform, None, mask, torch.arange(5), "input", spectral=True)
+    bands = setup.network.spectrum.mel(waveform, torch.full((3,), 51 * 320))
+    assert float(found.spectrum_error) == pytest.approx(float(bands.square().mean(-1)[:, 40:].sum()), rel=1e-4)

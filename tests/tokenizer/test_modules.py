@@ -13,7 +13,7 @@ from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
 from sjepa.tokenizer.modules.gaussian_attention import GaussianAttention
 from sjepa.tokenizer.modules.lengths import real_steps
 from sjepa.tokenizer.modules.snake import Snake
-from sjepa.tokenizer.targets import ramped_decay
+from sjepa.tokenizer.targets import clip_normalised, ramped_decay
 
 SHAPE = TokenEncoderShape(16000, (6, 8, 8), (5, 4), 2, ConformerShape(12, 2, 7, 0.0), 2, 12)
 HOP = 20
@@ -172,3 +172,23 @@ def test_a_conformer_block_without_padding_needs_no_lengths():
     torch.manual_seed(0)
     block, x = ConformerBlock(ConformerShape(8, 2, 5)).eval(), torch.randn(2, 11, 8)
     assert torch.allclose(block(x, None), block(x, torch.tensor([11, 11])), atol=1e-6)
+
+
+def test_targets_normalised_by_clip_have_zero_mean_and_unit_deviation_over_real_frames():
+    torch.manual_seed(0)
+    x, real = 3 + 2 * torch.randn(2, 9, 4), torch.ones(2, 9, dtype=torch.bool)
+    real[1, 6:] = False
+    y = clip_normalised(x, real)
+    for row, frames in enumerate((9, 6)):
+        own = x[row, :frames]
+        assert torch.allclose(y[row, :frames], (own - own.mean(0)) / own.std(0, correction=0), atol=1e-5)
+
+
+def test_the_level_of_a_clip_arrives_by_its_own_way_alone():
+    torch.manual_seed(0)
+    encoder, waveform = TokenEncoder(SHAPE).double().eval(), torch.randn(1, 200, dtype=torch.float64)
+    quiet, loud = encoder(waveform).features_BTD, encoder(10 * waveform).features_BTD
+    assert not torch.allclose(quiet, loud, atol=1e-3)
+    torch.nn.init.zeros_(encoder.level.weight)
+    quiet, loud = encoder(waveform).features_BTD, encoder(10 * waveform).features_BTD
+    assert torch.allclose(quiet, loud, atol=1e-5)

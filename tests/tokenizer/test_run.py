@@ -1,12 +1,20 @@
 """Runs of stage 1: what they write, and that interruptions leave no trace."""
 
 import csv
+import json
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from sjepa.core.errors import UserError
+from sjepa.core.progress import silent
+from sjepa.core.random import key
+from sjepa.tokenizer.method import network_shape
+from sjepa.tokenizer.network import TokenJEPA
 from sjepa.tokenizer.weights import load_weights
+from sjepa.training.feeding import load_data
 from tests.support.runs import history, stopping_after
 from tests.tokenizer.runs import SYSTEM, configured, run
 
@@ -56,6 +64,16 @@ def test_the_log_has_a_line_per_report(whole):
     assert header[:3] == ["step", "epoch", "error"]
     assert [int(line[0]) for line in lines] == [2, 4, 6, 8, 9]
     assert all(0 < float(line[2]) < 3 for line in lines)
+
+
+def test_the_target_follows_the_encoder(corpus, whole):
+    """From where both began."""
+    loaded = load_weights(whole / "t/train/weights/last.pt")
+    torch.manual_seed(key(0, "model"))
+    begun = TokenJEPA(network_shape(configured(corpus, whole))).encoder
+    parts = (begun, loaded.targets.encoder.average, loaded.network.encoder)
+    first, target, online = (torch.cat([weight.flatten() for weight in part.parameters()]) for part in parts)
+    assert 0 < (target - online).norm() < (first - online).norm()
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -126,10 +144,28 @@ def test_the_rate_is_that_of_the_size(corpus, tmp_path):
 
 
 def test_the_system_describes_its_network(corpus, tmp_path):
-    from sjepa.tokenizer.method import network_shape
-    from sjepa.tokenizer.network import TokenJEPA
-
     with torch.device("meta"):
         network = TokenJEPA(network_shape(configured(corpus, tmp_path, "model.size=seed")))
     text = SYSTEM.describe(network)
     assert "encoder 118,511,794 parameters, predictor 3,177,216; 2.5 frames per second" in text
+
+
+def test_whole_speakers_are_held_out_where_all_are_known(corpus, tmp_path):
+    """4 speakers, 6 clips each, over both archives."""
+    names = []
+    for archive in ("train.zip", "test.zip"):
+        with zipfile.ZipFile(corpus / archive) as file:
+            file.extractall(tmp_path)
+            names += [name for name in file.namelist() if not name.endswith("/")]
+    speaker_of = {str(tmp_path / name): Path(name).parts[0] for name in names}
+    lines = [json.dumps({"wav_path": path, "speaker": speaker}) for path, speaker in speaker_of.items()]
+    (tmp_path / "all.jsonl").write_text("\n".join([*lines, "{broken"]))
+    config = configured(corpus, tmp_path, f"dataset.train_path={tmp_path / 'all.jsonl'}", "dataset.test_path=null")
+    data = load_data(config, progress=silent)
+    sides = [
+        {clips.speaker(position) for position in range(len(clips))} for clips in (data.train.clips, data.test.clips)
+    ]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    assert len(data.train.clips) + len(data.test.clips) == len(names)
+    assert [name for name, _ in data.train.dropped] == [f"all.jsonl/line {len(names) + 1}"]
