@@ -81,8 +81,8 @@ class Engine:
         With `launch=False` no processes are started. Raises UserError if the device or precision
         is not available, or if the number of started processes differs from the configured one.
         """
-        if strategy in ("fsdp", "deepspeed") and precision == "fp16":
-            raise UserError(f"train.precision: fp16 does not go with train.strategy: {strategy}; use bf16 or fp32")
+        if strategy == "fsdp" and precision == "fp16":
+            raise UserError("train.precision: fp16 does not go with train.strategy: fsdp; use bf16 or fp32")
         self._exchange = exchange
         kind = _device_kind(device)
         self.precision = _choose_precision(precision, kind)

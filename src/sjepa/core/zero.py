@@ -13,6 +13,7 @@ from sjepa.core.errors import UserError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _BUCKET = 50_000_000  # elements per all-reduce
+_FIRST_SCALE, _STEPS_TO_DOUBLE = 2.0**16, 2000  # of the float16 loss, as torch.amp.GradScaler
 
 
 def deepspeed(device: str) -> Any:
@@ -35,6 +36,7 @@ class Zero:
         if device.type == "cpu":  # avoids compiling its shared-memory all-reduce
             package.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._device, self._initialize = device, package.initialize
+        self._scales_loss = autocast_dtype is torch.float16
         self._config = {
             "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, no effect here
             "zero_allow_untested_optimizer": True,
@@ -45,7 +47,7 @@ class Zero:
             },
             "torch_autocast": {
                 "enabled": autocast_dtype is not None,
-                "dtype": "bfloat16",
+                "dtype": str(autocast_dtype or torch.bfloat16).removeprefix("torch."),
                 "lower_precision_safe_modules": [],  # gradients are reduced in float32
             },
         }
@@ -57,16 +59,22 @@ class Zero:
         child_of = {parameter: name.split(".")[0] for name, parameter in network.named_parameters()}
         pieces = type(whole)(list(_by_child(whole.param_groups, child_of)), fused=whole.defaults["fused"])
         engine, zero, _, _ = self._initialize(model=network, optimizer=pieces, config=self._config)
-        return engine, MomentsInPieces(engine, zero, whole)
+        return engine, MomentsInPieces(engine, zero, whole, scales_loss=self._scales_loss)
 
 
 class MomentsInPieces:
     """ZeRO optimiser with the interface, parameter groups and state dict of a plain AdamW."""
 
-    def __init__(self, engine: Any, zero: Any, whole: torch.optim.AdamW) -> None:
-        """`whole`: unsharded AdamW, for groups and parameter order; its step is never called."""
+    def __init__(self, engine: Any, zero: Any, whole: torch.optim.AdamW, *, scales_loss: bool) -> None:
+        """`whole`: unsharded AdamW, for groups and parameter order; its step is never called.
+        `scales_loss`: a dynamic loss scale, for float16; DeepSpeed's own with autocast does not
+        unscale the norm it clips by."""
         self._engine, self._zero, self._whole = engine, zero, whole
         self.param_groups = whole.param_groups
+        self._scales_loss, self._scale, self._finite, self._steps_at_scale = scales_loss, 1.0, True, 0
+        if scales_loss:
+            zero.torch_autocast_gradscaler = None
+            self._set_scale(_FIRST_SCALE)
         for flat in self._flat:
             step = torch.zeros((), device=flat.device if whole.defaults["fused"] else "cpu")
             zero.optimizer.state[flat] = {"step": step, **{name: torch.zeros_like(flat) for name in _MOMENTS}}
@@ -83,13 +91,30 @@ class MomentsInPieces:
     def limit(self, max_norm: float) -> Tensor:
         """Global gradient norm, inf if not finite; `step` clips the gradient to `max_norm`."""
         self._zero.clip_grad = max_norm
-        norm = torch.as_tensor(self._zero.scaled_global_norm())
-        return torch.where(norm < 0, torch.inf, norm)
+        norm = torch.as_tensor(self._zero.scaled_global_norm()) / self._scale
+        norm = torch.where(norm < 0, torch.inf, norm)
+        if self._scales_loss:
+            self._finite = bool(norm.isfinite())
+        return norm
 
     def step(self) -> None:
+        """With a loss scale: no step on a gradient that is not finite; the scale is then halved."""
         for group in self._zero.optimizer.param_groups:
             group["lr"] = self.param_groups[group["whole"]]["lr"]
         self._engine.step()
+        if self._scales_loss:
+            self._adapt_scale()
+
+    def _adapt_scale(self) -> None:
+        self._steps_at_scale += 1
+        if not self._finite:
+            self._set_scale(self._scale / 2)
+        elif self._steps_at_scale == _STEPS_TO_DOUBLE:
+            self._set_scale(self._scale * 2)
+
+    def _set_scale(self, scale: float) -> None:
+        self._scale, self._steps_at_scale = scale, 0
+        self._zero.override_loss_scale(scale)
 
     def state_dict(self) -> dict[str, Any]:
         """As of an unsharded AdamW: full tensors, on the CPU. Collective: all ranks call it."""
