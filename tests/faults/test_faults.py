@@ -23,17 +23,19 @@ import soundfile
 import torch
 
 from sjepa.core.errors import UserError
-from tests.support.runs import TWO_PHASES, assert_same_run, history, run
+from tests.support import runs
+from tests.support.runs import TWO_PHASES, assert_same_run, history
+from tests.tokenizer import runs as token_runs
 
 pytestmark = pytest.mark.slow
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.support.runs", "sjepa.reporting.plots"])
+processes.set_forkserver_preload(["tests.support.runs", "tests.tokenizer.runs", "sjepa.reporting.plots"])
 LONG = [*TWO_PHASES, "train.epochs=10", "train.phase2_start_epoch=4", "train.masked_only_step=20"]
-KILLS = 20
+TOKENIZER = ["run_name=r", "train.epochs=10", "train.spectral_warmup=0.5", "checkpoint.shards=true"]
 
 
-def work(corpus, root, log, overrides, prepare, *arguments):
+def work(run, corpus, root, log, overrides, prepare, *arguments):
     """Runs in a process of its own: output to a file, mistakes as the commands tell them."""
     torch.set_num_threads(1)
     with Path(log).open("a") as output:
@@ -49,8 +51,8 @@ def work(corpus, root, log, overrides, prepare, *arguments):
     os._exit(code)
 
 
-def begin(corpus, root, *overrides, prepare=None, arguments=()):
-    process = processes.Process(target=work, args=(corpus, root, root / "output", overrides, prepare, *arguments))
+def begin(corpus, root, *overrides, run=runs.run, prepare=None, arguments=()):
+    process = processes.Process(target=work, args=(run, corpus, root, root / "output", overrides, prepare, *arguments))
     process.start()
     return process
 
@@ -64,23 +66,23 @@ def checkpoints(root):
     return sorted((root / "r/train/checkpoints").glob("epoch*.pth"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def test_a_run_killed_twenty_times_ends_as_if_it_never_was(corpus, tmp_path):
+@pytest.mark.parametrize(("run", "long", "kills"), [(runs.run, LONG, 20), (token_runs.run, TOKENIZER, 8)])
+def test_a_run_killed_many_times_ends_as_if_it_never_was(corpus, tmp_path, run, long, kills):
     """Every update is saved, so that many kills hit a file that is being written."""
-    options = [*LONG, "checkpoint.ckpt_step=1", "checkpoint.max_checkpoint=2"]
+    options = [*long, "checkpoint.ckpt_step=1", "checkpoint.max_checkpoint=2"]
     reference, root = tmp_path / "reference", tmp_path / "killed"
     reference.mkdir()
     root.mkdir()
-    ended(begin(corpus, reference, "train.epochs=1"), 0)  # whoever comes first waits for the imports
-    shutil.rmtree(reference / "r")
+    ended(begin(corpus, tmp_path, "train.epochs=1", run=run), 0)  # whoever comes first waits for the imports
     started = time.monotonic()
-    ended(begin(corpus, reference, *options), 0)
+    ended(begin(corpus, reference, *options, run=run), 0)
     whole = time.monotonic() - started  # kills come at random in the first third of that, however fast the machine
     rng, went_on = random.Random(0), 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         newest = [path.name for path in checkpoints(root)[-1:]]
         output = root / "output"
         seen = output.stat().st_size if output.exists() else 0
-        process = begin(corpus, root, *options, "checkpoint.resume=true")
+        process = begin(corpus, root, *options, "checkpoint.resume=true", run=run)
         time.sleep(rng.uniform(0.02, 0.35) * whole)
         process.kill()
         process.join()
@@ -93,8 +95,8 @@ def test_a_run_killed_twenty_times_ends_as_if_it_never_was(corpus, tmp_path):
             torch.load(path, weights_only=True)  # whole, whatever the moment
         if (root / "r/train/results.csv").exists():  # it was over before the kill: another one
             shutil.rmtree(root / "r")
-    assert went_on > KILLS / 4
-    ended(begin(corpus, root, *options, "checkpoint.resume=true"), 0)
+    assert went_on > kills / 4
+    ended(begin(corpus, root, *options, "checkpoint.resume=true", run=run), 0)
     assert_same_run(reference / "r/train", root / "r/train")
 
 
@@ -111,15 +113,16 @@ def assert_told_and_nothing_lost(root, name):
     assert not list(root.rglob("*.tmp"))
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(corpus, tmp_path):
+@pytest.mark.parametrize(("run", "options"), [(runs.run, []), (token_runs.run, ["run_name=r"])])
+def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(corpus, tmp_path, run, options):
     """A limit on the size of files stands in for the disk."""
-    ended(begin(corpus, tmp_path, "train.epochs=1"), 0)
+    ended(begin(corpus, tmp_path, *options, "train.epochs=1", run=run), 0)
     size = checkpoints(tmp_path)[0].stat().st_size
-    again = ["train.epochs=3", "checkpoint.resume=true"]
+    again = [*options, "train.epochs=3", "checkpoint.resume=true"]
     # weights are smaller than a checkpoint, which also holds the moments
-    ended(begin(corpus, tmp_path, *again, prepare=limit_files, arguments=(size - 1,)), 2)
+    ended(begin(corpus, tmp_path, *again, run=run, prepare=limit_files, arguments=(size - 1,)), 2)
     assert_told_and_nothing_lost(tmp_path, "epoch_001.pth")
-    ended(begin(corpus, tmp_path, *again), 0)
+    ended(begin(corpus, tmp_path, *again, run=run), 0)
     assert len(history(tmp_path / "r/train")) == 3
 
 

@@ -176,7 +176,7 @@ class ToySystem:
     def task(self, run, start, folder, report):
         return ToyTask(run, start, folder, report)
 
-    def copies(self, run, task, folder):
+    def copies(self, config, folder):
         return None
 
     def best(self, config):

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from sjepa.core.errors import UserError
 from sjepa.tokenizer.convert import convert
 from sjepa.tokenizer.weights import load_weights
 from tests.support import commands
-from tests.support.processes import torchrun_variables
+from tests.support.commands import BIN
+from tests.support.processes import free_port, torchrun_variables
 from tests.tokenizer.runs import SMALL, run
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'sjepa[deepspeed]'"
 )
+ROOT = Path(__file__).parents[2]
 SHARDS = ["checkpoint.shards=true", "train.epochs=3", "checkpoint.max_checkpoint=2"]
 DS = {"gradient_clipping": 1.0, "bf16": {"enabled": False}, "zero_optimization": {"stage": 2}}
 
@@ -112,9 +116,12 @@ def test_the_shards_alone_give_the_weights(sharded, tmp_path):
 @needs_deepspeed
 @pytest.mark.slow
 def test_a_run_goes_on_without_deepspeed(corpus, plain, tmp_path):
-    """Begun in two processes with it, ended in one without."""
+    """Begun in two processes with it, ended in one without: from the run's checkpoint, and from
+    DeepSpeed's folder alone."""
     for _, errors, code in in_two(corpus, tmp_path, "train.epochs=2", "scheduler.kind=constant"):
         assert code == 0, errors
+    alone = tmp_path / "shards alone"
+    shutil.copytree(tmp_path / "t/jepa_encoder_ds", alone / "t/jepa_encoder_ds")
     more = [
         "train.epochs=3",
         "scheduler.kind=constant",
@@ -122,12 +129,43 @@ def test_a_run_goes_on_without_deepspeed(corpus, plain, tmp_path):
         "train.strategy=auto",
         "train.grad_accum=1",
     ]
-    assert run(corpus, tmp_path, "checkpoint.shards=true", *more) == 0
+    for root in (tmp_path, alone):
+        assert run(corpus, root, "checkpoint.shards=true", *more) == 0
+    for name, value in last(tmp_path).items():
+        assert torch.equal(last(alone)[name], value), name
     whole = tmp_path / "whole"
     assert run(corpus, whole, "train.epochs=2", "scheduler.kind=constant") == 0
     assert run(corpus, whole, "train.epochs=3", "scheduler.kind=constant", "checkpoint.resume=true") == 0
     own, other = (torch.cat([value.flatten() for value in last(root).values()]) for root in (tmp_path, whole))
     assert (own - other).norm() < 1e-3 * own.norm()
+
+
+def test_a_run_goes_on_from_a_plain_folder_alone(corpus, tmp_path, capsys):
+    """In the middle of an epoch; as from the run's own checkpoint."""
+    root, alone = tmp_path / "whole", tmp_path / "alone"
+    first = ["checkpoint.shards=true", "checkpoint.ckpt_step=1", "train.epochs=2"]
+    assert run(corpus, root, *first) == 0
+    shutil.copytree(root / "t/jepa_encoder_ds", alone / "t/jepa_encoder_ds")
+    steps = sorted(int(tag.removeprefix("step")) for tag in tags(alone / "t/jepa_encoder_ds") if tag != "final")
+    (alone / "t/jepa_encoder_ds/latest").write_text(f"step{steps[-2]}")
+    assert run(corpus, alone, *first, "checkpoint.resume=true") == 0
+    assert f"resumed from step{steps[-2]}" in capsys.readouterr().out
+    for name, value in last(root).items():
+        assert torch.equal(last(alone)[name], value), name
+    shutil.rmtree(alone / "t/train")
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.002 → 0\.1"):
+        run(corpus, alone, *first, "checkpoint.resume=true", "optimizer.lr=0.1")
+
+
+def test_a_folder_without_a_training_state_is_ignored(corpus, plain, tmp_path, capsys):
+    folder = tmp_path / "t/jepa_encoder_ds"
+    shutil.copytree(plain / "t/jepa_encoder_ds", folder)
+    path = folder / "final/mp_rank_00_model_states.pt"
+    torch.save({"module": torch.load(path, weights_only=True)["module"]}, path)
+    assert run(corpus, tmp_path, "train.epochs=1", "checkpoint.shards=true", "checkpoint.resume=true") == 0
+    said = capsys.readouterr().out
+    assert "holds weights, but not the state of a training run" in said
+    assert "this is a new run" in said
 
 
 def test_the_encoder_alone(plain, tmp_path):
@@ -154,6 +192,31 @@ def test_folders_that_hold_nothing_are_told(plain, tmp_path):
     (tmp_path / "ds/latest").unlink()
     with pytest.raises(UserError, match="give --tag"):
         converted(tmp_path / "ds", tmp_path)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_deepspeeds_own_launcher(corpus, tmp_path):
+    """Two processes on the CPU, with the flags and the configuration file that are shipped."""
+    given = ["--num_gpus", "2", "--master_port", str(free_port()), "--module", "sjepa.entrypoints.traintok"]
+    flags = [
+        "--out_dir",
+        str(tmp_path / "out"),
+        "--ds_config",
+        str(ROOT / "cpu/configs/ds_zero2.json"),
+        "--max_steps",
+        "2",
+    ]
+    paths = [f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}"]
+    said_there = ("run_name", "train.precision", "train.grad_accum", "train.batch_size", "optimizer", "scheduler")
+    small = [item for item in SMALL if not item.startswith(said_there)]
+    done = subprocess.run(
+        [BIN / "deepspeed", *given, *flags, *small, *paths], env={**os.environ, "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tags(tmp_path / "out/jepa_encoder_ds")[0] == "final"
+    assert len(list((tmp_path / "out/jepa_encoder_ds/final").glob("zero_pp_rank_*"))) == 2
 
 
 @needs_deepspeed

@@ -65,18 +65,18 @@ class Learner(Generic[N]):
         self.model, self.optimizer = self.engine.setup(network, self._build)
         kept = {
             number: moments[name]
-            for number, name in self._names().items()
+            for number, name in self.parameter_names().items()
             if name in moments and not name.startswith(forget)
         }
         load_state(self.optimizer, {**self.optimizer.state_dict(), "state": kept})
 
     def _moments(self) -> dict[str, Any]:
         """Optimiser state per parameter name; sharded tensors are gathered on the CPU."""
-        names, state = self._names(), self.optimizer.state_dict()["state"]
+        names, state = self.parameter_names(), self.optimizer.state_dict()["state"]
         return {names[number]: whole(moments, Tensor.cpu) for number, moments in state.items()}
 
-    def _names(self) -> dict[int, str]:
-        """Parameter names by their index in the optimiser's state."""
+    def parameter_names(self) -> dict[int, str]:
+        """By their index in the optimiser's state."""
         names = {parameter: name for name, parameter in self.network.named_parameters()}
         ordered = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         return {number: names[parameter] for number, parameter in enumerate(ordered)}

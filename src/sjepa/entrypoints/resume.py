@@ -6,27 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sjepa.config.load import load_config
+from sjepa.config.load import load_config, parse_config
 from sjepa.config.run import RunConfig
 from sjepa.core.errors import UserError
 from sjepa.reporting.console import Console
 from sjepa.reporting.run_dir import RunDir, existing_runs
-from sjepa.training.checkpoint import Checkpoints
+from sjepa.training.checkpoint import SUFFIX, Checkpoints, complete
 from sjepa.training.schedule import RunProgress, Schedule, Stage
-from sjepa.training.system import System
+from sjepa.training.system import Saved, System
 from sjepa.training.trainer import STATE
 
-# Keys that may change on resume; any other change requires a new run.
-_FREE = ("train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
+# Keys that may change on resume; any other change requires a new run. (A run folder may be moved.)
+_FREE = ("runs_root", "run_name", "train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
          "train.strategy", "train.zero_stage", "train.ds_config", "train.probe_memory",
          "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run to resume: folder, checkpoint, progress, and micro-batches per update."""
+    """A run to resume: folder (None: only a copy of a checkpoint is left, and it goes on in a new
+    one), checkpoint, progress, and micro-batches per update."""
 
-    run_dir: RunDir
+    run_dir: RunDir | None
     checkpoint: Path
     progress: RunProgress
     epoch: int
@@ -53,29 +54,45 @@ class Resumed:
 
 
 def run_to_resume(system: System, config: RunConfig, console: Console) -> Resumed | None:
-    """The highest-numbered run with a readable checkpoint, and its latest such checkpoint; None
-    if there is no such run."""
+    """The highest-numbered run with a readable checkpoint, and its latest such checkpoint; else the
+    latest copy of one (`System.copies`); None if there is neither."""
+    candidates: list[tuple[RunDir | None, Path]] = []
     for run_dir in reversed(existing_runs(Path(config.runs_root), config.run_name, "train")):
         checkpoints = Checkpoints(checkpoint_folder(config, run_dir), keep=config.checkpoint.max_checkpoint)
-        for path in reversed(checkpoints.paths()):
-            try:
-                states = Checkpoints.read(path, {*STATE, *system.state})
-            except UserError as error:
-                console.warn(f"ignored: {error}")
-                continue
-            used = load_config(system.schema, run_dir.config).model_dump(mode="json", by_alias=True)
-            refuse_differences(used, config.model_dump(mode="json", by_alias=True), run_dir.root)
-            clock = states["clock"]
-            return Resumed(
-                run_dir,
-                path,
-                RunProgress(clock["step"], clock["entered"]),
-                clock["epoch"],
-                clock["per_update"],
-                states["data"],
-            )
+        candidates += [(run_dir, path) for path in reversed(checkpoints.paths())]
+    copies = system.copies(config, _folder(config))
+    newest = copies.newest() if copies else None
+    if newest:
+        candidates.append((None, newest))
+    for found, path in candidates:
+        try:
+            saved = read_saved(system, config, path)
+        except UserError as error:
+            console.warn(f"ignored: {error}")
+            continue
+        used = load_config(system.schema, found.config) if found else parse_config(system.schema, saved.config)
+        given = config.model_dump(mode="json", by_alias=True)
+        refuse_differences(used.model_dump(mode="json", by_alias=True), given, found.root if found else path)
+        clock = saved.states["clock"]
+        progress = RunProgress(clock["step"], clock["entered"])
+        return Resumed(found, path, progress, clock["epoch"], clock["per_update"], saved.states["data"])
     console.note("checkpoint.resume: no checkpoint to resume from; this is a new run")
     return None
+
+
+def read_saved(system: System, config: RunConfig, path: Path) -> Saved:
+    """A checkpoint or a copy of one. Raises UserError if it is missing, damaged or incomplete."""
+    names = {*STATE, *system.state}
+    copies = system.copies(config, _folder(config))
+    if copies is None or path.suffix == SUFFIX:
+        return Saved(Checkpoints.read(path, names), {})
+    saved = copies.read(path)
+    complete(saved.states, names, path)
+    return saved
+
+
+def _folder(config: RunConfig) -> Path:
+    return Path(config.runs_root) / config.run_name
 
 
 def checkpoint_folder(config: RunConfig, run_dir: RunDir) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from sjepa.core.distributed import Engine, Processes
 from sjepa.core.errors import SharedError, UserError
 from sjepa.core.files import remove_leftovers, write_csv, write_text
 from sjepa.dataset.loader import worker_killed
-from sjepa.entrypoints.resume import Resumed, checkpoint_folder, run_to_resume
+from sjepa.entrypoints.resume import Resumed, checkpoint_folder, read_saved, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.reporting.console import Console, duration
 from sjepa.reporting.run_dir import RunDir, new_run
@@ -19,7 +18,7 @@ from sjepa.reporting.run_report import RunReport, Silence
 from sjepa.reporting.step_log import StepLog
 from sjepa.reporting.summary import describe_batches, describe_data, describe_stages
 from sjepa.reporting.tensorboard import event_writer
-from sjepa.training.checkpoint import Checkpoints
+from sjepa.training.checkpoint import Checkpoints, put_back
 from sjepa.training.compilation import check_compiler
 from sjepa.training.data import training_windows
 from sjepa.training.feeding import fixed_loader, load_data, train_loader
@@ -77,10 +76,17 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     is_main = run.engine.ranks.is_main
     report = run.engine.ranks.main_first(lambda: _report(system, run, resumed, run_dir, console))
     task = system.task(run, start, run_dir.root, report)
-    copy = system.copies(run, task, run_dir.root.parent) or (lambda tag: None)
-    trainer = _trainer(system, run, task, report, checkpoint_folder(run.config, run_dir), copy)
+    copies = system.copies(run.config, run_dir.root.parent)
+    checkpoints = Checkpoints(
+        checkpoint_folder(run.config, run_dir),
+        keep=run.config.checkpoint.max_checkpoint,
+        writes=is_main,
+        also=lambda step, states: copies.save(f"step{step}", states, task) if copies else None,
+    )
+    trainer = _trainer(system, run, task, report, checkpoints)
     if resumed:
-        Checkpoints.load(resumed.checkpoint, trainer.state)
+        saved = read_saved(system, run.config, resumed.checkpoint)
+        put_back(saved.states, trainer.state, resumed.checkpoint)
         report.note(f"resumed from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
     if run.config.train.probe_memory:
         _probe_memory(task, run, console)
@@ -89,7 +95,8 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     try:
         with stopping_on_signals(trainer):
             trainer.run()
-        copy("final")
+        if copies:
+            copies.save("final", checkpoints.gathered(trainer.state), task)
         report.finished()
     except Interrupted as stop:
         return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
@@ -112,24 +119,20 @@ def _trainer(
     run: Prepared,
     task: Task,
     report: RunReport | Silence,
-    checkpoints: Path,
-    copy: Callable[[str], None],
+    checkpoints: Checkpoints,
 ) -> Trainer:
     config, engine, data = run.config, run.engine, run.data
-    windows, ranks = training_windows(data.validation, config.dataset), engine.ranks
+    windows = training_windows(data.validation, config.dataset)
     parts = RunParts(
         engine=engine,
         train=run.loader,
         validation=fixed_loader(config, data.validation, windows, engine),
         fingerprint=data.fingerprint,
-        checkpoints=Checkpoints(
-            checkpoints,
-            keep=config.checkpoint.max_checkpoint,
-            writes=ranks.is_main,
-            also=lambda step: copy(f"step{step}"),
-        ),
+        checkpoints=checkpoints,
     )
-    cadence = Cadence(run.schedule, run.grad_accum, ranks.size, config.train.log_every, config.checkpoint.ckpt_step)
+    cadence = Cadence(
+        run.schedule, run.grad_accum, engine.ranks.size, config.train.log_every, config.checkpoint.ckpt_step
+    )
     alarm = CollapseAlarm(config.health.on_collapse)
     return Trainer(task, parts, cadence, report, best=Best(system.best(config)), alarm=alarm)
 
@@ -173,12 +176,12 @@ def _prepare(system: System, config: Any, engine: Engine, console: Console, resu
 
 def _run_folder(config: Any, resumed: Resumed | None, console: Console) -> RunDir:
     """The run folder: a new one with the saved configuration, or that of the resumed run."""
-    if resumed is None:
-        run_dir = new_run(Path(config.runs_root), config.run_name, "train")
-        write_text(run_dir.config, dump_config(config))
-    else:
+    if resumed and resumed.run_dir:
         run_dir = resumed.run_dir
         remove_leftovers(run_dir.root)
+    else:
+        run_dir = new_run(Path(config.runs_root), config.run_name, "train")
+        write_text(run_dir.config, dump_config(config))
     console.log_to(run_dir.logs, "train")
     console.note(f"run folder {run_dir.root}")
     return run_dir

@@ -68,7 +68,7 @@ class SJEPASystem:
         judge = run.engine.ranks.main_first(lambda: _judge(run, report))
         return assemble(run, start, folder, report, judges=() if judge is None else (judge,))
 
-    def copies(self, run: Prepared, task: Any, folder: Path) -> None:
+    def copies(self, config: Config, folder: Path) -> None:
         """None."""
 
     def best(self, config: Config) -> Figure:

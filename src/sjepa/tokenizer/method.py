@@ -113,10 +113,10 @@ class TokenizerEncoderSystem:
         assert isinstance(run.stage, TokenStage)
         return TokenJEPATask(parts, engine.to_device(start), run.stage)
 
-    def copies(self, run: Prepared, task: TokenJEPATask, folder: Path) -> Callable[[str], None] | None:
-        if not run.config.checkpoint.shards:
+    def copies(self, config: TokConfig, folder: Path) -> ShardFolder | None:
+        if not config.checkpoint.shards:
             return None
-        return ShardFolder(folder / SHARDS, task, keep=run.config.checkpoint.max_checkpoint).save
+        return ShardFolder(folder / SHARDS, keep=config.checkpoint.max_checkpoint)
 
     def best(self, config: TokConfig) -> Figure:
         return FIGURES[0]

@@ -67,8 +67,8 @@ class TokTrain(TrainLoop):
 class TokCheckpoint(Checkpoint):
     shards: bool = Field(
         False,
-        description="Also write the weights in DeepSpeed's layout, to jepa_encoder_ds in the folder of the run's name (the "
-        "default with --out_dir); ckpt2pt converts them.",
+        description="Also write every checkpoint in DeepSpeed's layout, to jepa_encoder_ds in the folder of the run's name "
+        "(the default with --out_dir); a run is resumed from it if its own are lost, and ckpt2pt converts it.",
     )
 
 

@@ -1,51 +1,74 @@
-"""Weights in DeepSpeed's checkpoint layout: `latest`, `step<N>/`, `final/`."""
+"""Checkpoints in DeepSpeed's layout: `latest`, `step<N>/`, `final/`."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
+from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
-from sjepa.core.sharding import whole
 from sjepa.core.torch_files import write_torch_file
+from sjepa.tokenizer.consolidate import CONTENT, LATEST, MODEL_STATES, consolidate
 from sjepa.tokenizer.task import TokenJEPATask
+from sjepa.training.checkpoint import States
+from sjepa.training.system import Saved
 
-SHARDS, LATEST, MODEL_STATES = "jepa_encoder_ds", "latest", "mp_rank_00_model_states.pt"
+SHARDS = "jepa_encoder_ds"
 PLAIN_KIND, PLAIN_FORMAT = "sjepa tokenizer states", 1
-CONTENT = "sjepa"  # key of what a folder holds beside the weights
 _STEP = re.compile(r"^step(\d+)$")
 
 
 class ShardFolder:
     """Written by DeepSpeed itself, one file of optimiser state per process; without it one file of
-    the same name with the weights."""
+    the same name. Beside the weights a folder has the rest of the training state."""
 
-    def __init__(self, folder: Path, task: TokenJEPATask, *, keep: int) -> None:
-        self._folder, self._task, self._keep = folder, task, keep
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self._folder, self._keep = folder, keep
 
-    def save(self, tag: str) -> None:
+    def save(self, tag: str, states: States, task: TokenJEPATask) -> None:
         """Writes `tag`, points `latest` to it, and deletes the oldest steps beyond `keep`.
         Collective."""
-        parts, learner = self._task.parts, self._task.learner
-        content = {CONTENT: self._content(tag)}
-        if not parts.engine.save_shards(learner.model, self._folder, tag, content):
-            module = whole(learner.network.state_dict())
-            if parts.engine.ranks.is_main:
-                path = self._folder / tag / MODEL_STATES
-                write_torch_file(path, {"module": module, **content}, kind=PLAIN_KIND, format_number=PLAIN_FORMAT)
+        learner, engine = task.learner, task.parts.engine
+        content = {
+            "tag": tag,
+            "shape": learner.network.shape.to_dict(),
+            "config": task.parts.config,
+            "targets": states["targets"],
+            "parameters": learner.parameter_names(),
+            "states": {name: state for name, state in states.items() if name not in ("model", "targets")},
+        }
+        without_moments = {name: value for name, value in states["optimizer"].items() if name != "state"}
+        in_shards = {**content, "states": {**content["states"], "optimizer": without_moments}}
+        sharded = engine.save_shards(learner.model, self._folder, tag, {CONTENT: in_shards})
+        if engine.ranks.is_main:
+            if not sharded:
+                plain = {"module": states["model"], CONTENT: content}
+                write_torch_file(self._folder / tag / MODEL_STATES, plain, kind=PLAIN_KIND, format_number=PLAIN_FORMAT)
                 write_text(self._folder / LATEST, tag)
-        if parts.engine.ranks.is_main:
             self._rotate()
 
-    def _content(self, tag: str) -> dict[str, Any]:
-        return {
-            "tag": tag,
-            "shape": self._task.learner.network.shape.to_dict(),
-            "targets": self._task.targets.state_dict(),
-            "config": self._task.parts.config,
-        }
+    def newest(self) -> Path | None:
+        """The checkpoint that `latest` names."""
+        try:
+            return self._folder / (self._folder / LATEST).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self._folder / LATEST}: cannot be read ({error})") from None
+
+    def read(self, path: Path) -> Saved:
+        """The training state and the configuration of the run. Raises UserError if it is
+        incomplete, damaged, or not of this program."""
+        found = consolidate(path.parent, path.name)
+        content = found.content
+        if not isinstance(content.get("states"), dict) or not isinstance(content.get("config"), dict):
+            raise UserError(f"{path}: holds weights, but not the state of a training run; ckpt2pt converts it")
+        states = {**content["states"], "model": found.weights, "targets": content.get("targets")}
+        if found.moments:
+            numbers = {name: number for number, name in content["parameters"].items()}
+            states["optimizer"] |= {"state": {numbers[name]: moments for name, moments in found.moments.items()}}
+        return Saved(states, content["config"])
 
     def _rotate(self) -> None:
         steps = sorted((int(match[1]), path) for path in self._folder.iterdir() if (match := _STEP.match(path.name)))

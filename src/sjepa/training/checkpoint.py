@@ -14,8 +14,11 @@ from sjepa.core.errors import UserError
 from sjepa.core.sharding import load_state, whole
 from sjepa.core.torch_files import read_torch_file, write_torch_file
 
+States = dict[str, Any]  # the state of every part of a run, by name
+
 _KIND, _FORMAT = "sjepa checkpoint", 4
-_NAME = re.compile(r"^epoch_(\d+)(?:_step_(\d+))?\.pth$")
+SUFFIX = ".pth"
+_NAME = re.compile(rf"^epoch_(\d+)(?:_step_(\d+))?\{SUFFIX}$")
 
 
 class Stateful(Protocol):
@@ -31,23 +34,33 @@ class Checkpoints:
     `epoch_000_step_0001200.pth` within one."""
 
     def __init__(
-        self, folder: Path, *, keep: int, writes: bool = True, also: Callable[[int], None] = lambda step: None
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        writes: bool = True,
+        also: Callable[[int, States], None] = lambda step, states: None,
     ) -> None:
         """`writes`: whether this process writes the files (rank 0 only). `also` is called after
-        each checkpoint, on all ranks, with the number of updates made."""
+        each checkpoint, on all ranks, with the number of updates made and the states."""
         self.folder, self._keep, self._writes, self._also = folder, keep, writes, also
 
     def save(self, parts: dict[str, Stateful], *, epoch: int, step: int | None = None) -> Path:
         """Saves the state of all `parts`, then deletes the oldest files beyond `keep`."""
         name = f"epoch_{epoch:03d}.pth" if step is None else f"epoch_{epoch:03d}_step_{step:07d}.pth"
-        keep = Tensor.cpu if self._writes else _nothing
-        states = whole({name: part.state_dict() for name, part in parts.items()}, keep)
+        states = self.gathered(parts)
         if self._writes:
             self._write(name, states)
-        self._also(parts["clock"].state_dict()["step"] if "clock" in parts else 0)
+        self._also(states["clock"]["step"] if "clock" in states else 0, states)
         return self.folder / name
 
-    def _write(self, name: str, states: dict[str, Any]) -> None:
+    def gathered(self, parts: dict[str, Stateful]) -> States:
+        """The state of all `parts`, unsharded, on the CPU; without tensors in processes that do not
+        write. Collective."""
+        keep = Tensor.cpu if self._writes else _nothing
+        return whole({name: part.state_dict() for name, part in parts.items()}, keep)  # type: ignore[no-any-return]
+
+    def _write(self, name: str, states: States) -> None:
         write_torch_file(self.folder / name, {"parts": states}, kind=_KIND, format_number=_FORMAT)
         others = [path for path in self.paths() if path.name != name]
         for path in others[: max(0, len(others) - self._keep + 1)]:
@@ -59,33 +72,41 @@ class Checkpoints:
         return [path for match, path in sorted(found, key=lambda item: _order(item[0]))]
 
     @staticmethod
-    def read(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    def read(path: Path, names: Iterable[str]) -> States:
         """The states of the parts `names`. Raises UserError if the file is not a checkpoint of
         exactly these."""
-        states = read_torch_file(path, kind=_KIND, format_number=_FORMAT).get("parts")
-        if not isinstance(states, dict):
-            raise UserError(f"{path}: holds no state")
-        missing, unknown = set(names) - set(states), set(states) - set(names)
-        if missing:
-            raise UserError(f"{path}: incomplete, without {', '.join(sorted(missing))}")
-        if unknown:
-            raise UserError(f"{path}: holds {', '.join(sorted(unknown))}, which this run does not have")
-        return states
+        return complete(read_torch_file(path, kind=_KIND, format_number=_FORMAT).get("parts"), names, path)
 
     @staticmethod
     def load(path: Path, parts: dict[str, Stateful]) -> None:
         """Loads the state of all `parts`, in order. Raises UserError if the file does not match;
         parts, keys and tensor shapes are checked before anything is loaded."""
-        states = Checkpoints.read(path, parts)
-        for name, part in parts.items():
-            problem = _mismatch(part.state_dict(), states[name])
-            if problem:
-                raise UserError(f"{path}: its {name} does not fit this run ({problem})")
-        for name, part in parts.items():
-            try:
-                load_state(part, states[name])
-            except (KeyError, ValueError, RuntimeError) as error:
-                raise UserError(f"{path}: its {name} does not fit this run ({' '.join(str(error).split())})") from None
+        put_back(Checkpoints.read(path, parts), parts, path)
+
+
+def complete(states: object, names: Iterable[str], path: Path) -> States:
+    """`states`, read from `path`. Raises UserError if they are not of exactly the parts `names`."""
+    if not isinstance(states, dict):
+        raise UserError(f"{path}: holds no state")
+    missing, unknown = set(names) - set(states), set(states) - set(names)
+    if missing:
+        raise UserError(f"{path}: incomplete, without {', '.join(sorted(missing))}")
+    if unknown:
+        raise UserError(f"{path}: holds {', '.join(sorted(unknown))}, which this run does not have")
+    return states
+
+
+def put_back(states: States, parts: dict[str, Stateful], path: Path) -> None:
+    """Loads the states, read from `path`, into `parts`, in order; see `Checkpoints.load`."""
+    for name, part in parts.items():
+        problem = _mismatch(part.state_dict(), states[name])
+        if problem:
+            raise UserError(f"{path}: its {name} does not fit this run ({problem})")
+    for name, part in parts.items():
+        try:
+            load_state(part, states[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: its {name} does not fit this run ({' '.join(str(error).split())})") from None
 
 
 def _nothing(tensor: Tensor) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sjepa.config.load import Schema
 from sjepa.core.distributed import Engine
 from sjepa.core.progress import Messages
 from sjepa.dataset.loader import EpochLoader
+from sjepa.training.checkpoint import States
 from sjepa.training.feeding import Data
 from sjepa.training.figures import Figure
 from sjepa.training.report import Report
@@ -31,6 +32,29 @@ class Prepared:
     grad_accum: int
     stage: Stage
     fresh: bool
+
+
+class Saved(NamedTuple):
+    """The states of a run and, in a copy, its configuration."""
+
+    states: States
+    config: dict[str, Any]
+
+
+class Copies(Protocol):
+    """Copies of checkpoints in another layout, from which a run can be resumed as well."""
+
+    def save(self, tag: str, states: States, task: Any) -> None:
+        """`tag`: step<N> or final. Collective."""
+        ...
+
+    def newest(self) -> Path | None:
+        """The one written last, if there is any. Raises UserError."""
+        ...
+
+    def read(self, path: Path) -> Saved:
+        """Raises UserError."""
+        ...
 
 
 class System(Protocol):
@@ -86,9 +110,9 @@ class System(Protocol):
         `folder/weights`. Takes the networks out of `start`."""
         ...
 
-    def copies(self, run: Prepared, task: Any, folder: Path) -> Callable[[str], None] | None:
-        """Writes the weights in another layout, given a tag (step<N>, final), to the folder of the
-        run's name; None: no such copies. Collective."""
+    def copies(self, config: Any, folder: Path) -> Copies | None:
+        """Copies of every checkpoint in another layout, in `folder`, that of the run's name; None:
+        there are none."""
         ...
 
     def best(self, config: Any) -> Figure:
