@@ -7,12 +7,14 @@ import torch
 
 from sjepa.config.load import load_config
 from sjepa.core.distributed import Engine, Processes
+from sjepa.core.frames import padded_geometry
 from sjepa.core.learner import Learner
 from sjepa.core.ranks import ALONE
-from sjepa.tokenizer.method import network_shape, step_settings
+from sjepa.tokenizer.method import context_offsets, network_shape, step_settings
 from sjepa.tokenizer.metrics import ErrorSums
 from sjepa.tokenizer.network import TokenJEPA
 from sjepa.tokenizer.schema import SCHEMA
+from sjepa.tokenizer.sizes import RATES, hyperparameters
 from sjepa.tokenizer.step import jepa_update
 from sjepa.tokenizer.targets import TokenTargets
 from sjepa.training.optimizer import build_adamw
@@ -196,3 +198,37 @@ def test_masked_frames_are_no_part_of_the_spectral_loss():
     found = setup.network(waveform, None, mask, torch.arange(5), "input", spectral=True)
     bands = setup.network.spectrum.mel(waveform, torch.full((3,), 51 * 320))
     assert float(found.spectrum_error) == pytest.approx(float(bands.square().mean(-1)[:, 40:].sum()), rel=1e-4)
+
+
+def test_the_features_give_the_spectrum_of_the_frames_around():
+    """With a head that gives 0, the error is the power of the bands of the frames that are there."""
+    setup = Setup("train.spectral_warmup=0.5", "train.spectral_context=0.08")
+    head, waveform = setup.network.context, batch(*(sample(number, 1.02) for number in range(3))).clean_BS
+    assert head.offsets == (-4, -2, -1, 0, 1, 2, 4)
+    torch.nn.init.zeros_(head.output.weight)
+    samples, mask = torch.tensor([51, 40, 30]) * 320, torch.zeros(3, 51, dtype=torch.bool)
+    mask[0, 7:12] = True
+    found = setup.network(waveform, samples, mask, torch.arange(7, 12), "input", spectral=True)
+    setup.network.context = None
+    alone = setup.network(waveform, samples, mask, torch.arange(7, 12), "input", spectral=True)
+    bands, wanted = head.mel(waveform, samples).double().square().mean(-1), 0.0
+    for clip, frames in enumerate((51, 40, 30)):
+        for frame in range(frames):
+            around = [frame + offset for offset in head.offsets if 0 <= frame + offset < frames]
+            wanted += float(bands[clip, around].sum()) / 7 if not mask[clip, frame] else 0.0
+    assert float(found.spectrum_error - alone.spectrum_error) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "offsets"), [("tiny", (-8, -4, -2, 0, 2, 4, 8)), ("speech", (-2, -1, 0, 1, 2)), ("seed", (0,))]
+)
+def test_the_context_is_in_seconds(size, offsets):
+    values = hyperparameters(size, {})
+    assert context_offsets(0.16, padded_geometry(RATES[size], values.hop)) == offsets
+    assert context_offsets(0.0, padded_geometry(RATES[size], values.hop)) == ()
+
+
+def test_skill_is_that_over_interpolation():
+    sums, targets = ErrorSums(torch.device("cpu")), torch.randn(50, 8)
+    sums.add(targets, 0.5 * targets, torch.zeros_like(targets), targets)
+    assert sums.read().skill == pytest.approx(0.75)

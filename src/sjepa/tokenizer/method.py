@@ -11,11 +11,12 @@ import torch
 from torchinfo import summary as torchinfo_summary
 
 from sjepa.core.errors import UserError
+from sjepa.core.frames import FrameGeometry
 from sjepa.core.progress import Messages
 from sjepa.core.random import key
 from sjepa.tokenizer.ds_config import DeepSpeedCurve
 from sjepa.tokenizer.memory import training_bytes
-from sjepa.tokenizer.metrics import FIGURES
+from sjepa.tokenizer.metrics import FIGURES, SKILL
 from sjepa.tokenizer.modules.conformer import ConformerShape
 from sjepa.tokenizer.modules.encoder import TokenEncoderShape
 from sjepa.tokenizer.network import TokenJEPA, TokenJEPAShape
@@ -119,7 +120,7 @@ class TokenizerEncoderSystem:
         return ShardFolder(folder / SHARDS, keep=config.checkpoint.max_checkpoint)
 
     def best(self, config: TokConfig) -> Figure:
-        return FIGURES[0]
+        return SKILL
 
     def remarks(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """A run whose error never got below the baselines."""
@@ -171,7 +172,17 @@ def network_shape(config: TokConfig) -> TokenJEPAShape:
         clip_seconds=config.dataset.max_seconds,
     )
     predictor = ConformerShape(values.predictor_width, values.heads, values.conformer_kernel, values.dropout)
-    return TokenJEPAShape(encoder, predictor, config.train.spectral_warmup > 0)
+    spectral = config.train.spectral_warmup > 0
+    context = context_offsets(config.train.spectral_context, config.geometry) if spectral else ()
+    return TokenJEPAShape(encoder, predictor, spectral, context)
+
+
+def context_offsets(seconds: float, geometry: FrameGeometry) -> tuple[int, ...]:
+    """Frames at a quarter, half and the whole of `seconds` on both sides, and the frame itself;
+    empty for 0 seconds."""
+    frames = seconds * geometry.sample_rate / geometry.hop_samples
+    sides = {sign * round(share * frames) for share in (0.25, 0.5, 1.0) for sign in (-1, 1)}
+    return tuple(sorted({0, *sides})) if seconds else ()
 
 
 def step_settings(config: TokConfig) -> StepSettings:

@@ -11,17 +11,25 @@ from torch import Tensor
 
 from sjepa.training.figures import Figure
 
+SKILL = Figure(
+    name="skill",
+    title="Skill of the masked prediction",
+    axis="1 − error / error of interpolation",
+    better="higher",
+    shown=".3f",
+    from_zero=True,
+)
 FIGURES = (
     Figure(
         name="error",
         title="Masked error",
         axis="share of the variance of the targets",
-        better="lower",
         shown=".3f",
         from_zero=True,
     ),
     Figure(name="interpolation", label="neighbours interpolated", beside="error", shown=".3f"),
     Figure(name="mean", label="mean of the visible frames", beside="error", shown=".3f"),
+    SKILL,
     Figure(
         name="deviation",
         title="Deviation of the targets",
@@ -43,7 +51,8 @@ FIGURES = (
 class Metrics:
     """Squared error at masked frames as a share of the targets' variance: of the predictions, of
     interpolated neighbours and of the clip's visible mean; deviation of the targets (RMS over
-    dimensions); number of masked frames."""
+    dimensions); number of masked frames. `skill` is comparable while the targets change: smoother
+    ones are easier to predict, and to interpolate."""
 
     error: float
     interpolation: float
@@ -52,7 +61,13 @@ class Metrics:
     frames: int
 
     def named(self) -> dict[str, float]:
-        return {name: float(value) for name, value in asdict(self).items() if name != "frames"}
+        values = {name: float(value) for name, value in asdict(self).items() if name != "frames"}
+        return {**values, "skill": self.skill}
+
+    @property
+    def skill(self) -> float:
+        """1 for perfect predictions, 0 for those no better than interpolation."""
+        return 1 - self.error / self.interpolation if self.interpolation else math.nan
 
 
 class ErrorSums:

@@ -20,11 +20,13 @@ MaskedAt = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class TokenJEPAShape:
-    """Sizes, as plain values that are saved with the weights."""
+    """Sizes, as plain values that are saved with the weights. `spectrum`: with the heads of the
+    spectral loss; `context`: frames around a frame whose log-mel bands its features must give."""
 
     encoder: TokenEncoderShape
     predictor: ConformerShape
     spectrum: bool = False
+    context: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -35,12 +37,16 @@ class TokenJEPAShape:
         encoder = {**values["encoder"], "conformer": ConformerShape(**values["encoder"]["conformer"])}
         encoder |= {name: tuple(encoder[name]) for name in ("channels", "strides")}
         return TokenJEPAShape(
-            TokenEncoderShape(**encoder), ConformerShape(**values["predictor"]), values.get("spectrum", False)
+            TokenEncoderShape(**encoder),
+            ConformerShape(**values["predictor"]),
+            values.get("spectrum", False),
+            tuple(values.get("context", ())),
         )
 
 
 class TokenPredictions(NamedTuple):
-    """At the masked frames [N, D]; `spectrum_error`: summed over visible frames, if asked for."""
+    """At the masked frames [N, D]; `spectrum_error`: of both heads, summed over visible frames, if
+    asked for."""
 
     predicted_ND: Tensor
     spectrum_error: Tensor | None = None
@@ -56,6 +62,11 @@ class TokenJEPA(nn.Module):
         self.predictor = TokenPredictor(shape.encoder.width, shape.predictor)
         inner, geometry = shape.encoder.conformer.width, shape.encoder.geometry
         self.spectrum = SpectrumHead(inner, geometry) if shape.spectrum else None
+        self.context = SpectrumHead(shape.encoder.width, geometry, shape.context) if shape.context else None
+
+    @property
+    def _heads(self) -> list[SpectrumHead]:
+        return [head for head in (self.spectrum, self.context) if head is not None]
 
     def shards(self) -> list[nn.Module]:
         """Modules that are gathered one at a time when the weights are sharded."""
@@ -77,18 +88,19 @@ class TokenJEPA(nn.Module):
     ) -> TokenPredictions:
         """Predictions [N, D] at the flat frame indices b·T + t. Masked frames are hidden from the
         encoder `at` its input; with "output" only from the predictor. With `spectral` also the
-        error of the spectrum head."""
+        error of the spectrum heads: from the convolutions, and from the features of visible frames
+        to all frames around."""
         hidden_BT = mask_BT if at == "input" else None
         features = self.encoder(waveform_BS, num_samples_B, mask_BT=hidden_BT)
         length_B = None if num_samples_B is None else self.encoder.geometry.frames(num_samples_B)
         predicted_BTD = self.predictor(features.features_BTD, mask_BT, length_B)
         predicted_ND = predicted_BTD.flatten(0, 1)[masked_N]
-        if self.spectrum is None:
-            return TokenPredictions(predicted_ND)
-        if not spectral:
-            return TokenPredictions(predicted_ND + self.spectrum.unused())
+        if not spectral or self.spectrum is None:
+            return TokenPredictions(predicted_ND + sum(head.unused() for head in self._heads))
         hop = self.encoder.geometry.hop_samples
         whole_BS = F.pad(waveform_BS, (0, -waveform_BS.shape[1] % hop))
         visible_BT = features.real_BT & ~mask_BT
         error = self.spectrum(features.frames_BTD, whole_BS, num_samples_B, visible_BT)
+        if self.context is not None:
+            error = error + self.context(features.features_BTD, whole_BS, num_samples_B, visible_BT)
         return TokenPredictions(predicted_ND, error)

@@ -55,6 +55,12 @@ class TokTrain(TrainLoop):
         description="Fraction of the run with an auxiliary log-mel regression from the convolutions, "
         "which are slow to learn spectra from little audio.",
     )
+    spectral_context: float = Field(
+        0.0,
+        ge=0,
+        description="With spectral_warmup: the features of a visible frame also give the log-mel bands of frames (hidden "
+        "ones too) up to so many seconds around it.",
+    )
     ds_config: str | dict[str, Any] | None = Field(
         None,
         description="A DeepSpeed configuration (JSON file), whose values replace keys of this one: "

@@ -55,7 +55,7 @@ class Hyperparameters(Section):
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"channels": (8, 12, 16, 24), "strides": (8, 5, 8), "residual_blocks": 1, "code_dim": 24,
               "conformer_layers": 1, "heads": 2, "conformer_kernel": 15, "predictor_width": 24},
-    "tiny": {"channels": (16, 32, 64, 96, 128), "strides": (5, 4, 4, 4), "residual_blocks": 1, "code_dim": 96,
+    "tiny": {"channels": (32, 48, 128, 160), "strides": (8, 8, 5), "residual_blocks": 1, "code_dim": 96,
              "conformer_layers": 3, "heads": 4, "predictor_width": 96},
     "speech": {"channels": (32, 64, 128, 256, 384), "strides": (4, 5, 8, 12), "residual_blocks": 2, "code_dim": 28,
                "conformer_width": 256, "conformer_layers": 4, "heads": 8, "predictor_width": 256},

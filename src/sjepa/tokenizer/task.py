@@ -137,10 +137,9 @@ class TokenJEPATask:
 
     def summary(self, train: Mapping[str, float], validation: Validation) -> str:
         val = validation.figures
-        return (
-            f"train error {train['error']:.3f} | val error {val['error']:.3f} (neighbours {val['interpolation']:.3f}, mean "
-            f"{val['mean']:.3f}), targets: deviation {val['deviation']:.2f}, rank {val['target_rank']:.1f} of {self._width}"
-        )
+        beside = f"neighbours {val['interpolation']:.3f}, mean {val['mean']:.3f}; skill {val['skill']:.3f}"
+        targets = f"deviation {val['deviation']:.2f}, rank {val['target_rank']:.1f} of {self._width}"
+        return f"train error {train['error']:.3f} | val error {val['error']:.3f} ({beside}), targets: {targets}"
 
     def rehearse(self, batch: Batch, stage: Stage) -> None:
         settings, engine, sums = self.parts.settings, self.parts.engine, ErrorSums(self.parts.engine.device)
