@@ -1,4 +1,4 @@
-"""Speed of stage 1 of the tokenizer: an update, its operations, and the share of the machine's rate.
+"""Speed of stage 1 of the tokenizer: an update, its operations, the share of the machine's rate.
 
 `python -m benchmarks.tokenizer_step [--sizes tiny] [--clips 8] [--seconds 2] [--profile]`: an
 update with the spectral loss and the EMA target; matrix products and convolutions are counted

@@ -137,9 +137,9 @@ def _chosen(config: Config, given: LabelledSet) -> LabelledSet:
 def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list[Extractor]:
     """The encoder, those of `probe.compare`, and the baselines."""
     path = Path(str(config.init_weights))
-    own = PretrainedEncoder(weights.model.encoder) if weights is not None else _encoder(path, config)
-    found = [_extractor(path, own, engine)]
-    found += [_extractor(Path(other), _encoder(Path(other), config), engine) for other in config.probe.compare]
+    own = PretrainedEncoder(weights.model.encoder) if weights is not None else _encoder(path)
+    found = [_extractor(path, own, config, engine)]
+    found += [_extractor(Path(other), _encoder(Path(other)), config, engine) for other in config.probe.compare]
     found += _baselines(config, engine, own, weights)
     names = [extractor.name for extractor in found]
     twice = {name for name in names if names.count(name) > 1}
@@ -150,16 +150,14 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
     ]
 
 
-def _encoder(path: Path, config: Config) -> PretrainedEncoder | TokenEncoder:
+def _encoder(path: Path) -> PretrainedEncoder | TokenEncoder:
     """The encoder of a weights file of either system, or of a Hugging Face folder."""
-    if is_token_encoder(path):
-        return load_token_encoder(path, sample_rate=config.dataset.sample_rate)
-    return load_encoder(path)
+    return load_token_encoder(path) if is_token_encoder(path) else load_encoder(path)
 
 
-def _extractor(path: Path, encoder: PretrainedEncoder | TokenEncoder, engine: Engine) -> Extractor:
+def _extractor(path: Path, encoder: PretrainedEncoder | TokenEncoder, config: Config, engine: Engine) -> Extractor:
     if isinstance(encoder, TokenEncoder):
-        return token_extractor(_short_name(path), encoder, engine)
+        return token_extractor(_short_name(path), encoder, config.dataset.sample_rate, engine)
     return encoder_extractor(_short_name(path), encoder, engine)
 
 
@@ -172,7 +170,7 @@ def _baselines(
         source, _, form = name.partition("_")
         space = _FORMS[form]
         if name == "untrained" and isinstance(encoder, TokenEncoder):
-            yield untrained_token_extractor(encoder, config.seed, engine)
+            yield untrained_token_extractor(encoder, config.seed, config.dataset.sample_rate, engine)
         elif name == "untrained" and isinstance(encoder, PretrainedEncoder):
             yield untrained_extractor(encoder.encoder, config.seed, engine)
         elif name == "mixture":

@@ -6,12 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.core.frames import padded_geometry
 from sjepa.core.random import key
 from sjepa.core.torch_files import kind_of
+from sjepa.dataset.audio import resample
 from sjepa.evaluation.features import Extractor
 from sjepa.tokenizer.modules.encoder import TokenEncoder
 from sjepa.tokenizer.weights import KIND, load_weights
@@ -22,28 +24,40 @@ def is_token_encoder(path: Path) -> bool:
     return path.is_file() and kind_of(path) == KIND
 
 
-def load_token_encoder(path: Path, *, sample_rate: int) -> TokenEncoder:
-    """The trained encoder of a weights file. Raises UserError if it hears audio at another rate."""
-    encoder = load_weights(path).network.encoder
-    if encoder.geometry.sample_rate != sample_rate:
-        raise UserError(
-            f"{path}: hears audio at {encoder.geometry.sample_rate} Hz; the probes read it at {sample_rate}"
-        )
-    return encoder
+def load_token_encoder(path: Path) -> TokenEncoder:
+    """The trained encoder of a weights file. Raises UserError."""
+    return load_weights(path).network.encoder
 
 
-def token_extractor(name: str, encoder: TokenEncoder, engine: Engine) -> Extractor:
-    """The outputs of all Conformer blocks."""
-    on_device = engine.to_device(encoder.eval())
+def token_extractor(name: str, encoder: TokenEncoder, sample_rate: int, engine: Engine) -> Extractor:
+    """The outputs of all Conformer blocks, for audio at `sample_rate`, which is resampled to the
+    encoder's rate. Raises UserError if a frame is no whole number of samples."""
+    on_device, own_rate = engine.to_device(encoder.eval()), encoder.geometry.sample_rate
+    hop, rest = divmod(encoder.geometry.hop_samples * sample_rate, own_rate)
+    if rest:
+        raise UserError(f"{name}: a frame of {encoder.geometry.hop_samples} samples at {own_rate} Hz is no whole number of "
+                        f"samples at {sample_rate} Hz")  # fmt: skip
 
     def compute(waveform_BS: Tensor, num_samples_B: Tensor, speaker_B: Tensor | None) -> Tensor:
+        if own_rate != sample_rate:
+            waveform_BS, num_samples_B = _resampled(waveform_BS, num_samples_B, sample_rate, own_rate)
         with engine.autocast():
             return torch.stack(on_device(waveform_BS, num_samples_B).layers)
 
-    return Extractor(name, encoder.num_layers, encoder.geometry, engine.device, compute)
+    return Extractor(name, encoder.num_layers, padded_geometry(sample_rate, hop), engine.device, compute)
 
 
-def untrained_token_extractor(trained: TokenEncoder, seed: int, engine: Engine) -> Extractor:
+def _resampled(waveform_BS: Tensor, num_samples_B: Tensor, rate: int, target_rate: int) -> tuple[Tensor, Tensor]:
+    """Clips and their lengths at `target_rate`."""
+    clips = [
+        torch.from_numpy(resample(waveform_S[:samples].cpu().numpy(), rate, target_rate))
+        for waveform_S, samples in zip(waveform_BS, num_samples_B.tolist(), strict=True)
+    ]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return nn.utils.rnn.pad_sequence(clips, batch_first=True).to(waveform_BS), lengths.to(num_samples_B)
+
+
+def untrained_token_extractor(trained: TokenEncoder, seed: int, sample_rate: int, engine: Engine) -> Extractor:
     """A randomly initialised encoder of the same shape."""
     torch.manual_seed(key(seed, "untrained"))
-    return token_extractor("untrained", TokenEncoder(trained.shape), engine)
+    return token_extractor("untrained", TokenEncoder(trained.shape), sample_rate, engine)
