@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
 from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
@@ -14,9 +15,12 @@ from sjepa.dataset.hub import HubOptions, HubStream
 from sjepa.dataset.loader import Readers
 from sjepa.dataset.scan import scan
 from sjepa.dataset.sources import resolve_sources
-from sjepa.dataset.stream import StreamBatching, StreamLoader, keep_some
+from sjepa.dataset.stream import StreamBatching, StreamLoader, contents, keep_some
+from sjepa.entrypoints.train import train
+from sjepa.tokenizer.schema import SCHEMA
 from tests.support.audio import encode, tone
 from tests.support.runs import assert_same_run, history, run, stopping_after
+from tests.tokenizer import runs as token_runs
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("library_cache")
@@ -162,6 +166,43 @@ def test_rows_that_are_no_audio_are_named_and_short_ones_left_out(tmp_path):
     assert len(batches[0].names) == 4
     assert len(batches[0].failures) == 2
     assert {failure.reason for failure in batches[0].failures} >= {"no audio in this row"}
+
+
+def test_clips_held_out_for_the_test_are_passed_over(places, tmp_path):
+    """In every epoch, whatever the order of the rows."""
+    stream, kept = stream_of(places / "many"), kept_of(stream_of(places / "many"), tmp_path)
+    test = kept.subset(np.array([1, 4]))
+    tested = {test.read(position).tobytes() for position in range(2)}
+
+    def heard(without, epoch):
+        plan = StreamBatching(4, 5 * 16000, 1600, 0, 720)
+        batches = StreamLoader(stream, plan, kept, without=without).epoch(epoch)
+        rows = [(batch.clean_BS, batch.num_samples) for batch in batches if batch.num_samples]
+        return [
+            clip[:length].numpy().tobytes()
+            for clean, lengths in rows
+            for clip, length in zip(clean, lengths, strict=True)
+        ]
+
+    for epoch in (0, 1):
+        everything, left = heard(frozenset(), epoch), heard(contents(tmp_path / "kept.tar", test), epoch)
+        assert tested & set(everything)
+        assert left == [clip for clip in everything if clip not in tested]
+
+
+@pytest.mark.slow
+def test_a_tokenizer_trains_on_a_stream_and_is_tested_on_other_clips(places, tmp_path, capsys):
+    """By the names that the specification's flags stand for; rows of a batch that were held out are
+    missing."""
+    given = [option for option in options(places) if "epochs" not in option]
+    held = ["dataset.test_path=null", "dataset.held_out=0.2", "train.epochs=1"]
+    config = load_config(SCHEMA, None, [*token_runs.SMALL, *given, *held, f"runs_root={tmp_path}"])
+    assert train(token_runs.SYSTEM, config) == 0
+    rows = history(tmp_path / "t/train")
+    said = capsys.readouterr().out
+    assert "test" in said
+    assert float(rows[0]["audio_hours"]) < 18 * 2 / 3600
+    assert float(rows[0]["val_error"]) > 0
 
 
 def test_leaving_early_leaves_no_thread(places, tmp_path):

@@ -8,9 +8,10 @@ import torch
 
 from sjepa.config.load import dump_config, load_config
 from sjepa.core.errors import UserError
-from sjepa.tokenizer.ds_config import DeepSpeedCurve
+from sjepa.tokenizer.ds_config import DeepSpeedCurve, check_batch
 from sjepa.tokenizer.method import TOKENIZER_ENCODER
 from sjepa.tokenizer.schema import SCHEMA
+from tests.tokenizer.runs import run
 
 ROOT = Path(__file__).parents[2]
 # of the specification, without the offload that its own optimiser refuses
@@ -63,7 +64,6 @@ def test_shipped_ones_are_valid(kind):
 @pytest.mark.parametrize(
     ("changed", "overrides", "said"),
     [
-        ({"train_batch_size": 65}, ["train.batch_size=32"], "train_batch_size is 65, but train.batch_size: 32"),
         ({"train_micro_batch_size_per_gpu": 16}, ["train.batch_size=32"], "train_micro_batch_size_per_gpu is 16"),
         ({"gradient_accumulation_steps": 2}, ["train.grad_accum=4"], "train.grad_accum is set to 4"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, ["optimizer.lr=1e-4"], "optimizer.lr is set to"),
@@ -79,6 +79,15 @@ def test_shipped_ones_are_valid(kind):
         ({"amp": {"enabled": True}}, [], "amp: not available"),
         ({"bf16": {"enabled": True}}, ["train.precision=fp32"], "train.precision is set to"),
         ({"gradient_clipping": -1.0}, [], "grad_clip_norm"),
+        ({"gradient_clipping": 0}, [], "grad_clip_norm"),
+        ({"fp16": {"enabled": True, "loss_scale": 128}}, [], "fp16.loss_scale: 128: a constant scale"),
+        ({"fp16": {"enabled": True, "los_scale": 0.5}}, [], "fp16.los_scale: not available"),
+        ({"bf16": {"enabled": True, "bf16_optimizer_states": True}}, [], "bf16_optimizer_states: not available"),
+        ({"optimizer": {"type": "AdamW", "params": [1]}}, [], r"optimizer.params: \[1\] is not an object"),
+        ({"scheduler": {"type": "WarmupLR", "params": [1]}}, [], r"scheduler.params: \[1\] is not an object"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "x"}}}, [], "'x' is not a number"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": [1]}}}, [], r"\[1\] is not a number"),
+        ({"scheduler": {"type": "WarmupLR"}}, ["optimizer.lr=1e-4"], r"\(its default\) is 0.001, but optimizer.lr"),
     ],
 )
 def test_contradictions_and_what_is_not_there_are_named(tmp_path, changed, overrides, said):
@@ -94,11 +103,31 @@ def test_a_file_that_is_none_is_named(tmp_path, text, said):
         load_config(SCHEMA, None, ["train.ds_config=nowhere.json"])
 
 
-def test_the_batch_counts_all_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="× 2 processes are 128"):
-        configured(tmp_path, DOCUMENTED, "train.batch_size=32")
-    assert configured(tmp_path, DOCUMENTED, "train.batch_size=16").train.batch_size == 16
+def test_auto_is_what_the_run_says(tmp_path):
+    params = {"warmup_max_lr": "auto", "warmup_num_steps": "auto", "total_num_steps": 30}
+    config = configured(tmp_path, {"scheduler": {"type": "WarmupDecayLR", "params": params}}, "optimizer.lr=3e-4")
+    assert config.optimizer.lr == 3e-4
+    assert config.scheduler.deepspeed["params"] == {"total_num_steps": 30}
+
+
+def test_the_documented_half_precision_is_accepted(tmp_path):
+    half = {"enabled": True, "loss_scale": 0, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1}
+    values = {name: value for name, value in DOCUMENTED.items() if name != "bf16"}
+    assert configured(tmp_path, {**values, "fp16": half}).train.precision == "fp16"
+
+
+def test_the_batch_counts_all_processes():
+    check_batch(DOCUMENTED, clips=16, accumulated=2, processes=2)
+    check_batch({"train_batch_size": "auto"}, clips=1, accumulated=1, processes=1)
+    with pytest.raises(UserError, match=r"train_batch_size is 64, but train\.batch_size: 32 .* × 2 processes are 128"):
+        check_batch(DOCUMENTED, clips=32, accumulated=2, processes=2)
+
+
+def test_a_batch_that_contradicts_is_told_before_anything_is_written(corpus, tmp_path):
+    (tmp_path / "ds.json").write_text(json.dumps({"train_batch_size": 65}))
+    with pytest.raises(UserError, match="train_batch_size is 65"):
+        run(corpus, tmp_path, f"train.ds_config={tmp_path / 'ds.json'}")
+    assert not (tmp_path / "t/train").exists()
 
 
 @pytest.mark.parametrize("kind", ["log", "linear"])

@@ -62,3 +62,14 @@ def test_no_flag_is_no_override():
 def test_bad_flags_are_one_line(arguments, said):
     with pytest.raises(UserError, match=said):
         configured(*arguments)
+
+
+def test_zero_is_a_value():
+    assert configured("--n_res_blocks", "0").model.overrides == {"residual_blocks": 0}
+    assert configured("--save_every_steps", "0").checkpoint.ckpt_step == 0
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
+        configured("--lr", "0")
+
+
+def test_without_a_configuration_a_gpu_is_used_where_there_is_one():
+    assert configured("--jsonl", "a.jsonl").device == "auto"

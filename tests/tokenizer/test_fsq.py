@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sjepa.tokenizer.fsq import FSQ
+from sjepa.tokenizer.codec.fsq import FSQ
 
 
 @st.composite

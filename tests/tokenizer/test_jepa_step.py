@@ -232,3 +232,13 @@ def test_skill_is_that_over_interpolation():
     sums, targets = ErrorSums(torch.device("cpu")), torch.randn(50, 8)
     sums.add(targets, 0.5 * targets, torch.zeros_like(targets), targets)
     assert sums.read().skill == pytest.approx(0.75)
+
+
+def test_targets_that_are_not_finite_leave_no_trace():
+    targets, rows = TokenTargets(Setup().network.encoder), torch.randn(100, 24)
+    targets.measure([rows], ALONE)
+    before = targets.mean_D.clone(), targets.deviation_D.clone()
+    for bad in (torch.nan, torch.inf):
+        targets.measure([torch.full_like(rows, bad)], ALONE)
+        assert torch.equal(targets.mean_D, before[0])
+        assert torch.equal(targets.deviation_D, before[1])

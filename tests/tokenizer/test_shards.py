@@ -157,6 +157,24 @@ def test_a_run_goes_on_from_a_plain_folder_alone(corpus, tmp_path, capsys):
         run(corpus, alone, *first, "checkpoint.resume=true", "optimizer.lr=0.1")
 
 
+def test_of_a_finished_run_the_folder_alone_gives_the_weights(corpus, plain, tmp_path):
+    shutil.copytree(plain / "t/jepa_encoder_ds", tmp_path / "t/jepa_encoder_ds")
+    assert run(corpus, tmp_path, *SHARDS, "checkpoint.resume=true") == 0
+    for name, value in last(plain).items():
+        assert torch.equal(last(tmp_path)[name], value), name
+
+
+def test_a_second_run_of_the_name_keeps_its_own_steps(corpus, plain, tmp_path):
+    """Although those of the first have higher numbers."""
+    shutil.copytree(plain / "t", tmp_path / "t")
+    folder = tmp_path / "t/jepa_encoder_ds"
+    (folder / "final").rename(folder / "step100")
+    assert run(corpus, tmp_path, "checkpoint.shards=true", "train.epochs=1", "checkpoint.max_checkpoint=2") == 0
+    assert (folder / "latest").read_text() == "final"
+    assert len(tags(folder)) == 3
+    assert "step3" in tags(folder)
+
+
 def test_a_folder_without_a_training_state_is_ignored(corpus, plain, tmp_path, capsys):
     folder = tmp_path / "t/jepa_encoder_ds"
     shutil.copytree(plain / "t/jepa_encoder_ds", folder)
@@ -190,7 +208,7 @@ def test_folders_that_hold_nothing_are_told(plain, tmp_path):
         converted(tmp_path / "empty", tmp_path)
     shutil.copytree(plain / "t/jepa_encoder_ds", tmp_path / "ds")
     (tmp_path / "ds/latest").unlink()
-    with pytest.raises(UserError, match="give --tag"):
+    with pytest.raises(UserError, match="name a checkpoint by --tag"):
         converted(tmp_path / "ds", tmp_path)
 
 
@@ -227,6 +245,19 @@ def test_missing_shards_are_named(sharded, tmp_path):
     (folder / "final/zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
     with pytest.raises(UserError, match="without zero_pp_rank_1_mp_rank_00"):
         converted(folder, tmp_path, tag="final")
+
+
+@pytest.mark.parametrize(
+    "states", [{"module": {"a": torch.zeros(2)}, "param_shapes": [{"a": (2,)}]}, {"module": 3}, [3]]
+)
+def test_damaged_folders_are_told(tmp_path, states):
+    """Also with shards that hold something else."""
+    (tmp_path / "ds/final").mkdir(parents=True)
+    torch.save(states, tmp_path / "ds/final/mp_rank_00_model_states.pt")
+    for content in ({}, {"optimizer_state_dict": {"single_partition_of_fp32_groups": []}}):
+        torch.save(content, tmp_path / "ds/final/zero_pp_rank_0_mp_rank_00_optim_states.pt")
+        with pytest.raises(UserError, match=r"damaged|holds no weights|holds list"):
+            converted(tmp_path / "ds", tmp_path, tag="final")
 
 
 class Attack:

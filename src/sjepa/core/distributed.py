@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import threading
 import time
 import warnings
@@ -153,10 +154,15 @@ class Engine:
 
     def save_shards(self, model: Any, folder: Path, tag: str, content: dict[str, Any]) -> bool:
         """With deepspeed: its own checkpoint of the wrapped model in `folder`/`tag`, with `content`
-        as its client state. Returns whether it was written. Collective."""
+        as its client state, in place of an older one. Returns whether it was written. Raises
+        UserError. Collective."""
         if self._zero is None:
             return False
-        model.save_checkpoint(str(folder), tag=tag, client_state=content)
+        self.ranks.only_main(lambda: _empty(folder / tag))
+        try:
+            model.save_checkpoint(str(folder), tag=tag, client_state=content)
+        except (OSError, RuntimeError) as error:  # torch.save raises both
+            raise UserError(f"{folder / tag}: cannot be written ({' '.join(str(error).split())[:120]})") from error
         return True
 
     def release(self, model: Any) -> None:
@@ -196,6 +202,12 @@ class Engine:
             return optimizer.limit(max_norm)
         norm = self._fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         return torch.as_tensor(whole(norm))
+
+
+def _empty(folder: Path) -> None:
+    """Removes what an earlier checkpoint of the same name left, perhaps of more processes."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _mean_in_bf16(_, bucket):  # type: ignore[no-untyped-def]  # ddp refuses annotations that are strings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import queue
 import tarfile
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
@@ -61,6 +62,21 @@ def keep_some(stream: HubStream, target: Path, clips: int) -> None:
             archive.addfile(info, io.BytesIO(content))
 
 
+def contents(kept: Path, clips: Clips) -> frozenset[bytes]:
+    """What tells the files of `clips`, which are from a .tar of `keep_some`, from others."""
+    names = {Path(clips.name(position)).name for position in range(len(clips))}
+    with tarfile.open(kept) as archive:
+        files = (archive.extractfile(member) for member in archive if member.name in names)
+        return frozenset(_content(file) for file in files if file is not None)
+
+
+def _content(file: IO[bytes]) -> bytes:
+    """A digest of a file; it is rewound."""
+    digest = hashlib.blake2b(file.read(), digest_size=16).digest()
+    file.seek(0)
+    return digest
+
+
 class StreamLoader:
     """Iterates over epochs of a stream, like `Loader` over random-access clips. To resume inside an
     epoch it skips the preceding rows without decoding them.
@@ -76,10 +92,12 @@ class StreamLoader:
         *,
         augmentation: Augmentation | None = None,
         readers: Readers = HERE,
+        without: frozenset[bytes] = frozenset(),
     ) -> None:
-        """`kept`: stored clips of the stream, for length statistics and as mixing partners."""
+        """`kept`: stored clips of the stream, for length statistics and as mixing partners;
+        `without`: the `contents` of clips that are passed over."""
         self._stream, self._batching, self._kept, self._augmentation = stream, batching, kept, augmentation
-        self._readers = readers
+        self._readers, self._without = readers, without
         self.sample_rate = kept.sample_rate
         self._batch_rows = min(batching.batch_size, stream.num_rows)
         self.num_batches = stream.num_rows // self._batch_rows  # over all ranks
@@ -131,6 +149,8 @@ class StreamLoader:
         name = f"{self._stream.options.spec}/{number}"
         try:
             with audio_file(audio) as file:
+                if self._without and _content(file) in self._without:
+                    return None, []
                 info = probe(file, measure=False)
                 whole = int(resampled_length(info.samples, info.rate, self.sample_rate))
                 if whole < batching.min_samples:

@@ -66,7 +66,7 @@ def as_overrides(options: argparse.Namespace) -> list[str]:
     """The overrides that the given flags stand for. Raises UserError if they contradict each
     other."""
     given = {flag.name: getattr(options, flag.name) for flag in FLAGS}
-    given = {name: value for name, value in given.items() if value not in (None, False)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
     if "jsonl" in given and "hf_dataset" in given:
         raise UserError("--jsonl and --hf_dataset: give one of the two")
     found: dict[str, Any] = {}

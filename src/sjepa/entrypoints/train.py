@@ -26,7 +26,7 @@ from sjepa.training.figures import Best
 from sjepa.training.health import CollapseAlarm
 from sjepa.training.memory import probe_memory
 from sjepa.training.system import Prepared, System
-from sjepa.training.task import Interrupted, Task
+from sjepa.training.task import Interrupted, Task, Validation
 from sjepa.training.timing import seconds_per_audio_second
 from sjepa.training.trainer import Cadence, RunParts, Trainer
 
@@ -88,6 +88,9 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
         saved = read_saved(system, run.config, resumed.checkpoint)
         put_back(saved.states, trainer.state, resumed.checkpoint)
         report.note(f"resumed from {resumed.checkpoint.name}: epoch {trainer.clock.epoch}, step {trainer.clock.step}")
+        if resumed.run_dir is None:  # the weights of the best epoch so far are lost
+            trainer.best = Best(trainer.best.figure)
+            task.keep_weights(trainer.clock, Validation({}), is_best=False)
     if run.config.train.probe_memory:
         _probe_memory(task, run, console)
     _estimate_time(trainer, run, console)

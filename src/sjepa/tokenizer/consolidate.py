@@ -45,17 +45,25 @@ class Consolidated:
 def consolidate(folder: Path, tag: str | None) -> Consolidated:
     """Reads `folder`/`tag` (None: the one that `latest` names). Raises UserError, with what is
     there, if the tag, a file or a shard is missing or damaged."""
+    try:
+        return _consolidated(folder, tag)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise UserError(f"{folder / (tag or '')}: damaged, or not written by DeepSpeed ({what})") from error
+
+
+def _consolidated(folder: Path, tag: str | None) -> Consolidated:
     if not folder.is_dir():
-        raise UserError(f"--ds_dir: {folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     tags = sorted(path.name for path in folder.iterdir() if path.is_dir() and (path / MODEL_STATES).exists())
     there = f"there are {', '.join(tags)}" if tags else "it holds no checkpoint"
     if tag is None:
         try:
             tag = (folder / LATEST).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
-            raise UserError(f"--ds_dir: {folder}: no file named {LATEST}; give --tag ({there})") from None
+            raise UserError(f"{folder}: no file named {LATEST}; name a checkpoint by --tag ({there})") from None
     if tag not in tags:
-        raise UserError(f"--tag: {tag}: no such checkpoint in {folder} ({there})")
+        raise UserError(f"{folder / tag}: no such checkpoint ({there})")
     states = read_foreign_file(folder / tag / MODEL_STATES, unused=_UNUSED)
     module = states.get("module")
     if not isinstance(module, dict) or not all(isinstance(value, Tensor) for value in module.values()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,10 @@ _ZERO_TUNING = {"stage", "allgather_partitions", "allgather_bucket_size", "overl
                 "reduce_bucket_size", "contiguous_gradients", "round_robin_gradients"}  # fmt: skip
 _KNOWN = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
           "fp16", "bf16", "zero_optimization", "optimizer", "scheduler"}  # fmt: skip
+_LOSS_SCALE = {"enabled", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis",
+               "consecutive_hysteresis", "min_loss_scale"}  # fmt: skip
 _ADAMW = {"lr": "lr", "betas": "betas", "eps": "eps", "weight_decay": "weight_decay"}
+_DEFAULT_PEAK = 1e-3  # of DeepSpeed's schedulers with a warm-up
 _SCHEDULERS = {
     "WarmupLR": {"warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type"},
     "WarmupDecayLR": {"warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type", "total_num_steps"},
@@ -79,12 +81,9 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def as_keys(
-    values: Mapping[str, Any], stated: Mapping[str, Any], *, batch_size: int, grad_accum: int
-) -> dict[str, Any]:
+def as_keys(values: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
     """Our keys, dotted, that a DeepSpeed configuration stands for. `stated`: the keys that are set
-    elsewhere, with their values; `batch_size` and `grad_accum`: of the run, unless it says
-    otherwise.
+    elsewhere, with their values.
 
     Raises UserError, naming both, where the two contradict each other, and where something is asked
     for that is not available.
@@ -98,7 +97,8 @@ def as_keys(
 
     keep("train.batch_size", "train_micro_batch_size_per_gpu", values.get("train_micro_batch_size_per_gpu"))
     keep("train.grad_accum", "gradient_accumulation_steps", values.get("gradient_accumulation_steps"))
-    keep("train.grad_clip_norm", "gradient_clipping", values.get("gradient_clipping") or None)
+    keep("train.grad_clip_norm", "gradient_clipping", values.get("gradient_clipping"))
+    problems += _half_problems(values)
     halves = [name for name in ("fp16", "bf16") if _section(values, name, problems).get("enabled")]
     if len(halves) == 2:
         problems.append("fp16.enabled and bf16.enabled: give one of the two")
@@ -110,7 +110,6 @@ def as_keys(
     for key, (where, value) in found.items():
         if stated.get(key, "auto") != "auto" and _plain(stated[key]) != _plain(value):
             problems.append(f"{where} is {json.dumps(value)}, but {key} is set to {json.dumps(_plain(stated[key]))}")
-    problems += _batch_problems(values, found, batch_size, grad_accum)
     if problems:
         raise UserError("\n".join(f"train.ds_config: {problem}" for problem in problems))
     return {key: value for key, (_, value) in found.items()}
@@ -122,6 +121,19 @@ def _section(values: Mapping[str, Any], name: str, problems: list[str]) -> dict[
         return section
     problems.append(f"{name}: {section!r} is not an object")
     return {}
+
+
+def _half_problems(values: Mapping[str, Any]) -> list[str]:
+    """Of `fp16` and `bf16`. Those of a dynamic loss scale are accepted: it has its own."""
+    found = []
+    for name, known in (("fp16", _LOSS_SCALE), ("bf16", {"enabled"})):
+        section = values.get(name)
+        for key, value in section.items() if isinstance(section, dict) else ():
+            if key not in known and value not in (None, False):
+                found.append(f"{name}.{key}: not available here")
+            elif key == "loss_scale" and value:
+                found.append(f"fp16.loss_scale: {value!r}: a constant scale is not available here; 0 is a dynamic one")
+    return found
 
 
 def _zero_keys(section: Mapping[str, Any], keep: Callable[[str, str, Any], None]) -> list[str]:
@@ -145,7 +157,10 @@ def _optimizer_keys(section: Mapping[str, Any], keep: Callable[[str, str, Any], 
         return []
     if section.get("type") not in ("AdamW", "Adam"):
         return [f"optimizer.type: {section.get('type')!r} is not AdamW"]
-    params = dict(section.get("params", {}))
+    params = section.get("params") or {}
+    if not isinstance(params, dict):
+        return [f"optimizer.params: {params!r} is not an object"]
+    params = dict(params)
     is_decoupled = params.pop("adam_w_mode", True) and params.pop("torch_adam", True)
     for name, key in _ADAMW.items():
         if name in params:
@@ -158,36 +173,43 @@ def _optimizer_keys(section: Mapping[str, Any], keep: Callable[[str, str, Any], 
 def _scheduler_keys(section: Mapping[str, Any], keep: Callable[[str, str, Any], None]) -> list[str]:
     if not section:
         return []
-    name, params = section.get("type"), dict(section.get("params", {}))
+    name, params = section.get("type"), section.get("params") or {}
     if name not in _SCHEDULERS:
         return [f"scheduler.type: {name!r} is not one of {', '.join(_SCHEDULERS)}"]
+    if not isinstance(params, dict):
+        return [f"scheduler.params: {params!r} is not an object"]
+    params = {key: value for key, value in params.items() if value != "auto"}
     unknown = sorted(set(params) - _SCHEDULERS[name])
     if unknown:
         return [f"scheduler.params.{key}: {name} has no such parameter" for key in unknown]
+    problems = [
+        f"scheduler.params.{key}: {value!r} is not {'log or linear' if key == 'warmup_type' else 'a number'}"
+        for key, value in params.items()
+        if (value not in ("log", "linear") if key == "warmup_type" else not _is_number(value))
+    ]
     if name != "WarmupLR" and "total_num_steps" not in params:
-        return [f"scheduler.params.total_num_steps: {name} needs it"]
+        problems.append(f"scheduler.params.total_num_steps: {name} needs it")
+    if name != "WarmupCosineLR" and "warmup_max_lr" not in section.get("params", {}):
+        keep("optimizer.lr", "scheduler.params.warmup_max_lr (its default)", _DEFAULT_PEAK)
     if "warmup_max_lr" in params:
         keep("optimizer.lr", "scheduler.params.warmup_max_lr", params.pop("warmup_max_lr"))
     keep("scheduler.deepspeed", "scheduler", {"type": name, "params": params})
-    return []
+    return problems
 
 
-def _batch_problems(
-    values: Mapping[str, Any], found: Mapping[str, tuple[str, Any]], batch_size: int, grad_accum: int
-) -> list[str]:
-    """`train_batch_size` must be clips × micro-batches × processes."""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_batch(values: Mapping[str, Any], *, clips: int, accumulated: int, processes: int) -> None:
+    """`train_batch_size` must be clips × micro-batches × processes. Raises UserError."""
     total = values.get("train_batch_size")
-    if total in (None, "auto"):
-        return []
-    clips = found.get("train.batch_size", ("", batch_size))[1]
-    accumulated = found.get("train.grad_accum", ("", grad_accum))[1]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if total == clips * accumulated * processes:
-        return []
-    return [
-        f"train_batch_size is {total}, but train.batch_size: {clips} × train.grad_accum: {accumulated} × {processes} "
-        f"processes are {clips * accumulated * processes}"
-    ]
+    if total in (None, "auto") or total == clips * accumulated * processes:
+        return
+    raise UserError(
+        f"train.ds_config: train_batch_size is {total}, but train.batch_size: {clips} × train.grad_accum: {accumulated} × "
+        f"{processes} processes are {clips * accumulated * processes}"
+    )
 
 
 def _plain(value: Any) -> Any:

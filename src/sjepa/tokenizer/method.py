@@ -14,7 +14,7 @@ from sjepa.core.errors import UserError
 from sjepa.core.frames import FrameGeometry
 from sjepa.core.progress import Messages
 from sjepa.core.random import key
-from sjepa.tokenizer.ds_config import DeepSpeedCurve
+from sjepa.tokenizer.ds_config import DeepSpeedCurve, check_batch
 from sjepa.tokenizer.memory import training_bytes
 from sjepa.tokenizer.metrics import FIGURES, SKILL
 from sjepa.tokenizer.modules.conformer import ConformerShape
@@ -77,6 +77,10 @@ class TokenizerEncoderSystem:
         """Any data fits."""
 
     def start(self, run: Prepared, *, note: Callable[[str], None]) -> TokenJEPA:
+        train = run.config.train
+        if train.ds_config is not None:
+            processes = run.engine.processes.total
+            check_batch(train.ds_config, clips=train.batch_size, accumulated=run.grad_accum, processes=processes)
         torch.manual_seed(key(run.config.seed, "model"))
         return TokenJEPA(network_shape(run.config))
 

@@ -40,9 +40,7 @@ def _resolved(config: TokConfig) -> TokConfig:
         return config
     given = config.train.ds_config
     values = given if isinstance(given, dict) else read_ds_config(Path(given))
-    train = config.train
-    keys = as_keys(values, stated(config), batch_size=train.batch_size, grad_accum=train.grad_accum)
-    for key, value in {"train.ds_config": values, **keys}.items():
+    for key, value in {"train.ds_config": values, **as_keys(values, stated(config))}.items():
         config = _with(config, key, value)
     return config
 

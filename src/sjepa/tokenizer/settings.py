@@ -103,6 +103,9 @@ class TokConfig(RunConfig):
     """The configuration of the tokenizer's commands."""
 
     run_name: str = Field("tokenizer", description="Name of the run: its folder under runs_root.")
+    device: Literal["cpu", "cuda", "rocm", "mps", "auto"] = Field(
+        "auto", description="Device; auto: a GPU if there is one. An error if not available."
+    )
     dataset: TokData = TokData()
     model: Model = Model()
     mask: Mask = Mask()

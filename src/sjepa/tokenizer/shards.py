@@ -24,11 +24,14 @@ class ShardFolder:
     the same name. Beside the weights a folder has the rest of the training state."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep, self._last = folder, keep, ""
 
     def save(self, tag: str, states: States, task: TokenJEPATask) -> None:
-        """Writes `tag`, points `latest` to it, and deletes the oldest steps beyond `keep`.
-        Collective."""
+        """Writes `tag` (unless it was the last one written), points `latest` to it, and deletes the
+        oldest steps beyond `keep`. Collective."""
+        if tag == self._last:
+            return
+        self._last = tag
         learner, engine = task.learner, task.parts.engine
         content = {
             "tag": tag,
@@ -46,7 +49,7 @@ class ShardFolder:
                 plain = {"module": states["model"], CONTENT: content}
                 write_torch_file(self._folder / tag / MODEL_STATES, plain, kind=PLAIN_KIND, format_number=PLAIN_FORMAT)
                 write_text(self._folder / LATEST, tag)
-            self._rotate()
+            self._rotate(tag)
 
     def newest(self) -> Path | None:
         """The checkpoint that `latest` names."""
@@ -70,7 +73,10 @@ class ShardFolder:
             states["optimizer"] |= {"state": {numbers[name]: moments for name, moments in found.moments.items()}}
         return Saved(states, content["config"])
 
-    def _rotate(self) -> None:
-        steps = sorted((int(match[1]), path) for path in self._folder.iterdir() if (match := _STEP.match(path.name)))
-        for _, path in steps[: max(0, len(steps) - self._keep)]:
+    def _rotate(self, newest: str) -> None:
+        """Steps of an earlier run of the same name are older, whatever their number."""
+        steps = [path for path in self._folder.iterdir() if _STEP.match(path.name) and path.name != newest]
+        steps.sort(key=lambda path: (path / MODEL_STATES).stat().st_mtime_ns if (path / MODEL_STATES).exists() else 0)
+        kept = self._keep - bool(_STEP.match(newest))
+        for path in steps[: max(0, len(steps) - kept)]:
             shutil.rmtree(path, ignore_errors=True)

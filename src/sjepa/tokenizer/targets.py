@@ -51,11 +51,12 @@ class TokenTargets(nn.Module):
     @torch.no_grad()
     def measure(self, features: Sequence[Tensor], ranks: Ranks) -> None:
         """Mean and deviation over the given rows [N, D] of all ranks; kept as they are if there are
-        none. Collective."""
-        width = len(self.mean_D)
-        sums_3D = torch.zeros(3, width, dtype=torch.float64, device=self.mean_D.device)
+        none, or if they are not finite. Collective."""
+        width, device = len(self.mean_D), self.mean_D.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        sums_3D = torch.zeros(3, width, dtype=wide, device=device)
         for rows_ND in features:
-            centred_ND = rows_ND.double() - self.mean_D  # sums of squares near the mean lose no digits
+            centred_ND = rows_ND.to(wide) - self.mean_D  # sums of squares near the mean lose no digits
             sums_3D += torch.stack(
                 [centred_ND.sum(0), centred_ND.square().sum(0), torch.full_like(sums_3D[0], len(rows_ND))]
             )
@@ -63,9 +64,9 @@ class TokenTargets(nn.Module):
         count_D = sums_3D[2].clamp(min=1)
         shift_D = sums_3D[0] / count_D
         variance_D = (sums_3D[1] / count_D - shift_D.square()).clamp(min=_LEAST_DEVIATION**2)
-        has_frames = sums_3D[2] > 0
-        self.mean_D.copy_(torch.where(has_frames, self.mean_D + shift_D, self.mean_D))
-        self.deviation_D.copy_(torch.where(has_frames, variance_D.sqrt(), self.deviation_D))
+        is_measured = (sums_3D[2] > 0) & shift_D.isfinite() & variance_D.isfinite()
+        self.mean_D.copy_(torch.where(is_measured, self.mean_D + shift_D, self.mean_D))
+        self.deviation_D.copy_(torch.where(is_measured, variance_D.sqrt(), self.deviation_D))
 
     def normalised(self, features: Tensor) -> Tensor:
         """Zero mean and unit deviation per dimension, float32."""

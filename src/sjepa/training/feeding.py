@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from sjepa.config.run import RunConfig
 from sjepa.core.distributed import Engine
@@ -14,7 +15,7 @@ from sjepa.dataset.augment import Augmentation
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.hub import HubStream
 from sjepa.dataset.loader import Batching, EpochLoader, Loader, Readers, WindowDataset
-from sjepa.dataset.stream import StreamBatching, StreamLoader, keep_some
+from sjepa.dataset.stream import StreamBatching, StreamLoader, contents, keep_some
 from sjepa.dataset.windows import Windows
 from sjepa.training.data import (
     ClipSet,
@@ -32,7 +33,8 @@ from sjepa.training.data import (
 @dataclass(frozen=True)
 class Data:
     """The clips of a run and the training windows of an epoch. With `stream`, an epoch reads the
-    stream, and `train` holds only the clips kept from it."""
+    stream, and `train` holds only the clips kept from it; those of `without` are left for the
+    test."""
 
     train: ClipSet
     test: ClipSet
@@ -40,11 +42,13 @@ class Data:
     noise: ClipSet | None
     windows: Windows
     stream: HubStream | None = None
+    without: frozenset[bytes] = frozenset()
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Hash of everything that determines the order of an epoch."""
-        more = "" if self.stream is None else repr((self.stream.options, self.stream.num_rows))
+        parts = () if self.stream is None else (self.stream.options, self.stream.num_rows)
+        more = repr((*parts, sorted(self.without)) if self.without else parts) if parts else ""
         return Fingerprint(self.train.clips, self.windows, more=more)
 
 
@@ -52,13 +56,14 @@ def load_data(config: RunConfig, *, progress: Progress) -> Data:
     """Scans the configured data sets. Raises UserError if one has no usable clip."""
     settings, suffix = config.dataset, "h5" if config.dataset.use_hdf5 else "path"
     load = partial(load_set, config, progress=progress)
-    stream = None
+    stream, kept, without = None, Path(), frozenset[bytes]()
     if settings.hf.streaming:
-        stream, train = _kept_of_stream(config, progress)
+        stream, kept, train = _kept_of_stream(config, progress)
     else:
         train = load(f"train_{suffix}", most=settings.max_train_samples)
     if settings.test_path is None and suffix == "path":
         train, test = held_out(train, settings.held_out, config.seed)
+        without = contents(kept, test.clips) if stream else without
     else:
         test = load(f"test_{suffix}", most=settings.max_test_samples)
     return Data(
@@ -68,11 +73,12 @@ def load_data(config: RunConfig, *, progress: Progress) -> Data:
         noise_set(config, progress=progress),
         training_windows(train.clips, settings),
         stream,
+        without,
     )
 
 
-def _kept_of_stream(config: RunConfig, progress: Progress) -> tuple[HubStream, ClipSet]:
-    """The stream at `dataset.train_path`, and the clips kept from it."""
+def _kept_of_stream(config: RunConfig, progress: Progress) -> tuple[HubStream, Path, ClipSet]:
+    """The stream at `dataset.train_path`, and the clips kept from it with their file."""
     settings, hf = config.dataset, config.dataset.hf
     if config.train.max_batch_seconds is not None:
         raise UserError(
@@ -86,7 +92,7 @@ def _kept_of_stream(config: RunConfig, progress: Progress) -> tuple[HubStream, C
     described = repr((options, config.seed, hf.kept_clips, hf.shuffle_buffer, stream.num_rows))
     kept = config.cache_folder / f"{options.path.name}.{key('kept of a stream', described):016x}.tar"
     keep_some(stream, kept, hf.kept_clips)
-    return stream, load_clips(config, str(kept), "dataset.train_path", progress=progress)
+    return stream, kept, load_clips(config, str(kept), "dataset.train_path", progress=progress)
 
 
 def load_set(config: RunConfig, name: str, *, progress: Progress, most: int | None = None) -> ClipSet:
@@ -114,6 +120,7 @@ def train_loader(config: RunConfig, data: Data, engine: Engine) -> EpochLoader:
             data.train.clips,
             augmentation=made,
             readers=_readers(config, engine),
+            without=data.without,
         )
     blended = blend(data.train, data.windows, config.seed)
     dataset = WindowDataset(

@@ -57,8 +57,8 @@ class ReceptiveFieldBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Transposed convolution of kernel 2 · stride (n steps give n · stride) and Snake, then the mean
-    of blocks of several kernels."""
+    """Transposed convolution of kernel 2 · stride (n steps give n · stride) and Snake, then the
+    mean of blocks of several kernels."""
 
     def __init__(
         self, before: int, channels: int, stride: int, kernels: tuple[int, ...], dilations: tuple[int, ...]
@@ -155,8 +155,8 @@ class TokenDecoder(nn.Module):
             self.last = init_convolution(nn.Conv1d(width, self.istft.channels, 1))
 
     def forward(self, values_BTD: Tensor, length_B: Tensor | None = None) -> Tensor:
-        """[B, T · hop], float32 (istft: not limited to −1…1). `length_B`: real frames of each clip (None: all); what comes
-        after them is zero."""
+        """[B, T · hop], float32 (istft: not limited to −1…1). `length_B`: real frames of each clip
+        (None: all); what comes after them is zero."""
         x_BCT = real_steps(length_B, values_BTD.transpose(1, 2)).keep(self.first(values_BTD.transpose(1, 2)))
         for block in self.up:
             x_BCT, length_B = block(x_BCT, length_B)

@@ -25,8 +25,8 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class DiscriminatorShape:
-    """`periods` (samples) of the multi-period part, number of `scales`, each at half the rate of the
-    one before, `windows` (samples) of the complex spectra; `channels` of the first layers."""
+    """`periods` (samples) of the multi-period part, number of `scales`, each at half the rate of
+    the one before, `windows` (samples) of the complex spectra; `channels` of the first layers."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     scales: int = 3

@@ -88,8 +88,8 @@ class FSQ:
         return bounded_TD + (self.values(self.codes(features_TD)) - bounded_TD).detach()
 
     def pack(self, codes_TD: Tensor) -> Tensor:
-        """Tokens, int32 [T, G]: mixed-radix numbers of the codes of a group, the first dimension the
-        least significant digit."""
+        """Tokens, int32 [T, G]: mixed-radix numbers of the codes of a group, the first dimension
+        the least significant digit."""
         tokens, start = [], 0
         for group in self.groups:
             weights = torch.tensor([math.prod(group[:index]) for index in range(len(group))], device=codes_TD.device)
@@ -98,8 +98,8 @@ class FSQ:
         return torch.stack(tokens, -1).to(torch.int32)
 
     def unpack(self, tokens_TG: Tensor) -> Tensor:
-        """The codes, int64 [T, D], of tokens. Raises ValueError if there are more or fewer groups, or
-        a token is outside its vocabulary."""
+        """The codes, int64 [T, D], of tokens. Raises ValueError if there are more or fewer groups,
+        or a token is outside its vocabulary."""
         if tokens_TG.shape[-1] != len(self.groups):
             raise ValueError(f"{tokens_TG.shape[-1]} tokens a frame instead of {len(self.groups)}")
         codes = []

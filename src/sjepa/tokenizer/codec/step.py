@@ -1,0 +1,172 @@
+"""One update of stage 2: the decoder, then the discriminators. B batch, S samples, T frames, D
+dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sjepa.core.distributed import Engine
+from sjepa.core.learner import Learner
+from sjepa.dataset.batch import Batch
+from sjepa.tokenizer.codec.losses import (
+    MelDistance,
+    SpectralLoss,
+    adversarial_loss,
+    feature_loss,
+    judges_loss,
+    waveform_error,
+)
+from sjepa.tokenizer.codec.metrics import LossSums
+from sjepa.tokenizer.codec.network import Codec, decoded
+from sjepa.tokenizer.modules.discriminators import Judged
+from sjepa.training.task import Update
+from sjepa.training.updates import make_update
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Of the terms of the decoder's loss; `gan` of adversarial loss and feature matching."""
+
+    waveform: float
+    spectral: float
+    mel: float
+    gan: float
+
+
+class Losses(nn.Module):
+    """The reconstruction losses of audio at a rate."""
+
+    def __init__(self, sample_rate: int, weights: LossWeights) -> None:
+        super().__init__()
+        self.weights = weights
+        self.spectral, self.mel = SpectralLoss(), MelDistance(sample_rate)
+
+    def forward(self, found_BS: Tensor, wanted_BS: Tensor, length_B: Tensor | None) -> dict[str, Tensor]:
+        """By name; without a gradient where the weight is 0."""
+        terms: dict[str, Callable[..., Tensor]] = {
+            "mel": self.mel, "spectral": self.spectral, "waveform": waveform_error
+        }  # fmt: skip
+        return {
+            name: term(found_BS if getattr(self.weights, name) else found_BS.detach(), wanted_BS, length_B)
+            for name, term in terms.items()
+        }
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        return torch.stack([getattr(self.weights, name) * loss for name, loss in losses.items()]).sum()
+
+
+class Made(NamedTuple):
+    """A micro-batch on the device and the decoder's audio of it, [B, S] both, zero after the end of
+    each clip. Without clips (`is_real` False) it holds silence, so that all ranks make the same
+    passes."""
+
+    batch: Batch
+    audio_BS: Tensor
+    is_real: bool
+
+    @property
+    def samples(self) -> int:
+        return self.batch.total_samples if self.is_real else 0
+
+
+def make(given: Batch, codec: Codec, decoder: Any, engine: Engine) -> Made:
+    """The audio that `decoder`, that of the codec or its wrapped form, makes of the codes."""
+    hop = codec.encoder.geometry.hop_samples
+    batch = given.or_silence(hop).to(engine.device)
+    with torch.no_grad(), engine.autocast():
+        codes_BTD = codec.codes(batch.clean_BS, batch.lengths())
+    values_BTD = codec.fsq.values(codes_BTD)
+    with engine.autocast():
+        audio_BS = decoded(decoder, values_BTD, batch.lengths(), hop)
+    return Made(batch, audio_BS[:, : batch.clean_BS.shape[1]].float(), bool(given.num_samples))
+
+
+def judged(judges: Any, engine: Engine, wanted_BS: Tensor, made_BS: Tensor) -> tuple[list[Judged], list[Judged]]:
+    """What the discriminators say of both, in one pass."""
+    with engine.autocast():
+        found = judges(torch.cat([wanted_BS, made_BS]))
+    count = len(wanted_BS)
+    return (
+        [Judged(one.scores[:count], tuple(item[:count] for item in one.features)) for one in found],
+        [Judged(one.scores[count:], tuple(item[count:] for item in one.features)) for one in found],
+    )
+
+
+def reconstruction(made: Made, losses: Losses) -> dict[str, Tensor]:
+    return losses(made.audio_BS, made.batch.clean_BS, made.batch.lengths())
+
+
+def update_decoder(
+    codec: Codec,
+    learner: Learner[Any],
+    judges: nn.Module | None,
+    window: Sequence[Batch],
+    losses: Losses,
+    sums: LossSums,
+    *,
+    max_norm: float,
+    news: bool,
+) -> tuple[Update, list[Made]]:
+    """With `judges` also the adversarial losses. The loss is the mean over micro-batches, weighted
+    by their samples, of all ranks. Also returns the audio, without its gradient."""
+    engine, kept = learner.engine, []
+
+    def gradients(count: float | Tensor) -> tuple[Tensor, LossSums]:
+        total, own = torch.zeros((), device=engine.device), LossSums(engine.device)
+        given = [batch for batch in window if batch.num_samples or engine.ranks.size > 1]
+        for index, batch in enumerate(given):
+            with learner.accumulating(more=index + 1 < len(given)):
+                made = make(batch, codec, learner.model, engine)
+                terms = reconstruction(made, losses)
+                loss = losses.total(terms)
+                if judges is not None:
+                    real, other = judged(judges, engine, made.batch.clean_BS, made.audio_BS)
+                    terms |= {"adversarial": adversarial_loss(other), "features": feature_loss(real, other)}
+                    loss = loss + losses.weights.gan * (terms["adversarial"] + terms["features"])
+                loss = loss * (made.samples / count)
+                learner.backward(loss)
+            own.add(terms, made.samples)
+            total += loss.detach()
+            kept.append(made._replace(audio_BS=made.audio_BS.detach()))
+        return total, own
+
+    terms = float(sum(batch.total_samples for batch in window))
+    return make_update(learner, window, terms=terms, gradients=gradients, sums=sums, max_norm=max_norm, news=news), kept
+
+
+def update_judges(learner: Learner[Any], made: Sequence[Made], sums: LossSums, *, max_norm: float) -> Update:
+    """The discriminators, on audio that the decoder made before its update."""
+    engine = learner.engine
+
+    def gradients(count: float | Tensor) -> tuple[Tensor, LossSums]:
+        total, own = torch.zeros((), device=engine.device), LossSums(engine.device)
+        for index, item in enumerate(made):
+            with learner.accumulating(more=index + 1 < len(made)):
+                term = judges_loss(*judged(learner.model, engine, item.batch.clean_BS, item.audio_BS))
+                loss = term * (item.samples / count)
+                learner.backward(loss)
+            own.add({"judges": term}, item.samples)
+            total += loss.detach()
+        return total, own
+
+    window, terms = [item.batch for item in made], float(sum(item.samples for item in made))
+    return make_update(learner, window, terms=terms, gradients=gradients, sums=sums, max_norm=max_norm, news=False)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Any:
+    """Within it the network's weights take no gradient; what goes through it does."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield network
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
