@@ -112,7 +112,8 @@ def traintok() -> int:
         from sjepa.entrypoints.systems import SYSTEMS
         from sjepa.entrypoints.train import train
 
-        return train(SYSTEMS["tokenizer encoder"], config, dry_run=options.dry_run)
+        system = SYSTEMS["tokenizer decoder" if config.train.stage == "train_decoder" else "tokenizer encoder"]
+        return train(system, config, dry_run=options.dry_run)
 
     return _run(parser, work)
 

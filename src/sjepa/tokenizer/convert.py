@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from sjepa.core.errors import UserError
 from sjepa.core.torch_files import write_torch_file
@@ -13,6 +16,11 @@ ENCODER_KIND = "sjepa tokenizer encoder alone"
 _ENCODER = "encoder."
 _GAUSSIANS = ("attention.offset", "attention.raw_width")
 _OF_TRAINING = ("states", "parameters")
+
+
+def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the encoder, under its own names."""
+    return {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
 
 
 def convert(ds_dir: Path, out: Path, *, tag: str | None, encoder_only: bool, assert_gaatn: bool) -> str:
@@ -27,7 +35,7 @@ def convert(ds_dir: Path, out: Path, *, tag: str | None, encoder_only: bool, ass
     kind = KIND
     if encoder_only:
         kind = ENCODER_KIND
-        weights = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
+        weights = encoder_weights(weights)
         if not weights:
             raise UserError(f"--encoder_only: {ds_dir / found.tag}: no weights of an encoder")
         content = {name: value for name, value in content.items() if name != "targets"}

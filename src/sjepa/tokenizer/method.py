@@ -65,7 +65,7 @@ class TokenizerEncoderSystem:
                 end_step=end,
                 phase_start_step=0,
                 augment=config.dataset.augment.enabled,
-                rate=_rate(config, total),
+                rate=rate_curve(config, total),
                 spectrum=name == WITH_SPECTRUM,
             )
             for name, start, end in ((WITH_SPECTRUM, 0, min(warmed, total)), (AFTER_SPECTRUM, warmed, total))
@@ -77,10 +77,7 @@ class TokenizerEncoderSystem:
         """Any data fits."""
 
     def start(self, run: Prepared, *, note: Callable[[str], None]) -> TokenJEPA:
-        train = run.config.train
-        if train.ds_config is not None:
-            processes = run.engine.processes.total
-            check_batch(train.ds_config, clips=train.batch_size, accumulated=run.grad_accum, processes=processes)
+        check_launch(run)
         torch.manual_seed(key(run.config.seed, "model"))
         return TokenJEPA(network_shape(run.config))
 
@@ -145,7 +142,16 @@ class TokenizerEncoderSystem:
         return {**found.metrics.named(), "target_rank": found.rank, "frames": float(found.metrics.frames)}
 
 
-def _rate(config: TokConfig, total: int) -> RateCurve:
+def check_launch(run: Prepared) -> None:
+    """The batch of `train.ds_config` against that of the run. Raises UserError."""
+    train = run.config.train
+    if train.ds_config is not None:
+        processes = run.engine.processes.total
+        check_batch(train.ds_config, clips=train.batch_size, accumulated=run.grad_accum, processes=processes)
+
+
+def rate_curve(config: TokConfig, total: int) -> RateCurve:
+    """The learning rate over a run of `total` updates."""
     peak, curve = config.optimizer.lr, config.scheduler
     if curve.deepspeed is not None:
         name, params = curve.deepspeed["type"], tuple(curve.deepspeed["params"].items())

@@ -24,6 +24,8 @@ def _problems(config: TokConfig) -> list[str]:
         problems.append(
             f"target.ema_start: {config.target.ema_start:g} is more than target.ema_end: {config.target.ema_end:g}"
         )
+    if config.train.stage == "train_decoder" and config.train.strategy == "fsdp":
+        problems.append("train.strategy: fsdp does not go with train.stage: train_decoder; use ddp or deepspeed")
     if config.train.compile:
         problems.append("train.compile: the tokenizer has no compiled layers")
     if config.train.activation_checkpointing:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sjepa.config.dataset import Augment, Dataset
 from sjepa.config.run import AdamW, Checkpoint, Curve, RunConfig, TrainLoop
-from sjepa.config.values import Betas, Fraction, Paths, Section
+from sjepa.config.values import Betas, Fraction, Paths, Section, WholeNumbers
 from sjepa.core.frames import FrameGeometry, padded_geometry
 from sjepa.tokenizer.sizes import hyperparameters
 
@@ -47,7 +47,10 @@ class Target(Section):
 
 
 class TokTrain(TrainLoop):
-    stage: Literal["train_jepa"] = Field("train_jepa", description="train_jepa: the encoder, without labels.")
+    stage: Literal["train_jepa", "train_decoder"] = Field(
+        "train_jepa",
+        description="train_jepa: the encoder, without labels; train_decoder: from its quantised features back to audio.",
+    )
     spectral_warmup: float = Field(
         0.0,
         ge=0,
@@ -68,6 +71,28 @@ class TokTrain(TrainLoop):
     )
     epochs: int = Field(20, ge=1, description="Passes over the training set.")
     grad_accum: int = Field(1, ge=1, description="Micro-batches in one optimiser step.")
+
+
+class Decoder(Section):
+    """Stage 2."""
+
+    encoder: str | None = Field(
+        None,
+        description="Weights of stage 1: a weights file, a file or folder of ckpt2pt, or a run folder; null: those in the "
+        "folder of the run's name.",
+    )
+    levels: WholeNumbers = Field(
+        (4, 4, 4, 4), description="Levels of the quantiser over equal parts of the dimensions."
+    )
+    group: int = Field(7, ge=1, description="Dimensions of a token.")
+    waveform_weight: float = Field(1.0, ge=0, description="Weight of the mean absolute error of the waveform.")
+    spectral_weight: float = Field(2.0, ge=0, description="Weight of the multi-resolution STFT loss.")
+    mel_weight: float = Field(0.0, ge=0, description="Weight of the mel distance.")
+    gan_weight: float = Field(0.1, ge=0, description="Weight of adversarial loss and feature matching.")
+    disc_start_step: int = Field(5000, ge=0, description="Update from which the discriminators take part.")
+    stft_discriminator: bool = Field(False, description="Also discriminators of complex spectra.")
+    sample_wav: str | None = Field(None, description="Audio that is reconstructed now and then; null: a test clip.")
+    sample_every: int = Field(500, ge=1, description="Updates between two reconstructions.")
 
 
 class TokCheckpoint(Checkpoint):
@@ -110,6 +135,7 @@ class TokConfig(RunConfig):
     model: Model = Model()
     mask: Mask = Mask()
     target: Target = Target()
+    decoder: Decoder = Decoder()
     train: TokTrain = TokTrain()
     checkpoint: TokCheckpoint = TokCheckpoint()
     optimizer: TokOptimizer = TokOptimizer()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from sjepa.config.values import Section, WholeNumbers
 from sjepa.core.frames import SPEECH
+from sjepa.tokenizer.modules.decoder import DecoderShape
 
 
 class Hyperparameters(Section):
@@ -27,6 +28,16 @@ class Hyperparameters(Section):
     conformer_kernel: int = Field(31, ge=1, description="Kernel of the Conformer's convolution, frames (odd).")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of the Conformer blocks.")
     predictor_width: int = Field(256, ge=1, description="Width of the predictor.")
+    decoder: Literal["hifigan", "istft"] = Field(
+        "hifigan", description="Stage 2: hifigan, transposed convolutions; istft, ConvNeXt blocks and an inverse STFT."
+    )
+    decoder_channels: WholeNumbers | None = Field(
+        None, description="Channels of the decoder, first and after each stride; null: those of the encoder, reversed."
+    )
+    decoder_strides: WholeNumbers | None = Field(None, description="Its strides; null: those of the encoder, reversed.")
+    decoder_blocks: int = Field(8, ge=1, description="istft: ConvNeXt blocks.")
+    istft_hop: int = Field(1, ge=1, description="istft: hop of the inverse STFT, samples.")
+    discriminator_channels: int = Field(32, ge=4, multiple_of=4, description="First channels of the discriminators.")
 
     @property
     def inner_width(self) -> int:
@@ -35,6 +46,17 @@ class Hyperparameters(Section):
     @property
     def hop(self) -> int:
         return math.prod(self.strides)
+
+    @property
+    def decoder_shape(self) -> DecoderShape:
+        return DecoderShape(
+            self.decoder,
+            self.code_dim,
+            self.decoder_channels or self.channels[::-1],
+            self.decoder_strides or self.strides[::-1],
+            blocks=self.decoder_blocks,
+            istft_hop=self.istft_hop,
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Hyperparameters:
@@ -54,9 +76,13 @@ class Hyperparameters(Section):
 
 SIZES: dict[str, dict[str, Any]] = {
     "smoke": {"channels": (8, 12, 16, 24), "strides": (8, 5, 8), "residual_blocks": 1, "code_dim": 24,
-              "conformer_layers": 1, "heads": 2, "conformer_kernel": 15, "predictor_width": 24},
+              "conformer_layers": 1, "heads": 2, "conformer_kernel": 15, "predictor_width": 24,
+              "decoder": "istft", "decoder_channels": (32, 32), "decoder_strides": (2,), "decoder_blocks": 2,
+              "istft_hop": 160, "discriminator_channels": 4},
     "tiny": {"channels": (32, 48, 128, 160), "strides": (8, 8, 5), "residual_blocks": 1, "code_dim": 96,
-             "conformer_layers": 3, "heads": 4, "predictor_width": 96},
+             "conformer_layers": 3, "heads": 4, "predictor_width": 96,
+             "decoder": "istft", "decoder_channels": (192, 192), "decoder_strides": (2,), "decoder_blocks": 6,
+             "istft_hop": 160, "discriminator_channels": 8},
     "speech": {"channels": (32, 64, 128, 256, 384), "strides": (4, 5, 8, 12), "residual_blocks": 2, "code_dim": 28,
                "conformer_width": 256, "conformer_layers": 4, "heads": 8, "predictor_width": 256},
     "seed": {},

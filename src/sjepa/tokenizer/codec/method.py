@@ -1,0 +1,190 @@
+"""Stage 2 of the tokenizer as a system for the train command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torchinfo import summary as torchinfo_summary
+
+from sjepa.core.errors import UserError
+from sjepa.core.progress import Messages
+from sjepa.core.random import key
+from sjepa.dataset.audio import Waveform
+from sjepa.tokenizer.codec.fsq import FSQ
+from sjepa.tokenizer.codec.metrics import FIGURES
+from sjepa.tokenizer.codec.network import Codec
+from sjepa.tokenizer.codec.samples import Samples, read_sample
+from sjepa.tokenizer.codec.source import find_encoder, load_encoder
+from sjepa.tokenizer.codec.step import Losses, LossWeights
+from sjepa.tokenizer.codec.task import CodecParts, CodecStage, CodecTask, measure
+from sjepa.tokenizer.codec.weights import load_codec
+from sjepa.tokenizer.method import check_launch, rate_curve
+from sjepa.tokenizer.modules.decoder import DecoderShape
+from sjepa.tokenizer.modules.discriminators import Discriminators, DiscriminatorShape
+from sjepa.tokenizer.modules.encoder import TokenEncoder
+from sjepa.tokenizer.schema import SCHEMA
+from sjepa.tokenizer.settings import TokConfig
+from sjepa.tokenizer.sizes import hyperparameters
+from sjepa.training.feeding import Data, evaluation_loader
+from sjepa.training.figures import Figure
+from sjepa.training.optimizer import build_adamw
+from sjepa.training.report import Report
+from sjepa.training.schedule import RunProgress, Schedule
+from sjepa.training.system import Prepared
+
+ALONE, TOGETHER = "reconstruction", "with discriminators"
+_STFT_WINDOWS = (2048, 1024, 512)  # samples, of the discriminators of complex spectra
+_STATES, _KEPT = 4, 60  # float32 copies of the weights; values that the decoder keeps per sample, about
+
+
+class Start(NamedTuple):
+    """The networks, and the clip to be reconstructed now and then."""
+
+    codec: Codec
+    judges: Discriminators
+    sample: Waveform
+
+
+class TokenizerDecoderSystem:
+    """Reconstruction of audio from the quantised features of the frozen encoder."""
+
+    name, schema, figures = "tokenizer decoder", SCHEMA, FIGURES
+    state = ("encoder", "model", "optimizer", "discriminators", "discriminators_optimizer", "epoch_sums", "recent_sums")
+    step_log = "decoder_logs.txt"
+
+    def plan(
+        self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None
+    ) -> Schedule[CodecStage]:
+        total = config.train.max_steps or config.train.epochs * steps_per_epoch
+        if progress is not None and total < progress.step:
+            raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
+        begin = min(config.decoder.disc_start_step if config.decoder.gan_weight else total, total)
+        if progress is not None:
+            begin = progress.entered.get(TOGETHER, max(begin, progress.step))
+        stages = [
+            CodecStage(
+                name=name,
+                phase=1,
+                start_step=start,
+                end_step=end,
+                phase_start_step=0,
+                augment=False,
+                rate=rate_curve(config, total),
+                adversarial=name == TOGETHER,
+            )
+            for name, start, end in ((ALONE, 0, begin), (TOGETHER, begin, total))
+            if start < end
+        ]
+        return Schedule(tuple(stages), steps_per_epoch)
+
+    def check(self, config: TokConfig, data: Data, schedule: Schedule[CodecStage]) -> None:
+        """Any data fits."""
+
+    def start(self, run: Prepared, *, note: Callable[[str], None]) -> Start:
+        config: TokConfig = run.config
+        check_launch(run)
+        path = find_encoder(config.decoder.encoder, Path(config.runs_root) / config.run_name)
+        encoder = load_encoder(path)
+        geometry = encoder.geometry
+        if geometry.sample_rate != config.dataset.sample_rate:
+            raise UserError(
+                f"dataset.sample_rate: {config.dataset.sample_rate}, but the encoder of {path} hears audio at "
+                f"{geometry.sample_rate} Hz"
+            )
+        torch.manual_seed(key(config.seed, "decoder"))
+        codec = build_codec(config, encoder)
+        windows = _STFT_WINDOWS if config.decoder.stft_discriminator else ()
+        channels = hyperparameters(config.model.size, config.model.overrides).discriminator_channels
+        judges = Discriminators(DiscriminatorShape(windows=windows, channels=channels))
+        note(f"encoder: {path}; {codec.fsq.describe(geometry.sample_rate / geometry.hop_samples)}")
+        return Start(codec, judges, _sample(config, run.data))
+
+    def describe(self, start: Start) -> str:
+        """Table of the decoder's modules, and totals."""
+        table = str(
+            torchinfo_summary(start.codec.decoder, depth=2, col_names=("num_params", "params_percent"), verbose=0)
+        )
+        encoder, judges = (
+            sum(weight.numel() for weight in part.parameters()) for part in (start.codec.encoder, start.judges)
+        )
+        return f"{table}\nencoder {encoder:,} parameters, frozen; discriminators {judges:,}"
+
+    def memory_bytes(self, run: Prepared, start: Start) -> int:
+        weights = sum(weight.numel() for part in (start.codec, start.judges) for weight in part.parameters())
+        values = max(clips * samples for clips, samples in run.loader.largest_batches())
+        return 4 * (_STATES * weights + _KEPT * values)
+
+    def task(self, run: Prepared, start: Start, folder: Path, report: Report) -> CodecTask:
+        config: TokConfig = run.config
+        build = partial(
+            build_adamw,
+            lr=config.optimizer.lr,
+            weight_decay=config.optimizer.weight_decay,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            scales_loss=run.engine.scales_loss,
+        )
+        parts = CodecParts(
+            engine=run.engine,
+            build_optimizer=build,
+            losses=_losses(config),
+            max_norm=config.train.grad_clip_norm,
+            folder=folder / "weights",
+            config=config.model_dump(mode="json", by_alias=True),
+            samples=Samples(
+                start.sample, folder.parent / "samples", config.decoder.sample_every, run.engine, report.note
+            ),
+        )
+        assert isinstance(run.stage, CodecStage)
+        return CodecTask(parts, run.engine.to_device(start.codec), run.engine.to_device(start.judges), run.stage)
+
+    def copies(self, config: TokConfig, folder: Path) -> None:
+        """None."""
+
+    def best(self, config: TokConfig) -> Figure:
+        return FIGURES[0]
+
+    def remarks(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """None."""
+        return []
+
+    def results(self, run: Prepared, weights: Path, messages: Messages) -> dict[str, float]:
+        codec, engine = run.engine.to_device(load_codec(weights).codec), run.engine
+        loader = evaluation_loader(run.config, run.data.test.clips, engine)
+        batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
+        losses = engine.to_device(_losses(run.config))
+        found = measure(engine, codec, codec.decoder, None, batches, losses, warn=messages.warn)
+        return {name: value for name, value in found.items() if name in ("mel", "spectral", "waveform")}
+
+
+def build_codec(config: TokConfig, encoder: TokenEncoder) -> Codec:
+    """With a new decoder. Raises UserError if quantiser or decoder do not fit the encoder."""
+    values, width = hyperparameters(config.model.size, config.model.overrides), encoder.shape.width
+    own = values.decoder_shape
+    shape = DecoderShape(own.kind, width, own.channels, own.strides, blocks=own.blocks, istft_hop=own.istft_hop)
+    try:
+        return Codec(encoder, FSQ(width, config.decoder.levels, config.decoder.group), shape)
+    except ValueError as error:
+        raise UserError(f"decoder and model: {error}") from None
+
+
+def _losses(config: TokConfig) -> Losses:
+    own = config.decoder
+    weights = LossWeights(own.waveform_weight, own.spectral_weight, own.mel_weight, own.gan_weight)
+    return Losses(config.dataset.sample_rate, weights)
+
+
+def _sample(config: TokConfig, data: Data) -> Waveform:
+    """`decoder.sample_wav`, or the first test clip."""
+    rate, most = config.dataset.sample_rate, max(config.dataset.max_seconds, 4.0)
+    if config.decoder.sample_wav:
+        return read_sample(Path(config.decoder.sample_wav), rate, most)
+    clips = data.test.clips
+    return clips.read(0, length=min(int(clips.length_N[0]), round(most * rate)))
+
+
+TOKENIZER_DECODER = TokenizerDecoderSystem()

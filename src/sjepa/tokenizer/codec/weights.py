@@ -1,0 +1,57 @@
+"""best.pt and last.pt of stage 2: encoder, quantiser and decoder in one self-contained file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sjepa.core.errors import UserError
+from sjepa.core.torch_files import read_torch_file, write_torch_file
+from sjepa.tokenizer.codec.fsq import FSQ
+from sjepa.tokenizer.codec.network import Codec
+from sjepa.tokenizer.modules.conformer import ConformerShape
+from sjepa.tokenizer.modules.decoder import DecoderShape
+from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
+
+KIND, FORMAT = "sjepa tokenizer", 1
+
+
+@dataclass(frozen=True)
+class CodecWeights:
+    """Content of a file: the codec, configuration (plain values) and progress (epoch, step,
+    validation metrics)."""
+
+    codec: Codec
+    config: dict[str, Any]
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+def save_codec(path: Path, weights: CodecWeights) -> None:
+    """Writes the file atomically."""
+    codec = weights.codec
+    content = {
+        "encoder": asdict(codec.encoder.shape),
+        "decoder": asdict(codec.decoder.shape),
+        "quantiser": {"levels": codec.fsq.levels, "group": codec.fsq.group},
+        "model": codec.state_dict(),
+        "config": weights.config,
+        "progress": weights.progress,
+    }
+    write_torch_file(path, content, kind=KIND, format_number=FORMAT)
+
+
+def load_codec(path: Path) -> CodecWeights:
+    """Loads a file of `save_codec` onto the CPU. Raises UserError if it is missing, damaged, or not
+    such a file."""
+    content = read_torch_file(path, kind=KIND, format_number=FORMAT)
+    try:
+        given = {**content["encoder"], "conformer": ConformerShape(**content["encoder"]["conformer"])}
+        encoder = TokenEncoder(TokenEncoderShape(**given))
+        quantiser = content["quantiser"]
+        fsq = FSQ(encoder.shape.width, tuple(quantiser["levels"]), quantiser["group"])
+        codec = Codec(encoder, fsq, DecoderShape(**content["decoder"]))
+        codec.load_state_dict(content["model"])
+        return CodecWeights(codec, dict(content["config"]), dict(content["progress"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: incomplete weights ({' '.join(str(error).split())})") from None

@@ -1,0 +1,119 @@
+"""Runs of stage 2: what they write, and that interruptions leave no trace."""
+
+import csv
+import shutil
+
+import pytest
+import soundfile
+import torch
+
+from sjepa.core.errors import UserError
+from sjepa.entrypoints.systems import SYSTEMS
+from sjepa.entrypoints.train import train
+from sjepa.tokenizer.codec.source import find_encoder, load_encoder
+from sjepa.tokenizer.codec.weights import load_codec
+from sjepa.tokenizer.convert import convert
+from sjepa.tokenizer.weights import load_weights
+from tests.support.runs import history, stopping_after
+from tests.tokenizer import runs
+
+STAGE_2 = ["train.stage=train_decoder", "dataset.max_seconds=0.5", "decoder.disc_start_step=4", "decoder.sample_every=4",
+           "train.epochs=3", "decoder.levels=[4,4]"]  # fmt: skip
+
+
+def decode(corpus, root, *overrides):
+    return train(SYSTEMS["tokenizer decoder"], runs.configured(corpus, root, *STAGE_2, *overrides))
+
+
+@pytest.fixture(scope="module")
+def stage_1(corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stage 1")
+    assert runs.run(corpus, root, "checkpoint.shards=true", "train.epochs=1") == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, stage_1, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stage 2")
+    shutil.copytree(stage_1 / "t", root / "t")
+    assert decode(corpus, root) == 0
+    return root
+
+
+def final(root, name):
+    weights = torch.load(root / f"t/{name}/weights/last.pt", weights_only=True)["model"]
+    timing = ("seconds", "data_waiting")
+    return weights, [{k: v for k, v in row.items() if k not in timing} for row in history(root / f"t/{name}")]
+
+
+def test_it_is_trained_reported_and_kept(whole, stage_1):
+    folder = whole / "t/train2"
+    rows = history(folder)
+    assert float(rows[-1]["val_mel"]) < float(rows[0]["val_mel"])
+    assert float(rows[0]["train_judges"]) == 0 or float(rows[-1]["train_judges"]) > 0
+    with (folder / "results.csv").open(newline="") as file:
+        results = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+    assert results.keys() == {"mel", "spectral", "waveform"}
+    codec = load_codec(folder / "weights/best.pt").codec.eval()
+    first = load_weights(stage_1 / "t/train/weights/best.pt").network.encoder.state_dict()
+    for name, value in codec.encoder.state_dict().items():
+        assert torch.equal(value, first[name]), name  # strictly loaded, and not touched
+    tokens = codec.encode(torch.randn(1, 16000))
+    assert tokens.shape == (1, 50, 4)
+    assert codec.decode(tokens).shape == (1, 16000)
+    lines = (whole / "t/decoder_logs.txt").read_text().splitlines()
+    assert lines[0].split("\t")[:3] == ["step", "epoch", "mel"]
+
+
+def test_samples_are_written_with_the_token_line(whole):
+    audio, rate = soundfile.read(whole / "t/samples/step0000004.wav")
+    assert rate == 16000
+    assert len(audio) > 8000
+    assert (whole / "t/samples/step0000004.jpg").stat().st_size > 10_000
+    log = next((whole / "t/train2/logs").iterdir()).read_text()
+    assert "[TOK] step=4 G=4 fps=50.0000 dur=" in log
+    assert "tps=200.000" in log
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(corpus, stage_1, whole, tmp_path, step):
+    """Before and after the discriminators take part."""
+    shutil.copytree(stage_1 / "t", tmp_path / "t")
+    with stopping_after(step):
+        assert decode(corpus, tmp_path) == 143
+    assert decode(corpus, tmp_path, "checkpoint.resume=true") == 0
+    (weights, rows), (own, other) = final(whole, "train2"), final(tmp_path, "train2")
+    assert rows == other
+    for name, value in weights.items():
+        assert torch.equal(own[name], value), name
+
+
+def test_the_encoder_is_found_in_every_form(stage_1, tmp_path):
+    best = load_weights(stage_1 / "t/train/weights/best.pt").network.encoder.state_dict()
+    for encoder_only in (False, True):
+        convert(
+            stage_1 / "t/jepa_encoder_ds", tmp_path / "a.pt", tag=None, encoder_only=encoder_only, assert_gaatn=False
+        )
+        found = load_encoder(find_encoder(str(tmp_path / "a.pt"), tmp_path)).state_dict()
+        assert all(torch.equal(found[name], best[name]) for name in best)  # one epoch: the last is the best
+    for given in ("t", "t/train", "t/train/weights/best.pt", "t/jepa_encoder_ds"):
+        found = load_encoder(find_encoder(str(stage_1 / given), tmp_path)).state_dict()
+        assert all(torch.equal(found[name], best[name]) for name in best)
+    assert find_encoder(None, stage_1 / "t") == stage_1 / "t/train/weights/best.pt"
+
+
+def test_what_is_no_encoder_is_told(corpus, stage_1, tmp_path):
+    with pytest.raises(UserError, match=r"decoder.encoder is not set, and .*/t: holds no weights of stage 1"):
+        decode(corpus, tmp_path)
+    with pytest.raises(UserError, match=r"decoder.encoder: .*nowhere: holds no weights"):
+        decode(corpus, tmp_path, f"decoder.encoder={tmp_path / 'nowhere'}")
+    content = torch.load(stage_1 / "t/train/weights/best.pt", weights_only=True)
+    del content["model"]["encoder.first.weight"]
+    torch.save(content, tmp_path / "damaged.pt")
+    with pytest.raises(UserError, match=r"encoder\.first\.weight"):
+        decode(corpus, tmp_path, f"decoder.encoder={tmp_path / 'damaged.pt'}")
+    assert not (tmp_path / "t/train").exists()
+    with pytest.raises(UserError, match="makes 640 samples of a frame, the encoder takes 320"):
+        decode(corpus, tmp_path, f"decoder.encoder={stage_1 / 't'}", "model.overrides.istft_hop=320")
+    with pytest.raises(UserError, match=r"decoder and model: levels: 1 is below 2"):
+        decode(corpus, tmp_path, f"decoder.encoder={stage_1 / 't'}", "decoder.levels=[1]")
