@@ -1,8 +1,11 @@
 """Runs of stage 2: what they write, and that interruptions leave no trace."""
 
 import csv
+import json
 import shutil
+import zipfile
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -11,9 +14,11 @@ from sjepa.core.errors import UserError
 from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.entrypoints.train import train
 from sjepa.tokenizer.codec.source import find_encoder, load_encoder
+from sjepa.tokenizer.codec.tokens import read_tokens
 from sjepa.tokenizer.codec.weights import load_codec
 from sjepa.tokenizer.convert import convert
 from sjepa.tokenizer.weights import load_weights
+from tests.support.commands import command
 from tests.support.runs import history, stopping_after
 from tests.tokenizer import runs
 
@@ -117,3 +122,63 @@ def test_what_is_no_encoder_is_told(corpus, stage_1, tmp_path):
         decode(corpus, tmp_path, f"decoder.encoder={stage_1 / 't'}", "model.overrides.istft_hop=320")
     with pytest.raises(UserError, match=r"decoder and model: levels: 1 is below 2"):
         decode(corpus, tmp_path, f"decoder.encoder={stage_1 / 't'}", "decoder.levels=[1]")
+
+
+def test_audio_becomes_tokens_and_tokens_audio(whole, corpus, tmp_path):
+    """A folder, a file of another rate, and one that is none."""
+    with zipfile.ZipFile(corpus / "test.zip") as archive:
+        names = archive.namelist()[:3]
+        for name in names:
+            archive.extract(name, tmp_path / "clips")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(3 * 44100)
+    soundfile.write(tmp_path / "long.flac", noise, 44100)
+    (tmp_path / "bad.wav").write_bytes(b"nothing")
+    weights = whole / "t/train2/weights/best.pt"
+    given = [
+        "clips",
+        "long.flac",
+        "bad.wav",
+        "--weights",
+        weights,
+        "--out",
+        "tokens",
+        "window_seconds=1",
+        "overlap_seconds=0.2",
+    ]
+    done = command("runtok", "encode", *given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bad.wav" in done.stdout
+    assert "4 tokens a frame, vocabulary 16,384 and 64, 200 tokens/s, 2,400 bit/s" in done.stdout
+    tokens = read_tokens(tmp_path / "tokens/long.npz")
+    assert tokens.tokens_TG.shape == (150, 4)
+    lines = [json.loads(line) for line in (tmp_path / "tokens/tokens.jsonl").read_text().splitlines()]
+    assert len(lines) == 4
+    assert lines[-1]["tokens"] == tokens.tokens_TG.tolist()
+    done = command("runtok", "decode", "tokens/long.npz", "--weights", weights, "--out", "again.wav", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    audio, rate = soundfile.read(tmp_path / "again.wav")
+    assert (len(audio), rate) == (48000, 16000)
+    assert "times real time" in done.stdout
+    done = command("runtok", "stats", *sorted((tmp_path / "tokens").glob("*.npz")), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"4 files, {sum(line['duration'] for line in lines):.1f} s" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["encode", "a.wav"], "--weights"),
+        (["decode", "a.npz", "--weights", "w.pt"], "--out"),
+        (["stats"], "name token files"),
+        (["stats", "a.npz"], "a.npz: no such file"),
+        (["encode", "a.wav", "--out", "b", "--weights", "w.pt"], "w.pt: no such file"),
+        (["encode", "a.wav", "overlap_seconds=9"], "more than half"),
+        (["encode", "a.wav", "windows=9"], "windows"),
+    ],
+)
+def test_bad_arguments_of_runtok_are_one_line(tmp_path, arguments, said):
+    done = command("runtok", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -118,6 +118,35 @@ def traintok() -> int:
     return _run(parser, work)
 
 
+def runtok() -> int:
+    """Turns audio into tokens of the tokenizer, and tokens into audio."""
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.config.load import load_config
+        from sjepa.entrypoints.tokens import SCHEMA, run
+
+        flags = [f"{name}={getattr(options, name)}" for name in ("weights", "out") if getattr(options, name)]
+        keys = [item for item in options.inputs if "=" in item and not Path(item).exists()]
+        inputs = [Path(item) for item in options.inputs if item not in keys]
+        return run(options.action, inputs, load_config(SCHEMA, options.config, [*flags, *keys]))
+
+    parser = argparse.ArgumentParser(
+        prog="runtok",
+        description="Audio to tokens (encode), tokens to audio (decode), statistics of token files (stats).",
+        epilog="example: runtok encode recordings/ --weights runs/NAME/train2/weights/best.pt --out tokens",
+    )
+    parser.add_argument("action", choices=("encode", "decode", "stats"))
+    parser.add_argument(
+        "inputs", nargs="*", metavar="FILE or key=value", help="audio files and folders, or token files"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="weights of stage 2")
+    parser.add_argument("--out", metavar="PATH", help="folder for tokens, or audio file")
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration of the same keys")
+    parser.add_argument("--version", action="version", version=f"runtok {__version__}")
+    parser.set_defaults(help_config=False)
+    return _run(parser, work)
+
+
 def ckpt2pt() -> int:
     """Consolidates a checkpoint folder of DeepSpeed's layout into one file."""
 

@@ -1,0 +1,214 @@
+"""The command `runtok`: audio to tokens, tokens to audio, statistics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+from pydantic import Field
+
+from sjepa.config.load import Schema
+from sjepa.config.values import Section
+from sjepa.core.distributed import Engine
+from sjepa.core.errors import UserError
+from sjepa.core.files import atomic_path
+from sjepa.dataset.audio import DecodeError, decode_window, probe, resampled_length
+from sjepa.dataset.endings import AUDIO, is_hidden
+from sjepa.reporting.console import Console
+from sjepa.tokenizer.codec.network import Codec
+from sjepa.tokenizer.codec.tokens import (
+    Tokens,
+    check_codec,
+    decode_pieces,
+    encode_windows,
+    identity,
+    read_tokens,
+    window_frames,
+    write_tokens,
+)
+from sjepa.tokenizer.codec.weights import load_codec
+
+LISTING = "tokens.jsonl"
+
+
+class TokenRun(Section):
+    """The configuration of `runtok`."""
+
+    weights: str | None = Field(None, description="Weights of stage 2 (best.pt).")
+    out: str | None = Field(None, description="encode: folder of the token files; decode: audio file (WAV or FLAC).")
+    device: Literal["cpu", "cuda", "rocm", "mps", "auto"] = Field("auto", description="Device.")
+    window_seconds: float = Field(15.0, gt=0, description="Longest piece of a recording that is encoded at once.")
+    overlap_seconds: float = Field(1.0, ge=0, description="Overlap of two pieces.")
+
+
+def _problems(config: TokenRun) -> list[str]:
+    if config.overlap_seconds <= config.window_seconds / 2:
+        return []
+    return [
+        f"overlap_seconds: {config.overlap_seconds:g} is more than half of window_seconds: {config.window_seconds:g}"
+    ]
+
+
+SCHEMA = Schema(TokenRun, problems=_problems)
+
+
+def run(action: str, inputs: Sequence[Path], config: TokenRun) -> int:
+    """`action`: encode, decode or stats. Returns the exit code."""
+    if not inputs:
+        raise UserError(f"{action}: name {'audio files or folders' if action == 'encode' else 'token files'}")
+    if action == "stats":
+        return _stats(inputs)
+    if config.weights is None:
+        raise UserError("--weights: name the weights of stage 2 (best.pt of a run of train_decoder)")
+    if config.out is None:
+        raise UserError(f"--out: name the {'folder to write tokens' if action == 'encode' else 'audio file'} to")
+    engine = Engine(device=config.device, precision="fp32", launch=False)
+    codec = engine.to_device(load_codec(Path(config.weights)).codec.eval())
+    if action == "encode":
+        return _encode(inputs, codec, config, Console())
+    if len(inputs) > 1:
+        raise UserError("decode: one token file at a time")
+    return _decode(inputs[0], codec, Path(config.out), Console())
+
+
+def _encode(inputs: Sequence[Path], codec: Codec, config: TokenRun, console: Console) -> int:
+    """One token file per recording, and a listing of all."""
+    out, model = Path(str(config.out)), identity(codec)
+    files = list(dict.fromkeys(_recordings(inputs)))
+    names = _names(files)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    geometry, failed, lines = codec.encoder.geometry, 0, []
+    console.note(f"{model}: {codec.fsq.describe(geometry.sample_rate / geometry.hop_samples)}")
+    begun, seconds = time.perf_counter(), 0.0
+    for path in files:
+        try:
+            tokens = _encoded(path, codec, model, config, console)
+        except (DecodeError, OSError) as error:
+            console.warn(f"{path}: {error}")
+            failed += 1
+            continue
+        write_tokens(out / names[path], tokens)
+        seconds += tokens.seconds
+        lines.append(
+            {
+                "path": str(path),
+                "duration": round(tokens.seconds, 4),
+                "model": model,
+                "tokens": tokens.tokens_TG.tolist(),
+            }
+        )
+    with atomic_path(out / LISTING) as temporary:
+        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    console.note(f"{len(lines)} recordings, {_speed(seconds, time.perf_counter() - begun)}: {out}")
+    return 2 if failed else 0
+
+
+def _encoded(path: Path, codec: Codec, model: str, config: TokenRun, console: Console) -> Tokens:
+    geometry = codec.encoder.geometry
+    rate, hop = geometry.sample_rate, geometry.hop_samples
+    longest, overlap = (round(value * rate / hop) for value in (config.window_seconds, config.overlap_seconds))
+    with path.open("rb") as file:
+        info = probe(file)
+        samples = int(resampled_length(info.samples, info.rate, rate))
+        if samples < geometry.fewest_samples:
+            raise DecodeError(f"{samples / rate:.3f} s, less than two frames")
+        read = partial(_read, file, info, rate)
+        total = len(window_frames(geometry.frames(samples), max(2, longest), overlap))
+        pieces = encode_windows(codec, read, samples, longest=max(2, longest), overlap=overlap)
+        found = np.concatenate(list(console.progress(pieces, total=total, label=path.name)))
+    return Tokens(found, samples, rate, hop, codec.fsq.vocabulary, model)
+
+
+def _read(file, info, rate, start, end):  # type: ignore[no-untyped-def]
+    return decode_window(file, info, start=start, length=end - start, rate=rate)
+
+
+def _decode(path: Path, codec: Codec, out: Path, console: Console) -> int:
+    tokens = read_tokens(path)
+    check_codec(tokens, codec, path)
+    kinds = {".wav": "WAV", ".flac": "FLAC"}
+    if out.suffix.lower() not in kinds:
+        raise UserError(f"--out: {out}: the name must end in .wav or .flac")
+    begun, peak = time.perf_counter(), 0.0
+    with (
+        atomic_path(out) as temporary,
+        soundfile.SoundFile(temporary, "w", tokens.sample_rate, 1, "PCM_16", format=kinds[out.suffix.lower()]) as file,
+    ):
+        try:
+            for piece in decode_pieces(codec, tokens):
+                peak = max(peak, float(np.abs(piece).max(initial=0.0)))
+                file.write(piece.clip(-1, 1))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+    console.note(f"{_speed(tokens.seconds, time.perf_counter() - begun)}: {out}")
+    if peak > 1:
+        console.warn(f"samples of up to {peak:.2f} were clipped")
+    return 0
+
+
+def _stats(inputs: Sequence[Path]) -> int:
+    """Prints frames, tokens, bits per second, use and entropy of every group over all files."""
+    found = [read_tokens(path) for path in inputs]
+    first = found[0]
+    for path, tokens in zip(inputs, found, strict=True):
+        if (tokens.model, tokens.vocabulary) != (first.model, first.vocabulary):
+            raise UserError(f"{path}: tokens of the model {tokens.model}, those of {inputs[0]} are of {first.model}")
+    tokens_TG = np.concatenate([tokens.tokens_TG for tokens in found])
+    seconds, frames = sum(tokens.seconds for tokens in found), len(tokens_TG)
+    nominal = [float(np.log2(size)) for size in first.vocabulary]
+    print(
+        f"model {first.model}, {len(found)} files, {seconds:.1f} s: {frames:,} frames, {tokens_TG.size:,} tokens "
+        f"({tokens_TG.size / seconds:.1f} a second), nominal {frames * sum(nominal) / seconds:,.0f} bit/s"
+    )
+    print(f"{'group':>5} {'vocabulary':>10} {'used':>7} {'share':>7} {'perplexity':>10} {'entropy, bit':>12} {'of':>6}")
+    total = 0.0
+    for group, (size, bits) in enumerate(zip(first.vocabulary, nominal, strict=True)):
+        count = np.unique(tokens_TG[:, group], return_counts=True)[1]
+        share = count / count.sum()
+        entropy = float(-(share * np.log2(share)).sum())
+        total += entropy
+        used = f"{len(count):>7,} {len(count) / size:>7.1%}"
+        print(f"{group:>5} {size:>10,} {used} {2**entropy:>10.1f} {entropy:>12.2f} {bits:>6.2f}")
+    print(f"entropy of the groups, each by itself: {frames * total / seconds:,.0f} bit/s")
+    return 0
+
+
+def _speed(seconds: float, spent: float) -> str:
+    return f"{seconds:.1f} s of audio in {spent:.1f} s, {seconds / max(spent, 1e-9):.1f} times real time"
+
+
+def _recordings(inputs: Sequence[Path]) -> Iterator[Path]:
+    """Audio files, those of folders in sorted order. Raises UserError."""
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(
+                item for item in path.rglob("*") if item.suffix.lower() in AUDIO and not is_hidden(item.name)
+            )
+            if not inside:
+                raise UserError(f"{path}: no audio file in this folder")
+            yield from inside
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"{path}: no such file")
+
+
+def _names(files: Sequence[Path]) -> dict[Path, str]:
+    """Names of the token files; longer ones where two recordings share theirs."""
+    found: dict[Path, str] = {}
+    for path in files:
+        name = path.stem
+        for parent in path.absolute().parents:
+            if f"{name}.npz" not in found.values():
+                break
+            name = f"{parent.name}_{name}"
+        found[path] = f"{name}.npz"
+    return found
