@@ -98,9 +98,8 @@ def runinfer() -> int:
 
 def traintok() -> int:
     """Trains the tokenizer; every flag is another name of a configuration key."""
-    parser = _parser(
-        "traintok", "Train the tokenizer, stage 1: the encoder, without labels.", "cpu/configs/tok_jepa.yaml"
-    )
+    about = "Train the tokenizer: its encoder, without labels (stage 1), then its decoder (stage 2)."
+    parser = _parser("traintok", about, "cpu/configs/tok_jepa.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print data, plan, parameters and memory, and stop")
     add_flags(parser)
 

@@ -69,6 +69,8 @@ def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Sequen
         values = [_value(row, f"val_{other.name}") for row in rows]
         label = f"{other.label}, validation: {_last(values)}"
         axes.plot(epochs, values, color=_VALIDATION, linestyle=style, label=label)
+    if figure.from_zero:
+        axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
     axes.legend(frameon=False)
     return save_figure(picture, folder / f"history_{figure.name}.jpg")
 
