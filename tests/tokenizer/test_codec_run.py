@@ -1,6 +1,7 @@
 """Runs of stage 2: what they write, and that interruptions leave no trace."""
 
 import csv
+import importlib.util
 import json
 import shutil
 import zipfile
@@ -18,10 +19,15 @@ from sjepa.tokenizer.codec.tokens import read_tokens
 from sjepa.tokenizer.codec.weights import load_codec
 from sjepa.tokenizer.convert import convert
 from sjepa.tokenizer.weights import load_weights
+from tests.support import commands
 from tests.support.commands import command
+from tests.support.processes import torchrun_variables
 from tests.support.runs import history, stopping_after
 from tests.tokenizer import runs
 
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'sjepa[deepspeed]'"
+)
 STAGE_2 = ["train.stage=train_decoder", "dataset.max_seconds=0.5", "decoder.disc_start_step=4", "decoder.sample_every=4",
            "train.epochs=3", "decoder.levels=[4,4]"]  # fmt: skip
 
@@ -91,6 +97,33 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(corpus, stage_1, whole,
     assert rows == other
     for name, value in weights.items():
         assert torch.equal(own[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("deepspeed", marks=needs_deepspeed)])
+def test_two_processes_are_one(corpus, stage_1, tmp_path, strategy):
+    """Each with half of the micro-batches. For two updates: the gradient of a log magnitude near 0
+    is as good as random, so that rounding grows from update to update."""
+    given = [*STAGE_2, "train.max_steps=2", "decoder.disc_start_step=1"]
+    for name in ("one", "two"):
+        shutil.copytree(stage_1 / "t", tmp_path / name / "t")
+    assert decode(corpus, tmp_path / "one", *given) == 0
+    paths = [f"dataset.train_path={corpus / 'train.zip'}", f"dataset.test_path={corpus / 'test.zip'}"]
+    given += [*paths, f"runs_root={tmp_path / 'two'}", "train.grad_accum=1", f"train.strategy={strategy}"]
+    both = [
+        commands.start("traintok", *runs.SMALL, *given, cwd=tmp_path, **variables)
+        for variables in torchrun_variables(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    (_, (row,)), (_, (same,)) = final(tmp_path / "one", "train2"), final(tmp_path / "two", "train2")
+    for name, value in row.items():
+        if name.startswith("train_"):
+            assert float(same[name]) == pytest.approx(float(value), rel=1e-4), name
+        elif name.startswith("val_"):
+            assert float(same[name]) == pytest.approx(float(value), rel=5e-3), name
+    assert float(row["train_judges"]) > 0
 
 
 def test_the_encoder_is_found_in_every_form(stage_1, tmp_path):
