@@ -11,7 +11,14 @@ from sjepa.dataset.demo import write_corpus
 from tests.support.commands import no_process_left  # noqa: F401
 from tests.support.runs import TWO_PHASES, run
 
-LONGEST = ("test_trainings.py", "test_processes.py", "test_faults.py", "test_evalsjepa.py")
+LONGEST = (
+    "test_trainings.py",
+    "test_processes.py",
+    "test_faults.py",
+    "test_evalsjepa.py",
+    "test_shards.py",
+    "test_codec_run.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -121,7 +121,7 @@ def test_two_processes_train_from_little_audio_as_one_does(corpus, tmp_path, kin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategies", [("fsdp", "deepspeed"), ("deepspeed", "fsdp")])
+@pytest.mark.parametrize("strategies", [("fsdp", "deepspeed")])
 def test_state_in_pieces_trains_the_same_and_a_checkpoint_is_whole(corpus, alone, tmp_path, strategies):
     """Stopped in the first phase, on in other pieces to the second, and on to the end in one
     process."""

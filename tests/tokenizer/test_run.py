@@ -127,7 +127,7 @@ def test_other_weights_are_refused(corpus, whole, tmp_path):
         ("model.overrides={width: 3}", "width"),
         ("dataset.max_seconds=0.02", "two frames"),
         ("target.ema_start=0.99999", "target.ema_end"),
-        ("train.stage=train_decoder", "train.stage"),
+        ("train.stage=train_both", "train.stage"),
         ("mask.ratio=1.0", "mask.ratio"),
         ("train.compile=true", "train.compile"),
     ],

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from sjepa.config.values import Section, WholeNumbers
 from sjepa.core.frames import SPEECH
-from sjepa.tokenizer.modules.decoder import DecoderShape
 
 
 class Hyperparameters(Section):
@@ -46,17 +45,6 @@ class Hyperparameters(Section):
     @property
     def hop(self) -> int:
         return math.prod(self.strides)
-
-    @property
-    def decoder_shape(self) -> DecoderShape:
-        return DecoderShape(
-            self.decoder,
-            self.code_dim,
-            self.decoder_channels or self.channels[::-1],
-            self.decoder_strides or self.strides[::-1],
-            blocks=self.decoder_blocks,
-            istft_hop=self.istft_hop,
-        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Hyperparameters:

@@ -164,8 +164,14 @@ class TokenizerDecoderSystem:
 def build_codec(config: TokConfig, encoder: TokenEncoder) -> Codec:
     """With a new decoder. Raises UserError if quantiser or decoder do not fit the encoder."""
     values, width = hyperparameters(config.model.size, config.model.overrides), encoder.shape.width
-    own = values.decoder_shape
-    shape = DecoderShape(own.kind, width, own.channels, own.strides, blocks=own.blocks, istft_hop=own.istft_hop)
+    shape = DecoderShape(
+        values.decoder,
+        width,
+        values.decoder_channels or values.channels[::-1],
+        values.decoder_strides or values.strides[::-1],
+        blocks=values.decoder_blocks,
+        istft_hop=values.istft_hop,
+    )
     try:
         return Codec(encoder, FSQ(width, config.decoder.levels, config.decoder.group), shape)
     except ValueError as error:

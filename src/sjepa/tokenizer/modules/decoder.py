@@ -36,6 +36,11 @@ class DecoderShape:
     blocks: int = 8
     istft_hop: int = 1
 
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.strides) + 1:
+            needed = f"{len(self.strides)} strides need {len(self.strides) + 1}"
+            raise ValueError(f"decoder_channels: {len(self.channels)} values, but {needed}")
+
     @property
     def hop(self) -> int:
         return math.prod(self.strides) * (self.istft_hop if self.kind == "istft" else 1)
