@@ -74,7 +74,7 @@ demo: $(STAMPS)/tools
 tokenizer_demo: $(STAMPS)/install
 	$(PY) -m sjepa.dataset.demo data/demo --speakers 32 --clips 16
 	$(BIN)/traintok -c cpu/configs/tok_jepa.yaml run_name=tok_demo dataset.train_path=data/demo/train.zip \
-		dataset.test_path=data/demo/test.zip model.size=smoke train.epochs=6 optimizer.lr=2e-3
+		dataset.test_path=data/demo/test.zip model.size=smoke train.epochs=6 train.batch_size=8 train.max_batch_seconds=16
 
 test: $(STAMPS)/dev $(STAMPS)/deepspeed
 	$(PYTEST)

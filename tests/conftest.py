@@ -12,13 +12,9 @@ from tests.support.commands import no_process_left  # noqa: F401
 from tests.support.runs import TWO_PHASES, run
 
 LONGEST = (
-    "test_trainings.py",
-    "test_processes.py",
-    "test_faults.py",
-    "test_evalsjepa.py",
-    "test_shards.py",
-    "test_codec_run.py",
-)
+    "test_trainings.py", "test_processes.py", "test_faults.py", "test_evalsjepa.py", "test_shards.py", "test_codec_run.py",
+    "test_export.py", "test_inference.py", "test_two_phases.py", "test_run.py", "test_gpu_check.py", "test_commands.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
