@@ -66,7 +66,7 @@ def checkpoints(root):
     return sorted((root / "r/train/checkpoints").glob("epoch*.pth"), key=lambda path: path.stat().st_mtime_ns)
 
 
-@pytest.mark.parametrize(("run", "long", "kills"), [(runs.run, LONG, 14), (token_runs.run, TOKENIZER, 4)])
+@pytest.mark.parametrize(("run", "long", "kills"), [(runs.run, LONG, 14), (token_runs.run, TOKENIZER, 6)])
 def test_a_run_killed_many_times_ends_as_if_it_never_was(corpus, tmp_path, run, long, kills):
     """Every update is saved, so that many kills hit a file that is being written."""
     options = [*long, "checkpoint.ckpt_step=1", "checkpoint.max_checkpoint=2"]
