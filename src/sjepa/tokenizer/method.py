@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torchinfo import summary as torchinfo_summary
 
+from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.frames import FrameGeometry
 from sjepa.core.progress import Messages
@@ -49,9 +51,7 @@ class TokenizerEncoderSystem:
     def plan(
         self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None
     ) -> Schedule[TokenStage]:
-        total = config.train.max_steps or config.train.epochs * steps_per_epoch
-        if progress is not None and total < progress.step:
-            raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
+        total = total_updates(config, steps_per_epoch, progress)
         warmed = round(config.train.spectral_warmup * total)
         if progress is not None and AFTER_SPECTRUM in progress.entered:
             warmed = progress.entered[AFTER_SPECTRUM]
@@ -96,17 +96,9 @@ class TokenizerEncoderSystem:
 
     def task(self, run: Prepared, start: TokenJEPA, folder: Path, report: Report) -> TokenJEPATask:
         config, engine = run.config, run.engine
-        build = partial(
-            build_adamw,
-            lr=config.optimizer.lr,
-            weight_decay=config.optimizer.weight_decay,
-            betas=config.optimizer.betas,
-            eps=config.optimizer.eps,
-            scales_loss=engine.scales_loss,
-        )
         parts = TaskParts(
             engine=engine,
-            build_optimizer=build,
+            build_optimizer=optimizer_builder(config, engine),
             settings=step_settings(config),
             decay=ema_decay(config.target.ema_start, config.target.ema_end, run.schedule.total_steps),
             folder=folder / "weights",
@@ -140,6 +132,26 @@ class TokenizerEncoderSystem:
         network, targets = engine.to_device(loaded.network), engine.to_device(loaded.targets)
         found = measure(engine, network, targets, batches, settings=step_settings(run.config), warn=messages.warn)
         return {**found.metrics.named(), "target_rank": found.rank, "frames": float(found.metrics.frames)}
+
+
+def total_updates(config: TokConfig, steps_per_epoch: int, progress: RunProgress | None) -> int:
+    """Of a run. Raises UserError if it has already made more."""
+    total = config.train.max_steps or config.train.epochs * steps_per_epoch
+    if progress is not None and total < progress.step:
+        raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
+    return total
+
+
+def optimizer_builder(config: TokConfig, engine: Engine) -> Callable[[nn.Module], torch.optim.AdamW]:
+    own = config.optimizer
+    return partial(
+        build_adamw,
+        lr=own.lr,
+        weight_decay=own.weight_decay,
+        betas=own.betas,
+        eps=own.eps,
+        scales_loss=engine.scales_loss,
+    )
 
 
 def check_launch(run: Prepared) -> None:

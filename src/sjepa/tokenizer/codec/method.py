@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from sjepa.tokenizer.codec.source import find_encoder, load_encoder
 from sjepa.tokenizer.codec.step import Losses, LossWeights
 from sjepa.tokenizer.codec.task import CodecParts, CodecStage, CodecTask, measure
 from sjepa.tokenizer.codec.weights import load_codec
-from sjepa.tokenizer.method import check_launch, rate_curve
+from sjepa.tokenizer.method import check_launch, optimizer_builder, rate_curve, total_updates
 from sjepa.tokenizer.modules.decoder import DecoderShape
 from sjepa.tokenizer.modules.discriminators import Discriminators, DiscriminatorShape
 from sjepa.tokenizer.modules.encoder import TokenEncoder
@@ -31,7 +30,6 @@ from sjepa.tokenizer.settings import TokConfig
 from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
-from sjepa.training.optimizer import build_adamw
 from sjepa.training.report import Report
 from sjepa.training.schedule import RunProgress, Schedule
 from sjepa.training.system import Prepared
@@ -59,9 +57,7 @@ class TokenizerDecoderSystem:
     def plan(
         self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None
     ) -> Schedule[CodecStage]:
-        total = config.train.max_steps or config.train.epochs * steps_per_epoch
-        if progress is not None and total < progress.step:
-            raise UserError(f"the run ends after {total} updates, but it is already at update {progress.step}")
+        total = total_updates(config, steps_per_epoch, progress)
         begin = min(config.decoder.disc_start_step if config.decoder.gan_weight else total, total)
         if progress is not None:
             begin = progress.entered.get(TOGETHER, max(begin, progress.step))
@@ -120,17 +116,9 @@ class TokenizerDecoderSystem:
 
     def task(self, run: Prepared, start: Start, folder: Path, report: Report) -> CodecTask:
         config: TokConfig = run.config
-        build = partial(
-            build_adamw,
-            lr=config.optimizer.lr,
-            weight_decay=config.optimizer.weight_decay,
-            betas=config.optimizer.betas,
-            eps=config.optimizer.eps,
-            scales_loss=run.engine.scales_loss,
-        )
         parts = CodecParts(
             engine=run.engine,
-            build_optimizer=build,
+            build_optimizer=optimizer_builder(config, run.engine),
             losses=_losses(config),
             max_norm=config.train.grad_clip_norm,
             folder=folder / "weights",

@@ -83,8 +83,8 @@ def read_tokens(path: Path) -> Tokens:
             )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a file of tokens, or damaged ({' '.join(str(error).split())[:80]})") from None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):  # messages about pickles would mislead
+        raise UserError(f"{path}: not a file of tokens, or damaged") from None
     shape, frames = tokens.tokens_TG.shape, -(-tokens.samples // max(1, tokens.hop))
     if shape != (frames, len(tokens.vocabulary)):
         raise UserError(f"{path}: {shape} tokens, where {frames} frames of {len(tokens.vocabulary)} were expected")
