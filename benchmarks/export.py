@@ -15,10 +15,11 @@ from transformers import HubertModel
 
 from benchmarks.table import Row, median_seconds, report
 from benchmarks.train_step import machine_rates, operations
+from sjepa.core.onnx_files import session
 from sjepa.dataset.demo import write_corpus
 from sjepa.inference import Model
 from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
-from sjepa.s_jepa.export.parity import compare, session
+from sjepa.s_jepa.export.parity import compare
 from sjepa.s_jepa.hubert import save_hubert
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 

@@ -13,12 +13,13 @@ from transformers import AutoFeatureExtractor, HubertForCTC, HubertModel
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
+from sjepa.core.onnx_files import TOLERANCE, session
 from sjepa.entrypoints import export
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.modules.transformer import TransformerShape
 from sjepa.s_jepa.export import onnx as onnx_export
 from sjepa.s_jepa.export.onnx import WaveformToFeatures, quantise_before_moving, write_int8, write_onnx
-from sjepa.s_jepa.export.parity import TOLERANCE, Difference, compare, session
+from sjepa.s_jepa.export.parity import Difference, compare
 from sjepa.s_jepa.hubert import load_hubert, save_hubert
 from sjepa.s_jepa.model import SJEPA
 from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
@@ -96,7 +97,7 @@ def test_the_comparison_sees_a_difference(exported, encoder, tmp_path, monkeypat
 @pytest.mark.parametrize("fill", [0.7, float("nan"), float("inf")])
 def test_padding_and_neighbours_change_nothing(exported, encoder, fill):
     path, _ = exported
-    runtime, rng = session(path), np.random.default_rng(0)
+    runtime, rng = session(path, threads=2), np.random.default_rng(0)
     clip = 0.1 * rng.standard_normal((1, 9000)).astype(np.float32)
     alone = runtime.run(None, {"waveform": clip, "lengths": np.array([9000])})
     padded = np.concatenate(

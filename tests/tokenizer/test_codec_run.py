@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -215,3 +217,106 @@ def test_bad_arguments_of_runtok_are_one_line(tmp_path, arguments, said):
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def exported(whole, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    weights = whole / "t/train2/weights/best.pt"
+    done = command("exportw", f"init_weights={weights}", "onnx_path=tok.onnx", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "runtok takes both" in done.stdout
+    return folder
+
+
+def test_both_halves_run_by_onnxruntime_alone(exported, whole, corpus, tmp_path):
+    """In a process that cannot import torch; the same tokens and audio as of the weights."""
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(40_000), 16000)
+    weights = whole / "t/train2/weights/best.pt"
+    done = command("runtok", "encode", "a.wav", "--weights", weights, "--out", "own", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = command("runtok", "decode", "own/a.npz", "--weights", weights, "--out", "own.wav", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    program = "import sys; sys.modules['torch'] = None; from sjepa.entrypoints.cli import runtok; sys.exit(runtok())"
+    for arguments in (
+        ["encode", "a.wav", "--weights", exported / "tok_encoder.onnx", "--out", "onnx"],
+        ["decode", "onnx/a.npz", "--weights", exported / "tok_decoder.onnx", "--out", "onnx.wav"],
+        ["stats", "onnx/a.npz"],
+    ):
+        given = [sys.executable, "-c", program, *map(str, arguments)]
+        done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    own, other = (read_tokens(tmp_path / name / "a.npz") for name in ("own", "onnx"))
+    assert own.model == other.model
+    assert (own.tokens_TG != other.tokens_TG).mean() < 1e-3
+    audio, same = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("own", "onnx"))
+    assert np.abs(audio - same).max() < 1e-3
+
+
+def test_a_half_is_told_from_the_other(exported, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    given = ["encode", "a.wav", "--weights", exported / "tok_decoder.onnx", "--out", "b"]
+    done = command("runtok", *given, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "this file decodes; name the one that encodes" in done.stderr
+    (tmp_path / "c.onnx").write_bytes(b"nothing")
+    done = command("runtok", "encode", "a.wav", "--weights", "c.onnx", "--out", "b", cwd=tmp_path)
+    assert "c.onnx: not an ONNX file, or damaged" in done.stderr
+
+
+def test_it_is_evaluated(whole, corpus, tmp_path):
+    weights = whole / "t/train2/weights/best.pt"
+    given = [f"weights={weights}", f"dataset.test_path={corpus / 'test.zip'}", "run_name=t", "kept_clips=1"]
+    given += ["probe.tasks=[speaker]", f"evaluation.labels={corpus / 'labels.tsv'}", "probe.baselines=[mfcc,untrained]"]
+    given += [f"probe.train_path={corpus / 'train.zip'}", "probe.splits=1"]
+    done = command("evaltok", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/t/eval"
+    with (folder / "results.csv").open(newline="") as file:
+        rows = {(row["system"], row["metric"]): row for row in csv.DictReader(file)}
+    assert {system for system, _ in rows} == {"this codec", "tokens shuffled in time", "untrained decoder"}
+    assert {metric for _, metric in rows} >= {"mel", "spectral", "si_sdr", "stoi"}
+    log = (whole / "t/train2/results.csv").read_text()
+    own = next(float(line.split(",")[1]) for line in log.splitlines() if line.startswith("mel,"))
+    assert float(rows["this codec", "mel"]["mean"]) == pytest.approx(own, rel=0.1)  # by clips, not by seconds
+    assert float(rows["this codec", "mel"]["mean"]) < float(rows["untrained decoder", "mel"]["mean"])
+    with (folder / "codes.csv").open(newline="") as file:
+        assert [row["vocabulary"] for row in csv.DictReader(file)] == ["16384"] * 3 + ["64"]
+    with (folder / "clips.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3 * int(rows["this codec", "mel"]["pieces"])
+    with (folder / "probes.csv").open(newline="") as file:
+        assert {row["features"] for row in csv.DictReader(file)} >= {"its tokens", "MFCC", "untrained"}
+    assert {path.suffix for path in (folder / "samples").iterdir()} == {".wav", ".jpg"}
+    for name in ("quality.jpg", "codes.jpg", "probes.jpg"):
+        assert (folder / name).stat().st_size > 10_000
+    assert "times faster than real time" in done.stdout
+
+
+def test_evaltok_tells_what_is_missing(whole, corpus, tmp_path):
+    done = command("evaltok", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "weights: name the weights of stage 2" in done.stderr
+    first = whole / "t/train/weights/best.pt"
+    done = command("evaltok", f"weights={first}", f"dataset.test_path={corpus / 'test.zip'}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not a file of sjepa tokenizer" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_encoder_that_learns_too(corpus, stage_1, tmp_path):
+    """End to end, also from random weights; with it the encoder is no longer that of stage 1."""
+    shutil.copytree(stage_1 / "t", tmp_path / "t")
+    given = ["train.epochs=1", "decoder.disc_start_step=1", "decoder.train_encoder=true"]
+    assert decode(corpus, tmp_path, *given) == 0
+    codec = load_codec(tmp_path / "t/train2/weights/last.pt").codec
+    first = load_weights(stage_1 / "t/train/weights/best.pt").network.encoder.state_dict()
+    changed = [not torch.equal(value, first[name]) for name, value in codec.encoder.state_dict().items()]
+    assert sum(changed) > 0.9 * len(changed)
+    with stopping_after(3):
+        assert decode(corpus, tmp_path / "stopped", "decoder.encoder=untrained", *given) == 143
+    assert decode(corpus, tmp_path / "stopped", "checkpoint.resume=true", "decoder.encoder=untrained", *given) == 0
+    assert decode(corpus, tmp_path / "whole", "decoder.encoder=untrained", *given) == 0
+    (weights, rows), (own, other) = final(tmp_path / "whole", "train"), final(tmp_path / "stopped", "train")
+    assert rows == other
+    assert all(torch.equal(own[name], value) for name, value in weights.items())

@@ -14,7 +14,7 @@ from sjepa.tokenizer.codec.losses import (
     judges_loss,
     waveform_error,
 )
-from sjepa.tokenizer.modules.discriminators import Discriminators, DiscriminatorShape, Judged
+from sjepa.tokenizer.modules.discriminators import Discriminators, DiscriminatorShape, FoldedConv1d, Judged
 
 
 def clips():
@@ -95,6 +95,15 @@ def test_a_period_is_compared_with_itself():
     judge, audio = Discriminators(DiscriminatorShape(periods=(5,), scales=0, channels=4)).all[0], torch.randn(1, 500)
     other = audio.clone()
     other[0, 2::5] += 1
-    changed = (judge(audio).scores - judge(other).scores).abs().sum((0, 1, 2))
+    changed = (judge(audio).scores - judge(other).scores).abs().sum((1, 2))  # by phase
     assert changed[2] > 0
     assert not changed[[0, 1, 3, 4]].any()
+
+
+def test_strides_folded_into_channels_are_the_same_convolution():
+    for stride, kernel, groups, steps in ((2, 41, 4, 101), (4, 41, 1, 64), (3, 5, 2, 7), (2, 4, 1, 9)):
+        folded = FoldedConv1d(8, 12, kernel, stride, kernel // 2, groups=groups)
+        plain = torch.nn.Conv1d(8, 12, kernel, stride, kernel // 2, groups=groups)
+        plain.load_state_dict(folded.state_dict())
+        audio = torch.randn(2, 8, steps)
+        torch.testing.assert_close(folded(audio), plain(audio))

@@ -1,5 +1,7 @@
 """Token files, and audio of any length."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,13 @@ from hypothesis import strategies as st
 from sjepa.config.load import load_config
 from sjepa.core.errors import UserError
 from sjepa.tokenizer.codec.fsq import FSQ
+from sjepa.tokenizer.codec.model import identity, token_model
 from sjepa.tokenizer.codec.network import Codec
 from sjepa.tokenizer.codec.tokens import (
     Tokens,
-    check_codec,
+    check_model,
     decode_pieces,
     encode_windows,
-    identity,
     read_tokens,
     window_frames,
     write_tokens,
@@ -40,7 +42,7 @@ def built(kind="istft", seed=0):
 
 def encoded(codec, audio, **options):
     given = {"longest": 40, "overlap": 10, **options}
-    parts = encode_windows(codec, lambda start, end: audio[start:end], len(audio), **given)
+    parts = encode_windows(token_model(codec), lambda start, end: audio[start:end], len(audio), **given)
     return Tokens(np.concatenate(list(parts)), len(audio), 16000, 320, codec.fsq.vocabulary, identity(codec))
 
 
@@ -69,7 +71,7 @@ def test_pieces_are_the_whole(kind, frames):
     assert tokens.tokens_TG.shape == (105, len(codec.fsq.groups))
     with torch.no_grad():
         whole = codec.decode(torch.from_numpy(tokens.tokens_TG)[None])[0, :33_333].numpy()
-    pieces = np.concatenate(list(decode_pieces(codec, tokens, frames=frames)))
+    pieces = np.concatenate(list(decode_pieces(token_model(codec), tokens, frames=frames)))
     assert len(pieces) == 33_333
     assert np.abs(pieces - whole).max() < 1e-5
 
@@ -82,9 +84,20 @@ def test_a_file_gives_its_tokens_back(tmp_path):
     assert np.array_equal(found.tokens_TG, tokens.tokens_TG)
     assert found.seconds == 5000 / 16000
     assert (found.vocabulary, found.model, found.hop) == (codec.fsq.vocabulary, identity(codec), 320)
-    check_codec(found, codec, tmp_path / "a.npz")
+    check_model(found, token_model(codec), tmp_path / "a.npz")
     with pytest.raises(UserError, match=rf"a.npz: tokens of the model {identity(codec)} .* these weights are"):
-        check_codec(found, built(seed=1), tmp_path / "a.npz")
+        check_model(found, token_model(built(seed=1)), tmp_path / "a.npz")
+    other = 0 * found.tokens_TG
+    other[5, 1] = codec.fsq.vocabulary[1]
+    with pytest.raises(UserError, match=rf"a.npz: group 1: tokens from 0 to {other[5, 1]}, not 0 to {other[5, 1] - 1}"):
+        check_model(replace(found, tokens_TG=other), token_model(codec), tmp_path / "a.npz")
+
+
+def test_other_features_before_quantisation_make_other_tokens():
+    codec = built()
+    before = identity(codec)
+    codec.whitening.fit(torch.randn(500, 24))
+    assert identity(codec) != before
 
 
 def test_what_is_no_token_file_is_told(tmp_path):

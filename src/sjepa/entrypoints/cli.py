@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from sjepa import __version__
@@ -19,6 +20,12 @@ from sjepa.core.threads import take_short_turns, usable_cores
 from sjepa.entrypoints.flags import add_flags, as_overrides
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
+
+_SCHEMAS = {  # homes of the configuration schemas
+    "traintok": "sjepa.tokenizer.schema",
+    "runtok": "sjepa.entrypoints.tokens",
+    "evaltok": "sjepa.entrypoints.codec_quality",
+}
 
 Work = Callable[[argparse.Namespace], int | None]
 
@@ -89,7 +96,7 @@ def runinfer() -> int:
     `inference.py`."""
     _say_anything()
     if "--help-config" in sys.argv[1:]:
-        return _print_reference()
+        return _print_reference("runinfer")
     from sjepa.inference import main
 
     take_short_turns()
@@ -144,6 +151,20 @@ def runtok() -> int:
     parser.add_argument("--version", action="version", version=f"runtok {__version__}")
     parser.set_defaults(help_config=False)
     return _run(parser, work)
+
+
+def evaltok() -> int:
+    """Evaluates a trained tokenizer: audio from tokens, use of the tokens, probes."""
+
+    def work(options: argparse.Namespace) -> int | None:
+        from sjepa.config.load import load_config
+        from sjepa.entrypoints.codec_quality import SCHEMA, evaluate_codec
+
+        return evaluate_codec(load_config(SCHEMA, options.config, options.overrides))
+
+    return _run(
+        _parser("evaltok", "Evaluate a trained tokenizer on the full test set.", "cpu/configs/tok_eval.yaml"), work
+    )
 
 
 def ckpt2pt() -> int:
@@ -203,7 +224,7 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.help_config:
-            return _print_reference(tokenizer=parser.prog == "traintok")
+            return _print_reference(parser.prog)
         take_short_turns()
         keep_freed_memory()
         return work(options) or 0
@@ -230,12 +251,10 @@ def _say_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_reference(*, tokenizer: bool = False) -> int:
+def _print_reference(command: str) -> int:
     from sjepa.config.reference import reference
-    from sjepa.s_jepa.schema import SCHEMA
-    from sjepa.tokenizer.schema import SCHEMA as TOKENIZER
 
-    print(reference(TOKENIZER if tokenizer else SCHEMA))
+    print(reference(import_module(_SCHEMAS.get(command, "sjepa.s_jepa.schema")).SCHEMA))
     return 0
 
 

@@ -12,14 +12,18 @@ import sjepa
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.onnx_files import OPSET, TOLERANCE, packages, session
 from sjepa.reporting.console import Console
-from sjepa.s_jepa.export.onnx import OPSET, WaveformToFeatures, packages, write_int8, write_onnx
-from sjepa.s_jepa.export.parity import TOLERANCE, Difference, compare, session
+from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
+from sjepa.s_jepa.export.parity import Difference, compare
 from sjepa.s_jepa.hubert import save_hubert
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.ownership import origin, settled
 from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.weights import Weights, load_weights
+from sjepa.tokenizer.codec.onnx import write_codec
+from sjepa.tokenizer.codec.weights import load_codec
+from sjepa.tokenizer.extractor import is_codec
 
 _LEAST_COSINE = 0.99
 _TIMED_SECONDS = 10
@@ -36,6 +40,8 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     if path.suffix != ".onnx":
         raise UserError(f"onnx_path: {path} does not end in .onnx")
     console = Console()
+    if is_codec(Path(config.init_weights)):
+        return _export_codec(Path(config.init_weights), path, console)
     weights = load_weights(config.init_weights)
     _, said = settled(config, weights, overridden)
     weights.model.eval()
@@ -66,6 +72,20 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     return 0
 
 
+def _export_codec(source: Path, path: Path, console: Console) -> int:
+    """Both halves of a tokenizer: NAME_encoder.onnx and NAME_decoder.onnx."""
+    halves = [path.with_name(f"{path.stem}_{half}.onnx") for half in ("encoder", "decoder")]
+    weights = load_codec(source)
+    metadata = {"weights": printable(str(source)), "training": str(weights.config["run_name"])}
+    parity = write_codec(weights.codec, *halves, metadata=metadata)
+    for half in halves:
+        console.note(f"{half}: {half.stat().st_size / 1e6:.1f} MB, opset {OPSET}")
+    console.note(
+        f"{parity.tokens:.2%} of the tokens differ from the codec's, audio by {parity.audio:.1e} at most; runtok takes both"
+    )
+    return 0
+
+
 def _checked(encoder: Encoder, path: Path) -> Difference:
     difference = compare(encoder, path)
     if not difference.largest <= TOLERANCE:
@@ -90,7 +110,7 @@ def _report_int8(encoder: Encoder, source: Path, path: Path, console: Console) -
 
 def _seconds(path: Path, geometry: FrameGeometry) -> float:
     """Run time for a 10 s clip: the best of three runs, in seconds."""
-    runtime = session(path)
+    runtime = session(path, threads=torch.get_num_threads())
     waveform = torch.zeros(1, _TIMED_SECONDS * geometry.sample_rate).normal_().numpy() * 0.1
     inputs = {"waveform": waveform, "lengths": torch.tensor([waveform.shape[1]]).numpy()}
     times = []

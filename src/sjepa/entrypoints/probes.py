@@ -34,8 +34,10 @@ from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.units.results import saved_targets
 from sjepa.s_jepa.weights import Weights
 from sjepa.tokenizer.extractor import (
+    is_codec,
     is_token_encoder,
     load_token_encoder,
+    quantised_extractor,
     token_extractor,
     untrained_token_extractor,
 )
@@ -139,6 +141,8 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
     path = Path(str(config.init_weights))
     own = PretrainedEncoder(weights.model.encoder) if weights is not None else _encoder(path)
     found = [_extractor(path, own, config, engine)]
+    if is_codec(path):
+        found.append(quantised_extractor("its tokens", path, config.dataset.sample_rate, engine))
     found += [_extractor(Path(other), _encoder(Path(other)), config, engine) for other in config.probe.compare]
     found += _baselines(config, engine, own, weights)
     names = [extractor.name for extractor in found]

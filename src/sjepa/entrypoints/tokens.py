@@ -15,24 +15,23 @@ from pydantic import Field
 
 from sjepa.config.load import Schema
 from sjepa.config.values import Section
-from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.dataset.audio import DecodeError, decode_window, probe, resampled_length
 from sjepa.dataset.endings import AUDIO, is_hidden
 from sjepa.reporting.console import Console
-from sjepa.tokenizer.codec.network import Codec
+from sjepa.tokenizer.codec.onnx_model import load_onnx_model
 from sjepa.tokenizer.codec.tokens import (
+    TokenModel,
     Tokens,
-    check_codec,
+    check_model,
     decode_pieces,
     encode_windows,
-    identity,
     read_tokens,
     window_frames,
     write_tokens,
 )
-from sjepa.tokenizer.codec.weights import load_codec
+from sjepa.tokenizer.codec.usage import TokenUsage, entropy_line, usage_table
 
 LISTING = "tokens.jsonl"
 
@@ -40,7 +39,7 @@ LISTING = "tokens.jsonl"
 class TokenRun(Section):
     """The configuration of `runtok`."""
 
-    weights: str | None = Field(None, description="Weights of stage 2 (best.pt).")
+    weights: str | None = Field(None, description="Weights of stage 2 (best.pt), or a file of exportw (.onnx).")
     out: str | None = Field(None, description="encode: folder of the token files; decode: audio file (WAV or FLAC).")
     device: Literal["cpu", "cuda", "rocm", "mps", "auto"] = Field("auto", description="Device.")
     window_seconds: float = Field(15.0, gt=0, description="Longest piece of a recording that is encoded at once.")
@@ -68,29 +67,40 @@ def run(action: str, inputs: Sequence[Path], config: TokenRun) -> int:
         raise UserError("--weights: name the weights of stage 2 (best.pt of a run of train_decoder)")
     if config.out is None:
         raise UserError(f"--out: name the {'folder to write tokens' if action == 'encode' else 'audio file'} to")
-    engine = Engine(device=config.device, precision="fp32", launch=False)
-    codec = engine.to_device(load_codec(Path(config.weights)).codec.eval())
+    model = _model(Path(config.weights), config.device)
     if action == "encode":
-        return _encode(inputs, codec, config, Console())
+        return _encode(inputs, model, config, Console())
     if len(inputs) > 1:
         raise UserError("decode: one token file at a time")
-    return _decode(inputs[0], codec, Path(config.out), Console())
+    return _decode(inputs[0], model, Path(config.out), Console())
 
 
-def _encode(inputs: Sequence[Path], codec: Codec, config: TokenRun, console: Console) -> int:
+def _model(path: Path, device: str) -> TokenModel:
+    """Of weights, or of an ONNX file, which needs no torch."""
+    if path.suffix == ".onnx":
+        return load_onnx_model(path)
+    from sjepa.core.distributed import Engine
+    from sjepa.tokenizer.codec.model import token_model
+    from sjepa.tokenizer.codec.weights import load_codec
+
+    engine = Engine(device=device, precision="fp32", launch=False)
+    return token_model(engine.to_device(load_codec(path).codec.eval()))
+
+
+def _encode(inputs: Sequence[Path], model: TokenModel, config: TokenRun, console: Console) -> int:
     """One token file per recording, and a listing of all."""
-    out, model = Path(str(config.out)), identity(codec)
+    out = Path(str(config.out))
     files = list(dict.fromkeys(_recordings(inputs)))
     names = _names(files)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    geometry, failed, lines = codec.encoder.geometry, 0, []
-    console.note(f"{model}: {codec.fsq.describe(geometry.sample_rate / geometry.hop_samples)}")
+    failed, lines = 0, []
+    console.note(f"{model.identity}: {model.description}")
     begun, seconds = time.perf_counter(), 0.0
     for path in files:
         try:
-            tokens = _encoded(path, codec, model, config, console)
+            tokens = _encoded(path, model, config, console)
         except (DecodeError, OSError) as error:
             console.warn(f"{path}: {error}")
             failed += 1
@@ -101,7 +111,7 @@ def _encode(inputs: Sequence[Path], codec: Codec, config: TokenRun, console: Con
             {
                 "path": str(path),
                 "duration": round(tokens.seconds, 4),
-                "model": model,
+                "model": model.identity,
                 "tokens": tokens.tokens_TG.tolist(),
             }
         )
@@ -111,29 +121,28 @@ def _encode(inputs: Sequence[Path], codec: Codec, config: TokenRun, console: Con
     return 2 if failed else 0
 
 
-def _encoded(path: Path, codec: Codec, model: str, config: TokenRun, console: Console) -> Tokens:
-    geometry = codec.encoder.geometry
-    rate, hop = geometry.sample_rate, geometry.hop_samples
+def _encoded(path: Path, model: TokenModel, config: TokenRun, console: Console) -> Tokens:
+    rate, hop = model.sample_rate, model.hop
     longest, overlap = (round(value * rate / hop) for value in (config.window_seconds, config.overlap_seconds))
     with path.open("rb") as file:
         info = probe(file)
         samples = int(resampled_length(info.samples, info.rate, rate))
-        if samples < geometry.fewest_samples:
-            raise DecodeError(f"{samples / rate:.3f} s, less than two frames")
+        if samples < 1:
+            raise DecodeError("no samples")
         read = partial(_read, file, info, rate)
-        total = len(window_frames(geometry.frames(samples), max(2, longest), overlap))
-        pieces = encode_windows(codec, read, samples, longest=max(2, longest), overlap=overlap)
+        total = len(window_frames(-(-samples // hop), max(2, longest), overlap))
+        pieces = encode_windows(model, read, samples, longest=max(2, longest), overlap=overlap)
         found = np.concatenate(list(console.progress(pieces, total=total, label=path.name)))
-    return Tokens(found, samples, rate, hop, codec.fsq.vocabulary, model)
+    return Tokens(found, samples, rate, hop, model.vocabulary, model.identity)
 
 
 def _read(file, info, rate, start, end):  # type: ignore[no-untyped-def]
     return decode_window(file, info, start=start, length=end - start, rate=rate)
 
 
-def _decode(path: Path, codec: Codec, out: Path, console: Console) -> int:
+def _decode(path: Path, model: TokenModel, out: Path, console: Console) -> int:
     tokens = read_tokens(path)
-    check_codec(tokens, codec, path)
+    check_model(tokens, model, path)
     kinds = {".wav": "WAV", ".flac": "FLAC"}
     if out.suffix.lower() not in kinds:
         raise UserError(f"--out: {out}: the name must end in .wav or .flac")
@@ -142,12 +151,9 @@ def _decode(path: Path, codec: Codec, out: Path, console: Console) -> int:
         atomic_path(out) as temporary,
         soundfile.SoundFile(temporary, "w", tokens.sample_rate, 1, "PCM_16", format=kinds[out.suffix.lower()]) as file,
     ):
-        try:
-            for piece in decode_pieces(codec, tokens):
-                peak = max(peak, float(np.abs(piece).max(initial=0.0)))
-                file.write(piece.clip(-1, 1))
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from None
+        for piece in decode_pieces(model, tokens):
+            peak = max(peak, float(np.abs(piece).max(initial=0.0)))
+            file.write(piece.clip(-1, 1))
     console.note(f"{_speed(tokens.seconds, time.perf_counter() - begun)}: {out}")
     if peak > 1:
         console.warn(f"samples of up to {peak:.2f} were clipped")
@@ -156,28 +162,24 @@ def _decode(path: Path, codec: Codec, out: Path, console: Console) -> int:
 
 def _stats(inputs: Sequence[Path]) -> int:
     """Prints frames, tokens, bits per second, use and entropy of every group over all files."""
-    found = [read_tokens(path) for path in inputs]
-    first = found[0]
-    for path, tokens in zip(inputs, found, strict=True):
+    first, seconds = read_tokens(inputs[0]), 0.0
+    usage = TokenUsage(first.vocabulary)
+    for path in inputs:
+        tokens = read_tokens(path)
         if (tokens.model, tokens.vocabulary) != (first.model, first.vocabulary):
             raise UserError(f"{path}: tokens of the model {tokens.model}, those of {inputs[0]} are of {first.model}")
-    tokens_TG = np.concatenate([tokens.tokens_TG for tokens in found])
-    seconds, frames = sum(tokens.seconds for tokens in found), len(tokens_TG)
-    nominal = [float(np.log2(size)) for size in first.vocabulary]
+        usage.add(tokens.tokens_TG)
+        seconds += tokens.seconds
+    if not usage.frames:
+        raise UserError(f"{inputs[0]}: no frame in {len(inputs)} files")
+    groups, frames = usage.groups(), usage.frames
+    count = frames * len(groups)
     print(
-        f"model {first.model}, {len(found)} files, {seconds:.1f} s: {frames:,} frames, {tokens_TG.size:,} tokens "
-        f"({tokens_TG.size / seconds:.1f} a second), nominal {frames * sum(nominal) / seconds:,.0f} bit/s"
+        f"model {first.model}, {len(inputs)} files, {seconds:.1f} s: {frames:,} frames, {count:,} tokens "
+        f"({count / seconds:.1f} a second)"
     )
-    print(f"{'group':>5} {'vocabulary':>10} {'used':>7} {'share':>7} {'perplexity':>10} {'entropy, bit':>12} {'of':>6}")
-    total = 0.0
-    for group, (size, bits) in enumerate(zip(first.vocabulary, nominal, strict=True)):
-        count = np.unique(tokens_TG[:, group], return_counts=True)[1]
-        share = count / count.sum()
-        entropy = float(-(share * np.log2(share)).sum())
-        total += entropy
-        used = f"{len(count):>7,} {len(count) / size:>7.1%}"
-        print(f"{group:>5} {size:>10,} {used} {2**entropy:>10.1f} {entropy:>12.2f} {bits:>6.2f}")
-    print(f"entropy of the groups, each by itself: {frames * total / seconds:,.0f} bit/s")
+    print(usage_table(groups))
+    print(entropy_line(groups, frames / seconds))
     return 0
 
 

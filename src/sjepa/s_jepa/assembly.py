@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.gmm.diagonal import DiagonalGMM
 from sjepa.gmm.space import SpaceSettings
 from sjepa.modules.ema import switched_decay
 from sjepa.s_jepa.activation_memory import Load, training_bytes
-from sjepa.s_jepa.fitting import LayerEffectiveRanks, MixtureFitter, TrainingFrames, measure_bands
+from sjepa.s_jepa.fitting import LayerEffectiveRanks, MixtureFitter, measure_bands
 from sjepa.s_jepa.masked_prediction import SJEPATask, TaskParts
 from sjepa.s_jepa.model import SJEPA
 from sjepa.s_jepa.optimizer import build_optimizer
@@ -30,6 +29,7 @@ from sjepa.s_jepa.weights_folder import WeightsFolder
 from sjepa.training.compilation import compile_layers
 from sjepa.training.data import tiling, training_windows
 from sjepa.training.feeding import Data
+from sjepa.training.frame_sample import training_frames
 from sjepa.training.memory import weight_copies
 from sjepa.training.report import Report
 from sjepa.training.schedule import Schedule
@@ -154,12 +154,6 @@ def hold_steps(config: Config, schedule: Schedule[SJEPAStage]) -> int | None:
         return None if wanted is None else int(wanted)
     steps = sum(stage.end_step - stage.start_step for stage in schedule.stages if stage.phase == 2)
     return max(1, math.ceil(wanted * steps))
-
-
-def training_frames(config: Config, data: Data, engine: Engine) -> TrainingFrames:
-    train = data.train.clips
-    windows, workers = tiling(train, config.dataset), config.dataset.num_workers
-    return TrainingFrames(train, windows, config.geometry, config.seed, workers, engine.device, engine.ranks)
 
 
 def target_maker(run: Prepared, folder: Path, report: Report) -> TargetMaker:

@@ -12,6 +12,8 @@ from sjepa.config.values import Betas, Fraction, Paths, Section, WholeNumbers
 from sjepa.core.frames import FrameGeometry, padded_geometry
 from sjepa.tokenizer.sizes import hyperparameters
 
+UNTRAINED = "untrained"  # of decoder.encoder
+
 
 class Model(Section):
     size: Literal["smoke", "tiny", "speech", "seed"] = Field(
@@ -79,12 +81,20 @@ class Decoder(Section):
     encoder: str | None = Field(
         None,
         description="Weights of stage 1: a weights file, a file or folder of ckpt2pt, or a run folder; null: those in the "
-        "folder of the run's name.",
+        "folder of the run's name; untrained: random weights, to compare with.",
+    )
+    train_encoder: bool = Field(
+        False, description="The encoder learns from the reconstruction, too, through the quantiser (straight-through)."
     )
     levels: WholeNumbers = Field(
         (4, 4, 4, 4), description="Levels of the quantiser over equal parts of the dimensions."
     )
     group: int = Field(7, ge=1, description="Dimensions of a token.")
+    whiten: bool = Field(
+        True,
+        description="Features are centred and decorrelated by statistics of the training set before they are quantised, "
+        "so that tokens use their vocabulary.",
+    )
     waveform_weight: float = Field(1.0, ge=0, description="Weight of the mean absolute error of the waveform.")
     spectral_weight: float = Field(2.0, ge=0, description="Weight of the multi-resolution STFT loss.")
     mel_weight: float = Field(0.0, ge=0, description="Weight of the mel distance.")

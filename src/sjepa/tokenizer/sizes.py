@@ -70,7 +70,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"channels": (32, 48, 128, 160), "strides": (8, 8, 5), "residual_blocks": 1, "code_dim": 96,
              "conformer_layers": 3, "heads": 4, "predictor_width": 96,
              "decoder": "istft", "decoder_channels": (192, 192), "decoder_strides": (2,), "decoder_blocks": 6,
-             "istft_hop": 160, "discriminator_channels": 8},
+             "istft_hop": 160, "discriminator_channels": 4},
     "speech": {"channels": (32, 64, 128, 256, 384), "strides": (4, 5, 8, 12), "residual_blocks": 2, "code_dim": 28,
                "conformer_width": 256, "conformer_layers": 4, "heads": 8, "predictor_width": 256},
     "seed": {},

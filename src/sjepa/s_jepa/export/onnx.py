@@ -3,11 +3,8 @@ Requires the optional ONNX packages."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
+from sjepa.core.onnx_files import packages, quiet, write_module
 from sjepa.features.mel_frontend import POWER_FLOOR, MelFrontend
 from sjepa.modules.transformer import Attention
 from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.modules.frontend import Frontend, PatchStatistics
 
-OPSET = 20  # the first with a Gelu operator
 _TRACED_FRAMES = (50, 37)
 _HIDDEN = -1e9  # added to the scores of padded frames
 
@@ -168,46 +164,22 @@ class _Folded(nn.Module):
         return y.squeeze(2)
 
 
-def packages() -> tuple[Any, Any]:
-    """The modules onnx and onnxruntime. Raises UserError if not installed."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch needs it)
-    except ImportError as error:
-        raise UserError(f"exportw needs the package {error.name}: pip install 'sjepa[onnx]'") from None
-    onnxruntime.set_default_logger_severity(3)
-    return onnx, onnxruntime
-
-
 def write_onnx(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, str]) -> None:
     """Writes the ONNX file atomically; `metadata` is stored in its metadata_props."""
-    onnx, _ = packages()
     geometry = model.encoder.geometry
     traced = [geometry.samples(frames) for frames in _TRACED_FRAMES]
-    waveform, lengths = torch.zeros(2, traced[0]), torch.tensor(traced)
     batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=geometry.samples(1))
-    outputs = ["features", "feature_lengths", *(["layers"] if model.all_layers else [])]
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            model,
-            (waveform, lengths),
-            dynamo=True,
-            dynamic_shapes={"waveform": {0: batch, 1: samples}, "lengths": {0: batch}},
-            input_names=["waveform", "lengths"],
-            output_names=outputs,
-            opset_version=OPSET,
-            verbose=False,
-        )
-    proto = program.model_proto  # type: ignore[union-attr]
-    for output in proto.graph.output:
-        if output.name in ("features", "layers"):  # the exporter writes an expression
-            output.type.tensor_type.shape.dim[-2].dim_param = "frames"
-    for name, value in metadata.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = name, value
-    with atomic_path(path) as temporary:
-        onnx.save(proto, str(temporary))
+    outputs: dict[str, dict[int, str]] = {"features": {1: "frames"}, "feature_lengths": {}}
+    if model.all_layers:
+        outputs["layers"] = {2: "frames"}
+    write_module(
+        model,
+        {"waveform": torch.zeros(2, traced[0]), "lengths": torch.tensor(traced)},
+        path,
+        dynamic={"waveform": {0: batch, 1: samples}, "lengths": {0: batch}},
+        outputs=outputs,
+        metadata=metadata,
+    )
 
 
 def write_int8(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -216,7 +188,7 @@ def write_int8(model: WaveformToFeatures, path: Path, *, metadata: Mapping[str, 
     onnx, _ = packages()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with atomic_path(path) as temporary, _quiet():
+    with atomic_path(path) as temporary, quiet():
         plain = temporary.with_name(f"{temporary.name}.float32")
         try:
             write_onnx(model, plain, metadata=metadata)
@@ -279,16 +251,3 @@ def _rearranged(name: str, makers: Mapping[str, Any]) -> tuple[str | None, list[
             moves.append(node)
             names += node.input if node.op_type == "Concat" else node.input[:1]
     return (sources.pop(), moves) if moves and len(sources) == 1 else (None, [])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses log messages and warnings of the exporters."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

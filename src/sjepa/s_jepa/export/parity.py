@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.onnx_files import session
 from sjepa.core.random import generator
-from sjepa.s_jepa.export.onnx import packages
 from sjepa.s_jepa.modules.encoder import Encoder
 
-TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
 SECONDS = (0.0, 0.4, 3.7, 30.0)  # 0: a single frame
 
@@ -27,14 +26,6 @@ class Difference(NamedTuple):
     largest: float
     cosine: float
     where: str
-
-
-def session(path: Path, *, threads: int = 0) -> Any:
-    """An onnxruntime session of the file, on the CPU."""
-    _, onnxruntime = packages()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def cases(geometry: FrameGeometry) -> Iterator[tuple[Tensor, Tensor]]:
@@ -54,7 +45,7 @@ def cases(geometry: FrameGeometry) -> Iterator[tuple[Tensor, Tensor]]:
 def compare(encoder: Encoder, path: Path) -> Difference:
     """Compares the file with the PyTorch encoder on all cases. A wrong number of frames counts as
     an infinite difference."""
-    runtime = session(path)
+    runtime = session(path, threads=torch.get_num_threads())
     found = Difference(0.0, 1.0, "")
     for waveform, lengths in cases(encoder.geometry):
         got = runtime.run(None, {"waveform": waveform.numpy(), "lengths": lengths.numpy()})

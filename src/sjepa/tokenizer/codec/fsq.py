@@ -102,13 +102,19 @@ class FSQ:
         or a token is outside its vocabulary."""
         if tokens_TG.shape[-1] != len(self.groups):
             raise ValueError(f"{tokens_TG.shape[-1]} tokens a frame instead of {len(self.groups)}")
-        codes = []
-        for number, (group, size) in enumerate(zip(self.groups, self.vocabulary, strict=True)):
-            rest = tokens_TG[..., number].long()
-            if rest.numel() and not (int(rest.min()) >= 0 and int(rest.max()) < size):
+        for number, size in enumerate(self.vocabulary):
+            own = tokens_TG[..., number]
+            if own.numel() and not (int(own.min()) >= 0 and int(own.max()) < size):
                 raise ValueError(
-                    f"group {number}: tokens from {int(rest.min())} to {int(rest.max())}, not 0 to {size - 1}"
+                    f"group {number}: tokens from {int(own.min())} to {int(own.max())}, not 0 to {size - 1}"
                 )
+        return self.digits(tokens_TG)
+
+    def digits(self, tokens_TG: Tensor) -> Tensor:
+        """Like `unpack`, unchecked."""
+        codes = []
+        for number, group in enumerate(self.groups):
+            rest = tokens_TG[..., number].long()
             for level in group:
                 codes.append(rest % level)
                 rest = rest // level

@@ -21,15 +21,18 @@ from sjepa.tokenizer.codec.source import find_encoder, load_encoder
 from sjepa.tokenizer.codec.step import Losses, LossWeights
 from sjepa.tokenizer.codec.task import CodecParts, CodecStage, CodecTask, measure
 from sjepa.tokenizer.codec.weights import load_codec
-from sjepa.tokenizer.method import check_launch, optimizer_builder, rate_curve, total_updates
+from sjepa.tokenizer.codec.whitening import fit_whitening
+from sjepa.tokenizer.method import check_launch, network_shape, optimizer_builder, rate_curve, total_updates
 from sjepa.tokenizer.modules.decoder import DecoderShape
 from sjepa.tokenizer.modules.discriminators import Discriminators, DiscriminatorShape
 from sjepa.tokenizer.modules.encoder import TokenEncoder
+from sjepa.tokenizer.network import TokenJEPA
 from sjepa.tokenizer.schema import SCHEMA
-from sjepa.tokenizer.settings import TokConfig
+from sjepa.tokenizer.settings import UNTRAINED, TokConfig
 from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
+from sjepa.training.frame_sample import training_frames
 from sjepa.training.report import Report
 from sjepa.training.schedule import RunProgress, Schedule
 from sjepa.training.system import Prepared
@@ -51,7 +54,10 @@ class TokenizerDecoderSystem:
     """Reconstruction of audio from the quantised features of the frozen encoder."""
 
     name, schema, figures = "tokenizer decoder", SCHEMA, FIGURES
-    state = ("encoder", "model", "optimizer", "discriminators", "discriminators_optimizer", "epoch_sums", "recent_sums")
+    state = (
+        *("encoder", "whitening", "model", "optimizer", "discriminators", "discriminators_optimizer"),
+        *("epoch_sums", "recent_sums"),
+    )
     step_log = "decoder_logs.txt"
 
     def plan(
@@ -83,8 +89,7 @@ class TokenizerDecoderSystem:
     def start(self, run: Prepared, *, note: Callable[[str], None]) -> Start:
         config: TokConfig = run.config
         check_launch(run)
-        path = find_encoder(config.decoder.encoder, Path(config.runs_root) / config.run_name)
-        encoder = load_encoder(path)
+        encoder, path = _encoder(config)
         geometry = encoder.geometry
         if geometry.sample_rate != config.dataset.sample_rate:
             raise UserError(
@@ -107,7 +112,8 @@ class TokenizerDecoderSystem:
         encoder, judges = (
             sum(weight.numel() for weight in part.parameters()) for part in (start.codec.encoder, start.judges)
         )
-        return f"{table}\nencoder {encoder:,} parameters, frozen; discriminators {judges:,}"
+        state = "trained too" if start.codec.train_encoder else "frozen"
+        return f"{table}\nencoder {encoder:,} parameters, {state}; discriminators {judges:,}"
 
     def memory_bytes(self, run: Prepared, start: Start) -> int:
         weights = sum(weight.numel() for part in (start.codec, start.judges) for weight in part.parameters())
@@ -128,7 +134,11 @@ class TokenizerDecoderSystem:
             ),
         )
         assert isinstance(run.stage, CodecStage)
-        return CodecTask(parts, run.engine.to_device(start.codec), run.engine.to_device(start.judges), run.stage)
+        codec, judges = run.engine.to_device(start.codec), run.engine.to_device(start.judges)
+        if run.fresh and config.decoder.whiten:
+            frames = training_frames(config, run.data, run.engine)
+            fit_whitening(codec.whitening, codec.encoder.eval(), frames, report)
+        return CodecTask(parts, codec, judges, run.stage)
 
     def copies(self, config: TokConfig, folder: Path) -> None:
         """None."""
@@ -161,9 +171,19 @@ def build_codec(config: TokConfig, encoder: TokenEncoder) -> Codec:
         istft_hop=values.istft_hop,
     )
     try:
-        return Codec(encoder, FSQ(width, config.decoder.levels, config.decoder.group), shape)
+        fsq = FSQ(width, config.decoder.levels, config.decoder.group)
+        return Codec(encoder, fsq, shape, train_encoder=config.decoder.train_encoder)
     except ValueError as error:
         raise UserError(f"decoder and model: {error}") from None
+
+
+def _encoder(config: TokConfig) -> tuple[TokenEncoder, str]:
+    """The encoder to begin with, and where it is from. Raises UserError."""
+    if config.decoder.encoder == UNTRAINED:
+        torch.manual_seed(key(config.seed, "model"))
+        return TokenJEPA(network_shape(config)).encoder, UNTRAINED
+    path = find_encoder(config.decoder.encoder, Path(config.runs_root) / config.run_name)
+    return load_encoder(path), str(path)
 
 
 def _losses(config: TokConfig) -> Losses:

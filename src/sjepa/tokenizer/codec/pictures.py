@@ -1,7 +1,8 @@
-"""Pictures of reconstructed audio."""
+"""Pictures of reconstructed audio, and of measures and use of tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from matplotlib.figure import Figure as Picture
 
 from sjepa.dataset.audio import Waveform
 from sjepa.reporting.plots import save_figure
+from sjepa.tokenizer.codec.comparison import Comparison
 from sjepa.tokenizer.codec.losses import Spectra
+from sjepa.tokenizer.codec.quality import MEASURES
+from sjepa.tokenizer.codec.usage import GroupUsage
 
 _BANDS, _WINDOW = 80, 1024
 _DECIBELS = 80.0  # shown below the loudest
@@ -41,4 +45,36 @@ def draw_reconstruction(original: Waveform, made: Waveform, sample_rate: int, pa
     for axis in axes[-1]:
         axis.set_xlabel("seconds")
     picture.colorbar(image, ax=axes[:, 1], label="dB")
+    return save_figure(picture, path)
+
+
+def draw_quality(found: Comparison, path: Path) -> Path:
+    """A panel per measure: the mean of every system, and its standard deviation over the pieces."""
+    systems = list(found.values)
+    shown = [measure for measure in MEASURES if any(found.mean(name, measure.name)[2] for name in systems)]
+    picture = Picture(figsize=(2.6 * len(shown) + 2, 0.5 * len(systems) + 1.6), layout="constrained")
+    for axis, measure in zip(np.atleast_1d(picture.subplots(1, len(shown), sharey=True)), shown, strict=True):
+        figures = [found.mean(name, measure.name) for name in systems]
+        means = [mean for mean, _, _ in figures]
+        colors = ["#4477aa", *["#bbbbbb"] * (len(systems) - 1)]
+        axis.barh(systems, means, xerr=[deviation for _, deviation, _ in figures], color=colors, ecolor="#555555")
+        for row, mean in enumerate(means):
+            axis.text(1.02, row, f"{mean:.2f}", transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+        axis.set_title(f"{measure.title} ({measure.better} is better)", fontsize=9)
+        axis.set_xlabel(measure.axis)
+    axis.invert_yaxis()
+    return save_figure(picture, path)
+
+
+def draw_usage(groups: Sequence[GroupUsage], path: Path) -> Path:
+    """Share of the vocabulary that occurs, and perplexity as a share of it, by group."""
+    picture = Picture(figsize=(max(5.0, 0.35 * len(groups) + 2), 3.2), layout="constrained")
+    axis, place = picture.subplots(), np.arange(len(groups))
+    for offset, color, label, values in (
+        (-0.2, "#bbbbbb", "tokens that occur", [group.used / group.vocabulary for group in groups]),
+        (0.2, "#4477aa", "perplexity", [group.perplexity / group.vocabulary for group in groups]),
+    ):
+        axis.bar(place + offset, np.array(values) * 100, 0.4, color=color, label=label)
+    axis.set(xlabel="group", ylabel="% of the vocabulary", xticks=place, ylim=(0, 105))
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return save_figure(picture, path)

@@ -23,8 +23,7 @@ from sjepa.tokenizer.codec.losses import (
     waveform_error,
 )
 from sjepa.tokenizer.codec.metrics import LossSums
-from sjepa.tokenizer.codec.network import Codec, decoded
-from sjepa.tokenizer.modules.discriminators import Judged
+from sjepa.tokenizer.codec.network import Codec
 from sjepa.training.task import Update
 from sjepa.training.updates import make_update
 
@@ -75,27 +74,29 @@ class Made(NamedTuple):
         return self.batch.total_samples if self.is_real else 0
 
 
-def make(given: Batch, codec: Codec, decoder: Any, engine: Engine) -> Made:
-    """The audio that `decoder`, that of the codec or its wrapped form, makes of the codes."""
-    hop = codec.encoder.geometry.hop_samples
-    batch = given.or_silence(hop).to(engine.device)
-    with torch.no_grad(), engine.autocast():
-        codes_BTD = codec.codes(batch.clean_BS, batch.lengths())
-    values_BTD = codec.fsq.values(codes_BTD)
+def make(given: Batch, codec: Codec, model: Any, engine: Engine) -> Made:
+    """The audio that `model`, what is learned of the codec or its wrapped form, makes of a batch."""
+    batch = given.or_silence(codec.encoder.geometry.hop_samples).to(engine.device)
     with engine.autocast():
-        audio_BS = decoded(decoder, values_BTD, batch.lengths(), hop)
+        audio_BS = codec.reconstructed(model, batch.clean_BS, batch.lengths())
     return Made(batch, audio_BS[:, : batch.clean_BS.shape[1]].float(), bool(given.num_samples))
 
 
-def judged(judges: Any, engine: Engine, wanted_BS: Tensor, made_BS: Tensor) -> tuple[list[Judged], list[Judged]]:
-    """What the discriminators say of both, in one pass."""
+def judge_terms(judges: Any, engine: Engine, made: Made) -> dict[str, Tensor]:
+    """The adversarial losses of the decoder, by name."""
     with engine.autocast():
-        found = judges(torch.cat([wanted_BS, made_BS]))
-    count = len(wanted_BS)
-    return (
-        [Judged(one.scores[:count], tuple(item[:count] for item in one.features)) for one in found],
-        [Judged(one.scores[count:], tuple(item[count:] for item in one.features)) for one in found],
-    )
+        with torch.no_grad():
+            real = judges(made.batch.clean_BS)
+        other = judges(made.audio_BS)
+    return {"adversarial": adversarial_loss(other), "features": feature_loss(real, other)}
+
+
+def judges_term(judges: Any, engine: Engine, made: Made) -> Tensor:
+    """The loss of the discriminators, which hear both in one pass."""
+    with engine.autocast():
+        found = judges(torch.cat([made.batch.clean_BS, made.audio_BS]))
+    real, other = zip(*(one.halves() for one in found), strict=True)
+    return judges_loss(real, other)
 
 
 def reconstruction(made: Made, losses: Losses) -> dict[str, Tensor]:
@@ -126,8 +127,7 @@ def update_decoder(
                 terms = reconstruction(made, losses)
                 loss = losses.total(terms)
                 if judges is not None:
-                    real, other = judged(judges, engine, made.batch.clean_BS, made.audio_BS)
-                    terms |= {"adversarial": adversarial_loss(other), "features": feature_loss(real, other)}
+                    terms |= judge_terms(judges, engine, made)
                     loss = loss + losses.weights.gan * (terms["adversarial"] + terms["features"])
                 loss = loss * (made.samples / count)
                 learner.backward(loss)
@@ -148,7 +148,7 @@ def update_judges(learner: Learner[Any], made: Sequence[Made], sums: LossSums, *
         total, own = torch.zeros((), device=engine.device), LossSums(engine.device)
         for index, item in enumerate(made):
             with learner.accumulating(more=index + 1 < len(made)):
-                term = judges_loss(*judged(learner.model, engine, item.batch.clean_BS, item.audio_BS))
+                term = judges_term(learner.model, engine, item)
                 loss = term * (item.samples / count)
                 learner.backward(loss)
             own.add({"judges": term}, item.samples)

@@ -14,11 +14,19 @@ from sjepa.core.distributed import Engine
 from sjepa.core.errors import SharedError
 from sjepa.core.learner import Learner
 from sjepa.dataset.batch import Batch, Failure
-from sjepa.tokenizer.codec.losses import adversarial_loss, feature_loss, judges_loss
 from sjepa.tokenizer.codec.metrics import FIGURES, LossSums
 from sjepa.tokenizer.codec.network import Codec
 from sjepa.tokenizer.codec.samples import Samples
-from sjepa.tokenizer.codec.step import Losses, frozen, judged, make, reconstruction, update_decoder, update_judges
+from sjepa.tokenizer.codec.step import (
+    Losses,
+    frozen,
+    judge_terms,
+    judges_term,
+    make,
+    reconstruction,
+    update_decoder,
+    update_judges,
+)
 from sjepa.tokenizer.codec.weights import CodecWeights, save_codec
 from sjepa.tokenizer.modules.discriminators import Discriminators
 from sjepa.training.checkpoint import Stateful
@@ -51,14 +59,14 @@ class CodecParts:
 
 
 class CodecTask:
-    """Decoder and discriminators; the encoder is frozen and in no optimiser."""
+    """Decoder and discriminators; the encoder is frozen and in no optimiser (`train_encoder`: learned too)."""
 
     figures = FIGURES
 
     def __init__(self, parts: CodecParts, codec: Codec, judges: Discriminators, stage: CodecStage) -> None:
         self.parts, self._stage, engine = parts, stage, parts.engine
         self.codec, self.losses = engine.to_device(codec), engine.to_device(parts.losses)
-        self.learner = Learner(engine, codec.decoder, parts.build_optimizer)
+        self.learner = Learner(engine, codec.learned, parts.build_optimizer)
         self.judges = Learner(engine, judges, parts.build_optimizer)
         for learner in self.learners:
             learner.model.train()
@@ -76,6 +84,7 @@ class CodecTask:
     def state(self) -> Mapping[str, Stateful]:
         return {
             "encoder": self.codec.encoder,
+            "whitening": self.codec.whitening,
             "model": self.learner.network,
             "optimizer": self.learner.optimizer,
             "discriminators": self.judges.network,
@@ -152,12 +161,11 @@ class CodecTask:
         loss = self.losses.total(reconstruction(made, self.losses))
         if adversarial:
             with frozen(self.judges.network) as judges:
-                real, other = judged(judges, self.parts.engine, made.batch.clean_BS, made.audio_BS)
-                loss = loss + self.losses.weights.gan * (adversarial_loss(other) + feature_loss(real, other))
+                loss = loss + self.losses.weights.gan * sum(judge_terms(judges, self.parts.engine, made).values())
         self.learner.backward(loss)
         if adversarial:
-            found = judged(self.judges.model, self.parts.engine, made.batch.clean_BS, made.audio_BS.detach())
-            self.judges.backward(judges_loss(*found))
+            made = made._replace(audio_BS=made.audio_BS.detach())
+            self.judges.backward(judges_term(self.judges.model, self.parts.engine, made))
         sums.read()  # waits for the device
 
 
@@ -165,7 +173,7 @@ class CodecTask:
 def measure(
     engine: Engine,
     codec: Codec,
-    decoder: Any,
+    model: Any,
     judges: Any,
     batches: Iterable[Batch],
     losses: Losses,
@@ -176,8 +184,8 @@ def measure(
     """Losses over all batches and ranks in evaluation mode; adversarial ones with `judges`. All
     ranks have the same number of batches, some without clips. Raises SharedError if no clip can be
     read."""
-    ranks, was_training, sums = engine.ranks, decoder.training, LossSums(engine.device)
-    decoder.eval()
+    ranks, was_training, sums = engine.ranks, model.training, LossSums(engine.device)
+    model.eval()
     failures: list[Failure] = []
     samples = 0
     for batch in batches:
@@ -185,19 +193,14 @@ def measure(
         failures += batch.failures
         if not batch.num_samples and ranks.size == 1:
             continue
-        made = make(batch, codec, decoder, engine)
+        made = make(batch, codec, model, engine)
         terms = reconstruction(made, losses)
         if judges is not None:
-            real, other = judged(judges, engine, made.batch.clean_BS, made.audio_BS)
-            terms |= {
-                "adversarial": adversarial_loss(other),
-                "features": feature_loss(real, other),
-                "judges": judges_loss(real, other),
-            }
+            terms |= judge_terms(judges, engine, made) | {"judges": judges_term(judges, engine, made)}
         if made.is_real:
             sums.add(terms, made.samples)
             samples += made.samples
-    decoder.train(was_training)
+    model.train(was_training)
     ranks.add_up(*sums.tensors)
     for rank_failures in ranks.each([(failure.name, failure.reason) for failure in failures]):
         for name, reason in rank_failures:

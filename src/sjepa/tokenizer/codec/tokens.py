@@ -3,8 +3,6 @@ frames, G groups."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,14 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.dataset.audio import Waveform
-from sjepa.tokenizer.codec.network import Codec
-from sjepa.tokenizer.modules.decoder import DecoderShape
 
 Ints = NDArray[np.int32]
 _NAMES = {"tokens", "samples", "sample_rate", "hop", "vocabulary", "model"}
@@ -43,12 +38,20 @@ class Tokens:
         return self.samples / self.sample_rate
 
 
-def identity(codec: Codec) -> str:
-    """16 hexadecimal digits that change with the encoder's weights and the quantiser."""
-    digest = hashlib.blake2b(repr((codec.fsq.levels, codec.fsq.group)).encode(), digest_size=8)
-    for name, value in sorted(codec.encoder.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class TokenModel:
+    """A trained codec, or half of one. `identity`: changes with what tokens mean; `sample_rate` in
+    Hz, `hop` in samples; `reach`: frames before and after a frame that its audio depends on;
+    `encode`: audio [S] to tokens [T, G]; `decode`: tokens to audio of so many samples."""
+
+    identity: str
+    description: str
+    sample_rate: int
+    hop: int
+    vocabulary: tuple[int, ...]
+    reach: int
+    encode: Callable[[Waveform], Ints]
+    decode: Callable[[Ints, int], Waveform]
 
 
 def write_tokens(path: Path, tokens: Tokens) -> None:
@@ -91,13 +94,18 @@ def read_tokens(path: Path) -> Tokens:
     return tokens
 
 
-def check_codec(tokens: Tokens, codec: Codec, path: Path) -> None:
-    """Raises UserError, with what `path` needs, unless its tokens are of this codec."""
-    geometry = codec.encoder.geometry
-    own = (geometry.sample_rate, geometry.hop_samples, codec.fsq.vocabulary)
-    if (tokens.sample_rate, tokens.hop, tokens.vocabulary) != own or tokens.model != identity(codec):
+def check_model(tokens: Tokens, model: TokenModel, path: Path) -> None:
+    """Raises UserError, with what `path` needs, unless its tokens are of this model, each in its
+    vocabulary."""
+    own = (model.sample_rate, model.hop, model.vocabulary)
+    if (tokens.sample_rate, tokens.hop, tokens.vocabulary) != own or tokens.model != model.identity:
         needs = f"{tokens.sample_rate} Hz, {tokens.hop} samples a frame, {len(tokens.vocabulary)} tokens a frame"
-        raise UserError(f"{path}: tokens of the model {tokens.model} ({needs}); these weights are {identity(codec)}")
+        raise UserError(f"{path}: tokens of the model {tokens.model} ({needs}); these weights are {model.identity}")
+    for group, (column_T, size) in enumerate(zip(tokens.tokens_TG.T, tokens.vocabulary, strict=True)):
+        if column_T.size and not (column_T.min() >= 0 and column_T.max() < size):
+            raise UserError(
+                f"{path}: group {group}: tokens from {column_T.min()} to {column_T.max()}, not 0 to {size - 1}"
+            )
 
 
 def window_frames(frames: int, longest: int, overlap: int) -> list[tuple[int, int, int, int]]:
@@ -111,40 +119,21 @@ def window_frames(frames: int, longest: int, overlap: int) -> list[tuple[int, in
     return [(start, start + longest, *kept) for start, kept in zip(starts, pairwise(cuts), strict=True)]
 
 
-@torch.no_grad()
 def encode_windows(
-    codec: Codec, read: Callable[[int, int], Waveform], samples: int, *, longest: int, overlap: int
+    model: TokenModel, read: Callable[[int, int], Waveform], samples: int, *, longest: int, overlap: int
 ) -> Iterator[Ints]:
     """The tokens of a recording, window by window. `read` gives its samples from a start to an end;
     `longest` and `overlap` in frames. A recording of one window is encoded as a whole."""
-    device = next(codec.parameters()).device
-    hop = codec.encoder.geometry.hop_samples
+    hop = model.hop
     for start, end, first, last in window_frames(-(-samples // hop), longest, overlap):
-        waveform_S = torch.from_numpy(read(start * hop, min(end * hop, samples))).to(device)
-        yield codec.encode(waveform_S[None])[0, first - start : last - start].cpu().numpy()
+        yield model.encode(read(start * hop, min(end * hop, samples)))[first - start : last - start]
 
 
-@torch.no_grad()
-def decode_pieces(codec: Codec, tokens: Tokens, *, frames: int = _PIECE_FRAMES) -> Iterator[Waveform]:
-    """The audio of tokens, piece by piece; the same as of all at once. Raises ValueError if a token
-    is outside its vocabulary."""
-    device, margin = next(codec.parameters()).device, reach(codec.decoder.shape)
+def decode_pieces(model: TokenModel, tokens: Tokens, *, frames: int = _PIECE_FRAMES) -> Iterator[Waveform]:
+    """The audio of tokens, piece by piece; the same as of all at once."""
     total, hop = len(tokens.tokens_TG), tokens.hop
     for start in range(0, total, frames):
         end = min(total, start + frames)
-        before, after = max(0, start - margin), min(total, end + margin)
-        piece_TG = torch.from_numpy(tokens.tokens_TG[before:after]).to(device)
-        audio_S = codec.decode(piece_TG[None])[0].float().cpu().numpy()
+        before, after = max(0, start - model.reach), min(total, end + model.reach)
+        audio_S = model.decode(tokens.tokens_TG[before:after], min(after * hop, tokens.samples) - before * hop)
         yield audio_S[(start - before) * hop : min(end * hop, tokens.samples) - before * hop]
-
-
-def reach(shape: DecoderShape) -> int:
-    """Frames before and after a frame that its audio depends on, rounded up."""
-    steps, total = 1, 0.0  # steps of a frame
-    block = max(sum((kernel // 2) * (dilation + 1) for dilation in shape.dilations) for kernel in shape.kernels)
-    for stride in shape.strides:
-        total += 1 / steps
-        steps *= stride
-        total += block / steps if shape.kind == "hifigan" else 0.0
-    total += (shape.blocks * 3 + 4) / steps if shape.kind == "istft" else 3 / steps
-    return math.ceil(total) + 1

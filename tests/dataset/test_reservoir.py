@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sjepa.gmm import reservoir
-from sjepa.gmm.reservoir import draw_frames
+from sjepa.dataset import reservoir
+from sjepa.dataset.reservoir import draw_frames
 
 
 def test_every_frame_of_a_small_corpus_is_taken():
