@@ -12,10 +12,11 @@ import numpy as np
 import pystoi
 import torch
 
+from sjepa.core.frames import SPEECH
 from sjepa.dataset.audio import Waveform, resample
 from sjepa.tokenizer.codec.losses import MelDistance, SpectralLoss, waveform_error
 
-_PESQ = {16000: "wb", 8000: "nb"}  # rates that PESQ is defined for
+_PESQ_RATE = SPEECH.sample_rate  # of its wide-band form
 _LEAST_STOI = 0.5  # seconds; STOI compares 0.38 s at once
 
 
@@ -78,10 +79,9 @@ class Quality:
             return math.nan
         import pesq
 
-        rate = self.sample_rate if self.sample_rate in _PESQ else max(_PESQ)
-        found_S, wanted_S = (resample(own, self.sample_rate, rate) for own in (found_S, wanted_S))
+        found_S, wanted_S = (resample(own, self.sample_rate, _PESQ_RATE) for own in (found_S, wanted_S))
         try:
-            return float(pesq.pesq(rate, wanted_S, found_S, _PESQ[rate]))
+            return float(pesq.pesq(_PESQ_RATE, wanted_S, found_S, "wb"))
         except pesq.PesqError:
             return math.nan
 

@@ -75,7 +75,8 @@ class Made(NamedTuple):
 
 
 def make(given: Batch, codec: Codec, model: Any, engine: Engine) -> Made:
-    """The audio that `model`, what is learned of the codec or its wrapped form, makes of a batch."""
+    """The audio that `model`, what is learned of the codec or its wrapped form, makes of a
+    batch."""
     batch = given.or_silence(codec.encoder.geometry.hop_samples).to(engine.device)
     with engine.autocast():
         audio_BS = codec.reconstructed(model, batch.clean_BS, batch.lengths())

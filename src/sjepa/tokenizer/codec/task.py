@@ -59,7 +59,8 @@ class CodecParts:
 
 
 class CodecTask:
-    """Decoder and discriminators; the encoder is frozen and in no optimiser (`train_encoder`: learned too)."""
+    """Decoder and discriminators; the encoder is frozen and in no optimiser, unless it is trained
+    too."""
 
     figures = FIGURES
 
