@@ -153,6 +153,9 @@ class ToySystem:
     step_log = None
     state = ("generator", "generator_optimizer", "critic", "critic_optimizer", "sums")
 
+    def owns(self, config):
+        return True
+
     def plan(self, config, steps_per_epoch, *, progress=None):
         total = config.train.epochs * steps_per_epoch
         curve = RateCurve(start_step=0, end_step=total, peak=0.02, warmup_steps=1)

@@ -49,7 +49,7 @@ def stage_1(corpus, tmp_path_factory):
 def whole(corpus, stage_1, tmp_path_factory):
     root = tmp_path_factory.mktemp("stage 2")
     shutil.copytree(stage_1 / "t", root / "t")
-    assert decode(corpus, root) == 0
+    assert decode(corpus, root, "checkpoint.shards=true") == 0
     return root
 
 
@@ -99,6 +99,36 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(corpus, stage_1, whole,
     assert rows == other
     for name, value in weights.items():
         assert torch.equal(own[name], value), name
+
+
+def test_checkpoints_are_also_in_deepspeeds_layout(whole, stage_1, tmp_path):
+    """Weights that ckpt2pt makes of them are those of the run; so is the encoder alone."""
+    folder, last = whole / "t/decoder_ds", load_codec(whole / "t/train2/weights/last.pt").codec.state_dict()
+    assert (folder / "latest").read_text() == "final"
+    judges = torch.load(folder / "discriminators.pt", weights_only=True)
+    assert judges["tag"] == "final"
+    assert judges["discriminators_optimizer"]["state"]
+    convert(folder, tmp_path / "a.pt", tag=None, encoder_only=False, assert_gaatn=True)
+    found = load_codec(tmp_path / "a.pt").codec.state_dict()
+    assert found.keys() == last.keys()
+    assert all(torch.equal(found[name], value) for name, value in last.items())
+    convert(folder, tmp_path / "b.pt", tag=None, encoder_only=True, assert_gaatn=True)
+    first = load_encoder(stage_1 / "t/train/weights/best.pt").state_dict()
+    for path in (tmp_path / "a.pt", tmp_path / "b.pt"):
+        assert all(torch.equal(value, first[name]) for name, value in load_encoder(path).state_dict().items())
+
+
+def test_a_run_goes_on_from_that_layout_alone(corpus, stage_1, whole, tmp_path):
+    """Of the stopped run everything but decoder_ds (and the encoder) is lost."""
+    shutil.copytree(stage_1 / "t", tmp_path / "t")
+    given = ["checkpoint.shards=true", f"decoder.encoder={stage_1 / 't'}"]
+    with stopping_after(5):
+        assert decode(corpus, tmp_path, *given) == 143
+    for name in ("train", "train2"):
+        shutil.rmtree(tmp_path / "t" / name)
+    assert decode(corpus, tmp_path, "checkpoint.resume=true", *given) == 0
+    own, weights = final(tmp_path, "train")[0], final(whole, "train2")[0]
+    assert all(torch.equal(own[name], value) for name, value in weights.items())
 
 
 @pytest.mark.slow

@@ -65,12 +65,15 @@ def run_to_resume(system: System, config: RunConfig, console: Console) -> Resume
     if newest:
         candidates.append((None, newest))
     for found, path in candidates:
+        used = load_config(system.schema, found.config) if found else None
+        if used is not None and not system.owns(used):
+            continue
         try:
             saved = read_saved(system, config, path)
         except UserError as error:
             console.warn(f"ignored: {error}")
             continue
-        used = load_config(system.schema, found.config) if found else parse_config(system.schema, saved.config)
+        used = used or parse_config(system.schema, saved.config)
         given = config.model_dump(mode="json", by_alias=True)
         refuse_differences(used.model_dump(mode="json", by_alias=True), given, found.root if found else path)
         clock = saved.states["clock"]

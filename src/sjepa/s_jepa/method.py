@@ -37,6 +37,9 @@ class SJEPASystem:
     state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
     step_log = None
 
+    def owns(self, config: Config) -> bool:
+        return True
+
     def plan(
         self, config: Config, steps_per_epoch: int, *, progress: RunProgress | None = None
     ) -> Schedule[SJEPAStage]:

@@ -24,7 +24,7 @@ from sjepa.tokenizer.modules.encoder import TokenEncoderShape
 from sjepa.tokenizer.network import TokenJEPA, TokenJEPAShape
 from sjepa.tokenizer.schema import SCHEMA
 from sjepa.tokenizer.settings import TokConfig
-from sjepa.tokenizer.shards import SHARDS, ShardFolder
+from sjepa.tokenizer.shards import SHARDS, ShardFolder, shard_folder
 from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.tokenizer.step import StepSettings
 from sjepa.tokenizer.task import TaskParts, TokenJEPATask, TokenStage, ema_decay
@@ -47,6 +47,9 @@ class TokenizerEncoderSystem:
     name, schema, figures = "tokenizer encoder", SCHEMA, FIGURES
     state = ("model", "optimizer", "targets", "epoch_sums", "recent_sums")
     step_log = "encoder_logs.txt"
+
+    def owns(self, config: TokConfig) -> bool:
+        return config.train.stage == "train_jepa"
 
     def plan(
         self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None
@@ -108,9 +111,7 @@ class TokenizerEncoderSystem:
         return TokenJEPATask(parts, engine.to_device(start), run.stage)
 
     def copies(self, config: TokConfig, folder: Path) -> ShardFolder | None:
-        if not config.checkpoint.shards:
-            return None
-        return ShardFolder(folder / SHARDS, keep=config.checkpoint.max_checkpoint)
+        return shard_folder(config, folder / SHARDS)
 
     def best(self, config: TokConfig) -> Figure:
         return SKILL

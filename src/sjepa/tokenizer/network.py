@@ -34,10 +34,8 @@ class TokenJEPAShape:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TokenJEPAShape:
         """Raises TypeError or KeyError on values that `to_dict` did not write."""
-        encoder = {**values["encoder"], "conformer": ConformerShape(**values["encoder"]["conformer"])}
-        encoder |= {name: tuple(encoder[name]) for name in ("channels", "strides")}
         return TokenJEPAShape(
-            TokenEncoderShape(**encoder),
+            TokenEncoderShape.from_dict(values["encoder"]),
             ConformerShape(**values["predictor"]),
             values.get("spectrum", False),
             tuple(values.get("context", ())),

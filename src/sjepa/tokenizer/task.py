@@ -22,7 +22,7 @@ from sjepa.tokenizer.step import StepSettings, jepa_update, masked_error, prepar
 from sjepa.tokenizer.targets import TokenTargets, ramped_decay
 from sjepa.tokenizer.validation import measure
 from sjepa.tokenizer.weights import TokenWeights, save_weights
-from sjepa.training.checkpoint import Stateful
+from sjepa.training.checkpoint import Stateful, States
 from sjepa.training.clock import Clock
 from sjepa.training.schedule import Stage
 from sjepa.training.task import Reading, Update, Validation
@@ -63,6 +63,17 @@ class TokenJEPATask:
     @property
     def stage(self) -> TokenStage:
         return self._stage
+
+    @property
+    def engine(self) -> Engine:
+        return self.parts.engine
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        return {"shape": self.learner.network.shape.to_dict(), "config": self.parts.config}
+
+    def companions(self, states: States) -> Mapping[str, Mapping[str, Any]]:
+        return {}
 
     @property
     def learners(self) -> Sequence[Learner[TokenJEPA]]:

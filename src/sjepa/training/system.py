@@ -84,6 +84,10 @@ class System(Protocol):
         """The names of its task's state."""
         ...
 
+    def owns(self, config: Any) -> bool:
+        """Whether a run of this configuration is one of this system's."""
+        ...
+
     def plan(self, config: Any, steps_per_epoch: int, *, progress: RunProgress | None = None) -> Schedule[Any]:
         """The stages of a run; stages already entered keep their start. Raises UserError."""
         ...

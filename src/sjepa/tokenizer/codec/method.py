@@ -29,6 +29,7 @@ from sjepa.tokenizer.modules.encoder import TokenEncoder
 from sjepa.tokenizer.network import TokenJEPA
 from sjepa.tokenizer.schema import SCHEMA
 from sjepa.tokenizer.settings import UNTRAINED, TokConfig
+from sjepa.tokenizer.shards import DECODER_SHARDS, ShardFolder, shard_folder
 from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
@@ -59,6 +60,9 @@ class TokenizerDecoderSystem:
         *("epoch_sums", "recent_sums"),
     )
     step_log = "decoder_logs.txt"
+
+    def owns(self, config: TokConfig) -> bool:
+        return config.train.stage == "train_decoder"
 
     def plan(
         self, config: TokConfig, steps_per_epoch: int, *, progress: RunProgress | None = None
@@ -140,8 +144,8 @@ class TokenizerDecoderSystem:
             fit_whitening(codec.whitening, codec.encoder.eval(), frames, report)
         return CodecTask(parts, codec, judges, run.stage)
 
-    def copies(self, config: TokConfig, folder: Path) -> None:
-        """None."""
+    def copies(self, config: TokConfig, folder: Path) -> ShardFolder | None:
+        return shard_folder(config, folder / DECODER_SHARDS)
 
     def best(self, config: TokConfig) -> Figure:
         return FIGURES[0]

@@ -8,10 +8,11 @@ from typing import Any
 from sjepa.core.errors import UserError
 from sjepa.core.torch_files import kind_of, read_torch_file
 from sjepa.reporting.run_dir import existing_runs
+from sjepa.tokenizer.codec.weights import KIND as CODEC_KIND
+from sjepa.tokenizer.codec.weights import load_codec
 from sjepa.tokenizer.consolidate import LATEST, consolidate
 from sjepa.tokenizer.convert import ENCODER_KIND, encoder_weights
-from sjepa.tokenizer.modules.encoder import TokenEncoder
-from sjepa.tokenizer.network import TokenJEPAShape
+from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
 from sjepa.tokenizer.shards import SHARDS
 from sjepa.tokenizer.weights import FORMAT, KIND, load_weights
 
@@ -34,8 +35,10 @@ def find_encoder(given: str | None, folder: Path) -> Path:
 
 
 def load_encoder(path: Path) -> TokenEncoder:
-    """The encoder of a weights file of stage 1, a file of ckpt2pt, or a folder of DeepSpeed's
+    """The encoder of a weights file of either stage, a file of ckpt2pt, or a folder of DeepSpeed's
     layout; every tensor must fit. Raises UserError."""
+    if path.is_file() and kind_of(path) == CODEC_KIND:
+        return load_codec(path).codec.encoder
     if path.is_file() and kind_of(path) != ENCODER_KIND:
         return load_weights(path).network.encoder
     content: dict[str, Any]
@@ -46,7 +49,8 @@ def load_encoder(path: Path) -> TokenEncoder:
         found = consolidate(path, None)
         content, weights = found.content, encoder_weights(found.weights)
     try:
-        encoder = TokenEncoder(TokenJEPAShape.from_dict(content["shape"]).encoder)
+        values = content["encoder"] if "encoder" in content else content["shape"]["encoder"]
+        encoder = TokenEncoder(TokenEncoderShape.from_dict(values))
         encoder.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: not an encoder of stage 1 ({' '.join(str(error).split())[:160]})") from None

@@ -27,9 +27,9 @@ from sjepa.tokenizer.codec.step import (
     update_decoder,
     update_judges,
 )
-from sjepa.tokenizer.codec.weights import CodecWeights, save_codec
+from sjepa.tokenizer.codec.weights import CodecWeights, codec_shapes, save_codec
 from sjepa.tokenizer.modules.discriminators import Discriminators
-from sjepa.training.checkpoint import Stateful
+from sjepa.training.checkpoint import Stateful, States
 from sjepa.training.clock import Clock
 from sjepa.training.schedule import Stage
 from sjepa.training.task import Reading, Update, Validation
@@ -76,6 +76,18 @@ class CodecTask:
     @property
     def stage(self) -> CodecStage:
         return self._stage
+
+    @property
+    def engine(self) -> Engine:
+        return self.parts.engine
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        return {**codec_shapes(self.codec), "config": self.parts.config}
+
+    def companions(self, states: States) -> Mapping[str, Mapping[str, Any]]:
+        names = ("discriminators", "discriminators_optimizer")
+        return {"discriminators.pt": {name: states[name] for name in names}}
 
     @property
     def learners(self) -> Sequence[Learner[Any]]:

@@ -10,7 +10,6 @@ from sjepa.core.errors import UserError
 from sjepa.core.torch_files import read_torch_file, write_torch_file
 from sjepa.tokenizer.codec.fsq import FSQ
 from sjepa.tokenizer.codec.network import Codec
-from sjepa.tokenizer.modules.conformer import ConformerShape
 from sjepa.tokenizer.modules.decoder import DecoderShape
 from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
 
@@ -29,16 +28,19 @@ class CodecWeights:
 
 def save_codec(path: Path, weights: CodecWeights) -> None:
     """Writes the file atomically."""
-    codec = weights.codec
     content = {
-        "encoder": asdict(codec.encoder.shape),
-        "decoder": asdict(codec.decoder.shape),
-        "quantiser": {"levels": codec.fsq.levels, "group": codec.fsq.group},
-        "model": codec.state_dict(),
+        **codec_shapes(weights.codec),
+        "model": weights.codec.state_dict(),
         "config": weights.config,
         "progress": weights.progress,
     }
     write_torch_file(path, content, kind=KIND, format_number=FORMAT)
+
+
+def codec_shapes(codec: Codec) -> dict[str, Any]:
+    """The sizes of its parts, as plain values."""
+    quantiser = {"levels": codec.fsq.levels, "group": codec.fsq.group}
+    return {"encoder": asdict(codec.encoder.shape), "decoder": asdict(codec.decoder.shape), "quantiser": quantiser}
 
 
 def load_codec(path: Path) -> CodecWeights:
@@ -46,8 +48,7 @@ def load_codec(path: Path) -> CodecWeights:
     such a file."""
     content = read_torch_file(path, kind=KIND, format_number=FORMAT)
     try:
-        given = {**content["encoder"], "conformer": ConformerShape(**content["encoder"]["conformer"])}
-        encoder = TokenEncoder(TokenEncoderShape(**given))
+        encoder = TokenEncoder(TokenEncoderShape.from_dict(content["encoder"]))
         quantiser = content["quantiser"]
         fsq = FSQ(encoder.shape.width, tuple(quantiser["levels"]), quantiser["group"])
         codec = Codec(encoder, fsq, DecoderShape(**content["decoder"]))

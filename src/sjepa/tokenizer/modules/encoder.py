@@ -4,8 +4,9 @@ Conformer blocks. B batch, S samples, T frames, D width of the features."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,12 @@ class TokenEncoderShape:
     first_kernel: int = 7
     gaussians: int = 4
     clip_seconds: float = 15.0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TokenEncoderShape:
+        """The inverse of `dataclasses.asdict`. Raises TypeError or KeyError on other values."""
+        lists = {name: tuple(values[name]) for name in ("channels", "strides")}
+        return cls(**{**values, **lists, "conformer": ConformerShape(**values["conformer"])})
 
     @property
     def geometry(self) -> FrameGeometry:
