@@ -33,6 +33,7 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.support.runs", "tests.tokenizer.runs", "sjepa.reporting.plots"])
 LONG = [*TWO_PHASES, "train.epochs=10", "train.phase2_start_epoch=4", "train.masked_only_step=20"]
 TOKENIZER = ["run_name=r", "train.epochs=10", "train.spectral_warmup=0.5", "checkpoint.shards=true"]
+DECODER = ["run_name=r", "train.epochs=10", "checkpoint.shards=true"]
 
 
 def work(run, corpus, root, log, overrides, prepare, *arguments):
@@ -57,6 +58,11 @@ def begin(corpus, root, *overrides, run=runs.run, prepare=None, arguments=()):
     return process
 
 
+def decode(corpus, root, *overrides):
+    """Stage 2 on an encoder that was not trained."""
+    return token_runs.decode(corpus, root, "decoder.encoder=untrained", *overrides)
+
+
 def ended(process, code):
     process.join(300)
     assert process.exitcode == code
@@ -66,7 +72,9 @@ def checkpoints(root):
     return sorted((root / "r/train/checkpoints").glob("epoch*.pth"), key=lambda path: path.stat().st_mtime_ns)
 
 
-@pytest.mark.parametrize(("run", "long", "kills"), [(runs.run, LONG, 14), (token_runs.run, TOKENIZER, 6)])
+@pytest.mark.parametrize(
+    ("run", "long", "kills"), [(runs.run, LONG, 14), (token_runs.run, TOKENIZER, 6), (decode, DECODER, 6)]
+)
 def test_a_run_killed_many_times_ends_as_if_it_never_was(corpus, tmp_path, run, long, kills):
     """Every update is saved, so that many kills hit a file that is being written."""
     options = [*long, "checkpoint.ckpt_step=1", "checkpoint.max_checkpoint=2"]
@@ -113,7 +121,7 @@ def assert_told_and_nothing_lost(root, name):
     assert not list(root.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(("run", "options"), [(runs.run, []), (token_runs.run, ["run_name=r"])])
+@pytest.mark.parametrize(("run", "options"), [(runs.run, []), (token_runs.run, ["run_name=r"]), (decode, DECODER)])
 def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(corpus, tmp_path, run, options):
     """A limit on the size of files stands in for the disk."""
     ended(begin(corpus, tmp_path, *options, "train.epochs=1", run=run), 0)

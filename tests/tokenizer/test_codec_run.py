@@ -14,8 +14,6 @@ import soundfile
 import torch
 
 from sjepa.core.errors import UserError
-from sjepa.entrypoints.systems import SYSTEMS
-from sjepa.entrypoints.train import train
 from sjepa.tokenizer.codec.source import find_encoder, load_encoder
 from sjepa.tokenizer.codec.tokens import read_tokens
 from sjepa.tokenizer.codec.weights import load_codec
@@ -26,16 +24,11 @@ from tests.support.commands import command
 from tests.support.processes import torchrun_variables
 from tests.support.runs import history, stopping_after
 from tests.tokenizer import runs
+from tests.tokenizer.runs import STAGE_2, decode
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'sjepa[deepspeed]'"
 )
-STAGE_2 = ["train.stage=train_decoder", "dataset.max_seconds=0.5", "decoder.disc_start_step=4", "decoder.sample_every=4",
-           "train.epochs=3", "decoder.levels=[4,4]"]  # fmt: skip
-
-
-def decode(corpus, root, *overrides):
-    return train(SYSTEMS["tokenizer decoder"], runs.configured(corpus, root, *STAGE_2, *overrides))
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +343,34 @@ def test_an_encoder_that_learns_too(corpus, stage_1, tmp_path):
     (weights, rows), (own, other) = final(tmp_path / "whole", "train"), final(tmp_path / "stopped", "train")
     assert rows == other
     assert all(torch.equal(own[name], value) for name, value in weights.items())
+
+
+_MEASURED = """
+import resource, sys
+from sjepa.entrypoints.cli import runtok
+code = runtok()
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_long_recording_takes_no_more_memory_than_a_short_one(exported, tmp_path):
+    """Half an hour against half a minute, there and back, in processes of their own; tokens of an
+    hour are a few megabytes."""
+    peaks = {"encode": [], "decode": []}
+    for name, seconds in (("short", 30), ("long", 1800)):
+        with soundfile.SoundFile(tmp_path / f"{name}.flac", "w", 16000, 1) as file:
+            for part in range(seconds // 30):
+                file.write(0.1 * np.random.default_rng(part).standard_normal(30 * 16000))
+        for action, arguments in (
+            ("encode", [f"{name}.flac", "--weights", exported / "tok_encoder.onnx", "--out", "tokens"]),
+            ("decode", [f"tokens/{name}.npz", "--weights", exported / "tok_decoder.onnx", "--out", f"{name}.wav"]),
+        ):
+            given = [sys.executable, "-c", _MEASURED, action, *map(str, arguments)]
+            done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            peaks[action].append(int(done.stdout.split()[-1]) / 1024)  # MiB
+    assert soundfile.info(tmp_path / "long.wav").frames == 1800 * 16000
+    for action, (short, long) in peaks.items():
+        assert long - short < 40, f"{action}: {short:.0f} and {long:.0f} MiB"

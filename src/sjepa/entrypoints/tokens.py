@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 import soundfile
@@ -95,30 +95,31 @@ def _encode(inputs: Sequence[Path], model: TokenModel, config: TokenRun, console
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is not a folder")
     out.mkdir(parents=True, exist_ok=True)
-    failed, lines = 0, []
     console.note(f"{model.identity}: {model.description}")
-    begun, seconds = time.perf_counter(), 0.0
-    for path in files:
-        try:
-            tokens = _encoded(path, model, config, console)
-        except (DecodeError, OSError) as error:
-            console.warn(f"{path}: {error}")
-            failed += 1
-            continue
-        write_tokens(out / names[path], tokens)
-        seconds += tokens.seconds
-        lines.append(
-            {
-                "path": str(path),
-                "duration": round(tokens.seconds, 4),
-                "model": model.identity,
-                "tokens": tokens.tokens_TG.tolist(),
-            }
-        )
-    with atomic_path(out / LISTING) as temporary:
-        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    console.note(f"{len(lines)} recordings, {_speed(seconds, time.perf_counter() - begun)}: {out}")
+    begun, seconds, failed = time.perf_counter(), 0.0, 0
+    with atomic_path(out / LISTING) as temporary, temporary.open("w", encoding="utf-8") as listing:
+        for path in files:
+            try:
+                tokens = _encoded(path, model, config, console)
+            except (DecodeError, OSError) as error:
+                console.warn(f"{path}: {error}")
+                failed += 1
+                continue
+            write_tokens(out / names[path], tokens)
+            _list(listing, path, tokens)
+            seconds += tokens.seconds
+    console.note(f"{len(files) - failed} recordings, {_speed(seconds, time.perf_counter() - begun)}: {out}")
     return 2 if failed else 0
+
+
+def _list(listing: TextIO, path: Path, tokens: Tokens) -> None:
+    """Writes a line; frame by frame, since the tokens of an hour take a hundred megabytes as
+    Python's numbers."""
+    about = {"path": str(path), "duration": round(tokens.seconds, 4), "model": tokens.model}
+    listing.write(json.dumps(about)[:-1] + ', "tokens": [')
+    for frame, token_G in enumerate(tokens.tokens_TG):
+        listing.write(f"{', ' if frame else ''}{token_G.tolist()}")
+    listing.write("]}\n")
 
 
 def _encoded(path: Path, model: TokenModel, config: TokenRun, console: Console) -> Tokens:

@@ -15,6 +15,7 @@ from sjepa.core.random import key
 from sjepa.dataset.audio import Waveform
 from sjepa.tokenizer.codec.fsq import FSQ
 from sjepa.tokenizer.codec.metrics import FIGURES
+from sjepa.tokenizer.codec.model import operations, reach
 from sjepa.tokenizer.codec.network import Codec
 from sjepa.tokenizer.codec.samples import Samples, read_sample
 from sjepa.tokenizer.codec.source import find_encoder, load_encoder
@@ -109,15 +110,19 @@ class TokenizerDecoderSystem:
         return Start(codec, judges, _sample(config, run.data))
 
     def describe(self, start: Start) -> str:
-        """Table of the decoder's modules, and totals."""
-        table = str(
-            torchinfo_summary(start.codec.decoder, depth=2, col_names=("num_params", "params_percent"), verbose=0)
+        """Table of the decoder's modules, totals, reach and operations."""
+        codec, judges = start.codec, start.judges
+        table = str(torchinfo_summary(codec.decoder, depth=2, col_names=("num_params", "params_percent"), verbose=0))
+        encoder, others = (sum(weight.numel() for weight in part.parameters()) for part in (codec.encoder, judges))
+        state = "trained too" if codec.train_encoder else "frozen"
+        geometry, frames = codec.encoder.geometry, reach(codec.decoder.shape)
+        seconds = frames * geometry.hop_samples / geometry.sample_rate
+        encoding, decoding = operations(codec)
+        return (
+            f"{table}\nencoder {encoder:,} parameters, {state}; discriminators {others:,}\n"
+            f"decoded audio depends on {frames} frames before and after ({seconds:.2g} s); a second of audio: "
+            f"{encoding / 1e9:.2f} GFLOP to encode, {decoding / 1e9:.2f} to decode"
         )
-        encoder, judges = (
-            sum(weight.numel() for weight in part.parameters()) for part in (start.codec.encoder, start.judges)
-        )
-        state = "trained too" if start.codec.train_encoder else "frozen"
-        return f"{table}\nencoder {encoder:,} parameters, {state}; discriminators {judges:,}"
 
     def memory_bytes(self, run: Prepared, start: Start) -> int:
         weights = sum(weight.numel() for part in (start.codec, start.judges) for weight in part.parameters())

@@ -1,4 +1,5 @@
-"""A codec on its device, as what token files are made and read with. T frames, G groups."""
+"""A codec on its device, as what token files are made and read with; its reach and operations. T
+frames, G groups."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 import math
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sjepa.dataset.audio import Waveform
 from sjepa.tokenizer.codec.network import Codec
@@ -56,3 +58,21 @@ def reach(shape: DecoderShape) -> int:
         total += block / steps if shape.kind == "hifigan" else 0.0
     total += (shape.blocks * 3 + 4) / steps if shape.kind == "istft" else 3 / steps
     return math.ceil(total) + 1
+
+
+@torch.no_grad()
+def operations(codec: Codec) -> tuple[float, float]:
+    """Floating point operations (matrix products and convolutions) to encode and to decode a second
+    of audio; counted over the fewest whole frames of at least a second. `codec` on the CPU."""
+    geometry = codec.encoder.geometry
+    frames = -(-geometry.sample_rate // geometry.hop_samples)
+    samples = frames * geometry.hop_samples
+    was_training, counts = codec.training, []
+    codec.eval()
+    values_1TD = torch.zeros(1, frames, codec.encoder.shape.width)
+    for part, given in ((codec.encoder, torch.zeros(1, samples)), (codec.decoder, values_1TD)):
+        with FlopCounterMode(display=False) as counter:
+            part(given)
+        counts.append(counter.get_total_flops() * geometry.sample_rate / samples)
+    codec.train(was_training)
+    return counts[0], counts[1]

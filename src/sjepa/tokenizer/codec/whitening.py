@@ -11,7 +11,7 @@ from sjepa.dataset.batch import Batch
 from sjepa.tokenizer.modules.encoder import TokenEncoder
 from sjepa.training.frame_sample import UNREADABLE, TrainingFrames
 
-_FRAMES, _FEWEST_GROUPS = 20_000, 400
+_FRAMES, _FEWEST_GROUPS = 20_000, 500
 _LEAST_VARIANCE = 1e-6  # of a direction, as a share of the largest
 
 
