@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -220,6 +221,31 @@ def test_audio_becomes_tokens_and_tokens_audio(whole, corpus, tmp_path):
     done = command("runtok", "stats", *sorted((tmp_path / "tokens").glob("*.npz")), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"4 files, {sum(line['duration'] for line in lines):.1f} s" in done.stdout
+
+
+def test_recordings_come_from_archives_and_manifests_too(exported, tmp_path):
+    """The same tokens wherever a recording lies; a part of it where a manifest says so."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
+    soundfile.write(tmp_path / "a.wav", noise, 16000)
+    soundfile.write(tmp_path / "part.wav", noise[8000:24_000], 16000)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "a.wav", "in/a.wav")
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "a.wav", "a.wav")
+    line = {"audio_filepath": "a.wav", "offset": 0.5, "duration": 1.0}
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(line)}\n")
+    given = ["a.wav", "part.wav", "b.zip", "c.tar.gz", "d.jsonl"]
+    done = command("runtok", "encode", *given, "--weights", exported / "tok_encoder.onnx", "--out", "t", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for line in (tmp_path / "t/tokens.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        found[entry["path"], entry.get("start")] = tokens = np.array(entry["tokens"])
+        assert np.array_equal(read_tokens(tmp_path / "t" / entry["file"]).tokens_TG, tokens)
+    assert len(found) == 5
+    for path in ("b.zip/in/a.wav", "c.tar.gz/a.wav"):
+        assert np.array_equal(found[path, None], found["a.wav", None])
+    assert np.array_equal(found["a.wav", 0.5], found["part.wav", None])
 
 
 @pytest.mark.parametrize(

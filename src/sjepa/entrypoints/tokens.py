@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import BinaryIO, Literal, NamedTuple, TextIO
 
 import numpy as np
 import soundfile
@@ -17,8 +18,9 @@ from sjepa.config.load import Schema
 from sjepa.config.values import Section
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
-from sjepa.dataset.audio import DecodeError, decode_window, probe, resampled_length
-from sjepa.dataset.endings import AUDIO, is_hidden
+from sjepa.dataset.audio import DecodeError, Waveform, decode_window, probe, resampled_length
+from sjepa.dataset.containers import Containers, Place, kind_of, list_source
+from sjepa.dataset.listing import Source
 from sjepa.reporting.console import Console
 from sjepa.tokenizer.codec.onnx_model import load_onnx_model
 from sjepa.tokenizer.codec.tokens import (
@@ -90,55 +92,59 @@ def _model(path: Path, device: str) -> TokenModel:
 def _encode(inputs: Sequence[Path], model: TokenModel, config: TokenRun, console: Console) -> int:
     """One token file per recording, and a listing of all."""
     out = Path(str(config.out))
-    files = list(dict.fromkeys(_recordings(inputs)))
-    names = _names(files)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is not a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    console.note(f"{model.identity}: {model.description}")
-    begun, seconds, failed = time.perf_counter(), 0.0, 0
-    with atomic_path(out / LISTING) as temporary, temporary.open("w", encoding="utf-8") as listing:
-        for path in files:
-            try:
-                tokens = _encoded(path, model, config, console)
-            except (DecodeError, OSError) as error:
-                console.warn(f"{path}: {error}")
-                failed += 1
-                continue
-            write_tokens(out / names[path], tokens)
-            _list(listing, path, tokens)
-            seconds += tokens.seconds
-    console.note(f"{len(files) - failed} recordings, {_speed(seconds, time.perf_counter() - begun)}: {out}")
+    with tempfile.TemporaryDirectory() as indexes:
+        recordings = _recordings(inputs, Path(indexes))
+        out.mkdir(parents=True, exist_ok=True)
+        console.note(f"{model.identity}: {model.description}")
+        begun, seconds, failed = time.perf_counter(), 0.0, 0
+        with atomic_path(out / LISTING) as temporary, temporary.open("w", encoding="utf-8") as listing:
+            for own, name in zip(recordings, _names(recordings), strict=True):
+                try:
+                    tokens = _encoded(own, model, config, console)
+                except (DecodeError, OSError) as error:
+                    console.warn(f"{own.path}: {error}")
+                    failed += 1
+                    continue
+                write_tokens(out / name, tokens)
+                _list(listing, own, name, tokens)
+                seconds += tokens.seconds
+    speed = _speed(seconds, time.perf_counter() - begun)
+    console.note(f"{len(recordings) - failed} recordings, {speed}: {out}")
     return 2 if failed else 0
 
 
-def _list(listing: TextIO, path: Path, tokens: Tokens) -> None:
+def _list(listing: TextIO, recording: Recording, name: str, tokens: Tokens) -> None:
     """Writes a line; frame by frame, since the tokens of an hour take a hundred megabytes as
     Python's numbers."""
-    about = {"path": str(path), "duration": round(tokens.seconds, 4), "model": tokens.model}
+    about = {"path": str(recording.path), "duration": round(tokens.seconds, 4), "model": tokens.model, "file": name}
+    if recording.duration is not None:
+        about["start"] = recording.start
     listing.write(json.dumps(about)[:-1] + ', "tokens": [')
     for frame, token_G in enumerate(tokens.tokens_TG):
         listing.write(f"{', ' if frame else ''}{token_G.tolist()}")
     listing.write("]}\n")
 
 
-def _encoded(path: Path, model: TokenModel, config: TokenRun, console: Console) -> Tokens:
+def _encoded(recording: Recording, model: TokenModel, config: TokenRun, console: Console) -> Tokens:
     rate, hop = model.sample_rate, model.hop
     longest, overlap = (round(value * rate / hop) for value in (config.window_seconds, config.overlap_seconds))
-    with path.open("rb") as file:
+    with recording.open() as file:
         info = probe(file)
-        samples = int(resampled_length(info.samples, info.rate, rate))
-        if samples < 1:
+        first, end = round(recording.start * rate), int(resampled_length(info.samples, info.rate, rate))
+        if recording.duration is not None:
+            end = min(end, first + round(recording.duration * rate))
+        if end <= first:
             raise DecodeError("no samples")
-        read = partial(_read, file, info, rate)
-        total = len(window_frames(-(-samples // hop), max(2, longest), overlap))
-        pieces = encode_windows(model, read, samples, longest=max(2, longest), overlap=overlap)
-        found = np.concatenate(list(console.progress(pieces, total=total, label=path.name)))
-    return Tokens(found, samples, rate, hop, model.vocabulary, model.identity)
 
+        def read(start: int, stop: int) -> Waveform:
+            return decode_window(file, info, start=first + start, length=stop - start, rate=rate)
 
-def _read(file, info, rate, start, end):  # type: ignore[no-untyped-def]
-    return decode_window(file, info, start=start, length=end - start, rate=rate)
+        total = len(window_frames(-(-(end - first) // hop), max(2, longest), overlap))
+        pieces = encode_windows(model, read, end - first, longest=max(2, longest), overlap=overlap)
+        found = np.concatenate(list(console.progress(pieces, total=total, label=recording.path.name)))
+    return Tokens(found, end - first, rate, hop, model.vocabulary, model.identity)
 
 
 def _decode(path: Path, model: TokenModel, out: Path, console: Console) -> int:
@@ -188,30 +194,53 @@ def _speed(seconds: float, spent: float) -> str:
     return f"{seconds:.1f} s of audio in {spent:.1f} s, {seconds / max(spent, 1e-9):.1f} times real time"
 
 
-def _recordings(inputs: Sequence[Path]) -> Iterator[Path]:
-    """Audio files, those of folders in sorted order. Raises UserError."""
-    for path in inputs:
-        if path.is_dir():
-            inside = sorted(
-                item for item in path.rglob("*") if item.suffix.lower() in AUDIO and not is_hidden(item.name)
-            )
-            if not inside:
-                raise UserError(f"{path}: no audio file in this folder")
-            yield from inside
-        elif path.exists():
-            yield path
-        else:
+class Recording(NamedTuple):
+    """`path`: where it is, for archives the archive's path and the name inside; `start` and
+    `duration` (None: to the end) in seconds, for segments of manifests."""
+
+    path: Path
+    open: Callable[[], BinaryIO]
+    start: float = 0.0
+    duration: float | None = None
+
+
+def _recordings(inputs: Sequence[Path], indexes: Path) -> list[Recording]:
+    """Audio files, and those of folders, archives and manifests, each once. `indexes`: folder for
+    those of compressed archives. Raises UserError."""
+    containers, found = Containers(), []
+    for number, path in enumerate(inputs):
+        if not path.exists():
             raise UserError(f"{path}: no such file")
+        kind = "folder" if path.is_dir() else kind_of(path)
+        if kind is None or kind == "h5":
+            found.append(Recording(path, partial(_file, path)))
+            continue
+        source, index = Source(path, kind), indexes / f"{number}.index"
+        refs = list_source(source, index).refs
+        if not refs:
+            raise UserError(f"{path}: no audio file in this {'folder' if kind == 'folder' else 'file'}")
+        for ref in refs:
+            place = Place(ref.name, ref.offset, ref.size, index if index.exists() else None)
+            parent = path.parent if kind in ("jsonl", "tsv") else path
+            opened = partial(containers.open, source, place)
+            found.append(Recording(parent / ref.name, opened, ref.start_seconds, ref.duration_seconds))
+    return list({(own.path, own.start, own.duration): own for own in found}.values())
 
 
-def _names(files: Sequence[Path]) -> dict[Path, str]:
+def _file(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _names(recordings: Sequence[Recording]) -> list[str]:
     """Names of the token files; longer ones where two recordings share theirs."""
-    found: dict[Path, str] = {}
-    for path in files:
-        name = path.stem
-        for parent in path.absolute().parents:
-            if f"{name}.npz" not in found.values():
+    found: dict[str, None] = {}
+    for own in recordings:
+        name = own.path.stem
+        if own.duration is not None:
+            name += f"_{own.start:g}"
+        for parent in own.path.absolute().parents:
+            if f"{name}.npz" not in found:
                 break
             name = f"{parent.name}_{name}"
-        found[path] = f"{name}.npz"
-    return found
+        found[f"{name}.npz"] = None
+    return list(found)
