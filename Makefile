@@ -71,10 +71,21 @@ demo: $(STAMPS)/tools
 	$(BIN)/runinfer -c cpu/configs/demo.yaml
 
 # Stage 1 of the tokenizer, smallest size, on the same speech
+# Both stages on generated speech, then speech to tokens and back
+DEMO_TOKENIZER = run_name=tok_demo dataset.train_path=data/demo/train.zip dataset.test_path=data/demo/test.zip model.size=smoke
+
 tokenizer_demo: $(STAMPS)/install
 	$(PY) -m sjepa.dataset.demo data/demo --speakers 32 --clips 16
-	$(BIN)/traintok -c cpu/configs/tok_jepa.yaml run_name=tok_demo dataset.train_path=data/demo/train.zip \
-		dataset.test_path=data/demo/test.zip model.size=smoke train.epochs=6 train.batch_size=8 train.max_batch_seconds=16
+	rm -rf runs/tok_demo
+	$(BIN)/traintok -c cpu/configs/tok_jepa.yaml $(DEMO_TOKENIZER) train.epochs=3 train.batch_size=8 train.max_batch_seconds=16
+	$(BIN)/traintok -c cpu/configs/tok_decoder.yaml $(DEMO_TOKENIZER) train.epochs=8 \
+		decoder.gan_weight=0.1 decoder.disc_start_step=336 decoder.sample_every=200
+	$(BIN)/evaltok -c cpu/configs/tok_eval.yaml run_name=tok_demo weights=runs/tok_demo/train2/weights/best.pt \
+		dataset.test_path=data/demo/test.zip
+	$(BIN)/runtok encode data/demo/test.zip --weights runs/tok_demo/train2/weights/best.pt --out runs/tok_demo/tokens
+	$(BIN)/runtok stats runs/tok_demo/tokens/*.npz
+	$(BIN)/runtok decode $$(ls runs/tok_demo/tokens/*.npz | head -1) --weights runs/tok_demo/train2/weights/best.pt \
+		--out runs/tok_demo/decoded.wav
 
 test: $(STAMPS)/dev $(STAMPS)/deepspeed
 	$(PYTEST)
