@@ -8,7 +8,7 @@ from typing import Any
 import soundfile
 from pydantic import Field
 
-from sjepa.config.load import Schema, dump_config
+from sjepa.config.load import Schema, dump_config, parse_config
 from sjepa.config.values import Names
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
@@ -20,7 +20,7 @@ from sjepa.reporting.console import Console
 from sjepa.reporting.run_dir import new_run
 from sjepa.reporting.tables import probe_table
 from sjepa.s_jepa.labelled import labelled_sets
-from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.schema import SCHEMA as FEATURES
 from sjepa.s_jepa.tools import Evaluation, Probe
 from sjepa.s_jepa.units.pictures import draw_probes
 from sjepa.tokenizer.codec.comparison import TRAINED, Comparison, Pair, Systems
@@ -161,6 +161,6 @@ def _probes(config: CodecEvaluation, engine: Engine, console: Console) -> Any:
         "probe": config.probe.model_dump(exclude_unset=True),
         "train": {"batch_size": config.train.batch_size},
     }
-    plain = Config.model_validate(values)
+    plain = parse_config(FEATURES, values)
     clips = load_set(plain, "test_path", most=plain.dataset.max_test_samples, progress=console.progress).clips
     return probe_rows(plain, engine, console, labelled_sets(plain, engine, console, clips), None)
