@@ -80,6 +80,8 @@ def test_samples_are_written_with_the_token_line(whole):
     log = next((whole / "t/train2/logs").iterdir()).read_text()
     assert "[TOK] step=4 G=4 fps=50.0000 dur=" in log
     assert "tps=200.000" in log
+    assert (whole / "t/samples/step0000008.wav").exists()  # before the last of nine updates
+    assert "GFLOP to encode" in log
 
 
 @pytest.mark.parametrize("step", [5])
@@ -246,6 +248,31 @@ def test_recordings_come_from_archives_and_manifests_too(exported, tmp_path):
     for path in ("b.zip/in/a.wav", "c.tar.gz/a.wav"):
         assert np.array_equal(found[path, None], found["a.wav", None])
     assert np.array_equal(found["a.wav", 0.5], found["part.wav", None])
+
+
+def test_names_and_listing_tell_recordings_apart(exported, tmp_path):
+    """Also of segments that begin alike, and of later calls into the same folder."""
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        noise = 0.1 * np.random.default_rng(number).standard_normal(32_000)
+        soundfile.write(tmp_path / folder / "x.wav", noise, 16000)
+    segments = [{"path": "one/x.wav", "offset": 0.5, "duration": 0.2 + 0.1 * part} for part in range(5)]
+    (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in segments))
+
+    def listed():
+        lines = [json.loads(line) for line in (tmp_path / "t/tokens.jsonl").read_text().splitlines()]
+        for line in lines:
+            assert read_tokens(tmp_path / "t" / line["file"]).tokens_TG.tolist() == line["tokens"]
+        return {line["file"]: (line["path"], line.get("segment")) for line in lines}
+
+    for given, files in ((["one"], 1), (["two"], 2), (["one/x.wav"], 2), (["d.jsonl"], 7), (["d.jsonl", "two"], 7)):
+        done = command(
+            "runtok", "encode", *given, "--weights", exported / "tok_encoder.onnx", "--out", "t", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(set(listed().values())) == len(listed()) == files
+    assert listed()["x.npz"] == ("one/x.wav", None)
+    assert listed()["two_x.npz"] == ("two/x.wav", None)
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,25 @@ def test_the_inverse_stft_undoes_torchs_stft(hop):
     found = inverse(parts, real_steps(None, parts))
     inside = slice(2 * hop, -2 * hop)  # at the ends fewer windows overlap
     assert (found[:, inside] - audio[:, inside]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["hifigan", "istft"])
+def test_audio_is_made_in_float32_in_any_precision(kind):
+    """The last layers, whose rounding would be heard as noise; also of weights in bfloat16."""
+    decoder = built(kind)
+    values = torch.randn(1, 6, decoder.shape.code_dim)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert decoder(values).dtype == torch.float32
+        assert decoder.bfloat16()(values.bfloat16()).dtype == torch.float32
+
+
+def test_the_basis_of_the_inverse_stft_stays_exact():
+    transform = InverseSTFT(16)
+    before = transform.basis_NW.clone()
+    assert torch.equal(transform.bfloat16().float().basis_NW, before)
+
+
+def test_a_stride_of_one_is_refused():
+    with pytest.raises(ValueError, match="decoder_strides: 1 is below 2"):
+        DecoderShape("hifigan", 3, (4, 4, 4), (2, 1))

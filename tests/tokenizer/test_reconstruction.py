@@ -82,6 +82,30 @@ def test_every_discriminator_judges_any_length():
         assert all(len(judged.features) > 3 and judged.scores.isfinite().all() for judged in found)
 
 
+def test_padding_changes_nothing_that_is_judged():
+    """A clip in a padded batch has the losses that it has alone."""
+    judges = Discriminators(DiscriminatorShape(windows=(256,), channels=4))
+    length, clips = torch.tensor([4000, 2345]), 0.1 * torch.randn(2, 2, 4000)
+    clips[:, 1, 2345:] = 0
+    real, made = (judges(audio, length) for audio in clips)
+    alone = [judges(audio[1:, :2345]) for audio in clips]
+
+    def last(found):
+        """The second clip, from the batch."""
+        return [
+            Judged(
+                one.scores[len(one.scores) // 2 :],
+                tuple(item[len(item) // 2 :] for item in one.features),
+                tuple(mask[len(mask) // 2 :] for mask in one.masks),
+            )
+            for one in found
+        ]
+
+    assert float(adversarial_loss(last(made))) == pytest.approx(float(adversarial_loss(alone[1])), rel=1e-4)
+    assert float(feature_loss(last(real), last(made))) == pytest.approx(float(feature_loss(*alone)), rel=1e-4)
+    assert float(judges_loss(last(real), last(made))) == pytest.approx(float(judges_loss(*alone)), rel=1e-4)
+
+
 def test_the_sizes_are_those_of_hifigan():
     """Its published discriminators have 41.1 (periods) and 29.6 million (scales) weights."""
     judges = Discriminators(DiscriminatorShape())

@@ -1,5 +1,6 @@
 """Token files, and audio of any length."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_pieces_are_the_whole(kind, frames):
     assert tokens.tokens_TG.shape == (105, len(codec.fsq.groups))
     with torch.no_grad():
         whole = codec.decode(torch.from_numpy(tokens.tokens_TG)[None])[0, :33_333].numpy()
-    pieces = np.concatenate(list(decode_pieces(token_model(codec), tokens, frames=frames)))
+    pieces = np.concatenate(list(decode_pieces(token_model(codec), tokens, seconds=frames / 50)))
     assert len(pieces) == 33_333
     assert np.abs(pieces - whole).max() < 1e-5
 
@@ -109,6 +110,18 @@ def test_what_is_no_token_file_is_told(tmp_path):
     write_tokens(tmp_path / "d.npz", tokens)
     (tmp_path / "d.npz").write_bytes((tmp_path / "d.npz").read_bytes()[:-30])
     write_tokens(tmp_path / "e.npz", Tokens(tokens.tokens_TG[:-1], *list(vars(tokens).values())[1:]))
-    for name, said in [("b", "damaged"), ("c", "without hop, model"), ("d", "damaged"), ("e", "where 16 frames of")]:
+    write_tokens(tmp_path / "f.npz", Tokens(tokens.tokens_TG * 1.0, *list(vars(tokens).values())[1:]))
+    whole = (tmp_path / "f.npz").read_bytes()
+    for place in range(0, len(whole), 7):  # a flipped byte is told, or was of no importance
+        (tmp_path / "g.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            read_tokens(tmp_path / "g.npz")
+    for name, said in [
+        ("f", "not a file of tokens"),
+        ("b", "damaged"),
+        ("c", "without hop, model"),
+        ("d", "damaged"),
+        ("e", "where 16 frames of"),
+    ]:
         with pytest.raises(UserError, match=said):
             read_tokens(tmp_path / f"{name}.npz")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from pydantic import Field
 
 from sjepa.config.load import Schema, dump_config, parse_config
@@ -13,6 +12,7 @@ from sjepa.config.values import Names
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
 from sjepa.core.files import write_csv, write_text
+from sjepa.dataset.audio_write import write_audio
 from sjepa.dataset.clips import Clips
 from sjepa.entrypoints.probes import probe_rows
 from sjepa.evaluation.scores import write_rows
@@ -95,10 +95,10 @@ def _compared(
         if not left:
             return
         left -= 1
-        stem = folder / "samples" / Path(pair.name).stem
+        stem = folder / "samples" / f"{config.kept_clips - left}_{Path(pair.name).stem}"
         stem.parent.mkdir(exist_ok=True)
         for suffix, audio_S in (("original", pair.original), ("tokens", pair.made[TRAINED])):
-            soundfile.write(f"{stem}_{suffix}.wav", audio_S.clip(-1, 1), rate, subtype="PCM_16")
+            write_audio(Path(f"{stem}_{suffix}.wav"), audio_S, rate)
         draw_reconstruction(pair.original, pair.made[TRAINED], rate, Path(f"{stem}.jpg"))
 
     batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="test set")

@@ -19,7 +19,7 @@ from sjepa.training.trainer import STATE
 # Keys that may change on resume; any other change requires a new run. (A run folder may be moved.)
 _FREE = ("runs_root", "run_name", "train.epochs", "train.max_steps", "train.log_every", "train.devices", "train.num_nodes",
          "train.strategy", "train.zero_stage", "train.ds_config", "train.probe_memory",
-         "dataset.num_workers", "checkpoint.", "health.", "logging.")  # fmt: skip
+         "dataset.num_workers", "decoder.sample_", "checkpoint.", "health.", "logging.")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
 
 import numpy as np
-import soundfile
 from pydantic import Field
 
 from sjepa.config.load import Schema
@@ -19,6 +19,7 @@ from sjepa.config.values import Section
 from sjepa.core.errors import UserError
 from sjepa.core.files import atomic_path
 from sjepa.dataset.audio import DecodeError, Waveform, decode_window, probe, resampled_length
+from sjepa.dataset.audio_write import KINDS, audio_file
 from sjepa.dataset.containers import Containers, Place, kind_of, list_source
 from sjepa.dataset.listing import Source
 from sjepa.reporting.console import Console
@@ -36,6 +37,8 @@ from sjepa.tokenizer.codec.tokens import (
 from sjepa.tokenizer.codec.usage import TokenUsage, entropy_line, usage_table
 
 LISTING = "tokens.jsonl"
+_TOKENS = ', "tokens": ['  # after what a line says of the recording
+_BLOCK = 1 << 22  # samples that are decoded at once
 
 
 class TokenRun(Section):
@@ -90,7 +93,7 @@ def _model(path: Path, device: str) -> TokenModel:
 
 
 def _encode(inputs: Sequence[Path], model: TokenModel, config: TokenRun, console: Console) -> int:
-    """One token file per recording, and a listing of all."""
+    """One token file per recording, and a listing of all, also of those that are there already."""
     out = Path(str(config.out))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is not a folder")
@@ -99,8 +102,11 @@ def _encode(inputs: Sequence[Path], model: TokenModel, config: TokenRun, console
         out.mkdir(parents=True, exist_ok=True)
         console.note(f"{model.identity}: {model.description}")
         begun, seconds, failed = time.perf_counter(), 0.0, 0
+        earlier = _listed(out / LISTING)
+        names = _names(recordings, earlier)
         with atomic_path(out / LISTING) as temporary, temporary.open("w", encoding="utf-8") as listing:
-            for own, name in zip(recordings, _names(recordings), strict=True):
+            _copy_lines(out / LISTING, listing, without=set(names))
+            for own, name in zip(recordings, names, strict=True):
                 try:
                     tokens = _encoded(own, model, config, console)
                 except (DecodeError, OSError) as error:
@@ -115,16 +121,62 @@ def _encode(inputs: Sequence[Path], model: TokenModel, config: TokenRun, console
     return 2 if failed else 0
 
 
+def _about(recording: Recording) -> dict[str, Any]:
+    """What tells a recording from others."""
+    about: dict[str, Any] = {"path": str(recording.path)}
+    if recording.duration is not None:
+        about |= {"start": recording.start, "segment": recording.duration}
+    return about
+
+
 def _list(listing: TextIO, recording: Recording, name: str, tokens: Tokens) -> None:
     """Writes a line; frame by frame, since the tokens of an hour take a hundred megabytes as
     Python's numbers."""
-    about = {"path": str(recording.path), "duration": round(tokens.seconds, 4), "model": tokens.model, "file": name}
-    if recording.duration is not None:
-        about["start"] = recording.start
-    listing.write(json.dumps(about)[:-1] + ', "tokens": [')
+    about = {"file": name, **_about(recording), "duration": round(tokens.seconds, 4), "model": tokens.model}
+    listing.write(json.dumps(about)[:-1] + _TOKENS)
     for frame, token_G in enumerate(tokens.tokens_TG):
         listing.write(f"{', ' if frame else ''}{token_G.tolist()}")
     listing.write("]}\n")
+
+
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """What a listing says of every recording, and the whole line."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line.split(_TOKENS)[0] + "}"), line
+            except ValueError:
+                raise UserError(f"{path}: not a listing of tokens, or damaged; name another folder") from None
+
+
+def _listed(path: Path) -> dict[str, dict[str, Any]]:
+    """By name of the token file."""
+    return {str(about.get("file")): about for about, _ in _lines(path)}
+
+
+def _copy_lines(path: Path, listing: TextIO, *, without: set[str]) -> None:
+    """Lines of token files that are not made anew."""
+    for about, line in _lines(path):
+        if about.get("file") not in without:
+            listing.write(line)
+
+
+class _Blocks:
+    """Samples from `first` to `end` of a recording, decoded in blocks of some minutes: compressed
+    files are decoded from their beginning for every block."""
+
+    def __init__(self, decode: Callable[[int, int], Waveform], first: int, end: int) -> None:
+        self._decode, self._first, self._end = decode, first, end
+        self._start, self._block = 0, np.zeros(0, np.float32)
+
+    def __call__(self, start: int, stop: int) -> Waveform:
+        start, stop = self._first + start, self._first + stop
+        if start < self._start or stop > self._start + len(self._block):
+            self._start = start
+            self._block = self._decode(start, min(self._end, max(stop, start + _BLOCK)))
+        return self._block[start - self._start : stop - self._start]
 
 
 def _encoded(recording: Recording, model: TokenModel, config: TokenRun, console: Console) -> Tokens:
@@ -138,9 +190,10 @@ def _encoded(recording: Recording, model: TokenModel, config: TokenRun, console:
         if end <= first:
             raise DecodeError("no samples")
 
-        def read(start: int, stop: int) -> Waveform:
-            return decode_window(file, info, start=first + start, length=stop - start, rate=rate)
+        def decode(start: int, stop: int) -> Waveform:
+            return decode_window(file, info, start=start, length=stop - start, rate=rate)
 
+        read = _Blocks(decode, first, end)
         total = len(window_frames(-(-(end - first) // hop), max(2, longest), overlap))
         pieces = encode_windows(model, read, end - first, longest=max(2, longest), overlap=overlap)
         found = np.concatenate(list(console.progress(pieces, total=total, label=recording.path.name)))
@@ -150,20 +203,15 @@ def _encoded(recording: Recording, model: TokenModel, config: TokenRun, console:
 def _decode(path: Path, model: TokenModel, out: Path, console: Console) -> int:
     tokens = read_tokens(path)
     check_model(tokens, model, path)
-    kinds = {".wav": "WAV", ".flac": "FLAC"}
-    if out.suffix.lower() not in kinds:
+    if out.suffix.lower() not in KINDS:
         raise UserError(f"--out: {out}: the name must end in .wav or .flac")
-    begun, peak = time.perf_counter(), 0.0
-    with (
-        atomic_path(out) as temporary,
-        soundfile.SoundFile(temporary, "w", tokens.sample_rate, 1, "PCM_16", format=kinds[out.suffix.lower()]) as file,
-    ):
+    begun = time.perf_counter()
+    with audio_file(out, tokens.sample_rate) as file:
         for piece in decode_pieces(model, tokens):
-            peak = max(peak, float(np.abs(piece).max(initial=0.0)))
-            file.write(piece.clip(-1, 1))
+            file.write(piece)
     console.note(f"{_speed(tokens.seconds, time.perf_counter() - begun)}: {out}")
-    if peak > 1:
-        console.warn(f"samples of up to {peak:.2f} were clipped")
+    if file.peak > 1:
+        console.warn(f"samples of up to {file.peak:.2f} were clipped")
     return 0
 
 
@@ -231,16 +279,19 @@ def _file(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _names(recordings: Sequence[Recording]) -> list[str]:
-    """Names of the token files; longer ones where two recordings share theirs."""
+def _names(recordings: Sequence[Recording], earlier: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the token files; longer ones where two recordings, also `earlier` ones of the same
+    folder, would share theirs."""
     found: dict[str, None] = {}
     for own in recordings:
-        name = own.path.stem
-        if own.duration is not None:
-            name += f"_{own.start:g}"
-        for parent in own.path.absolute().parents:
-            if f"{name}.npz" not in found:
+        stem = own.path.stem if own.duration is None else f"{own.path.stem}_{own.start:.3f}"
+        parents = [parent.name for parent in own.path.absolute().parents if parent.name]
+        longer = ("_".join([*reversed(parents[:count]), stem]) for count in range(len(parents) + 1))
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        for name in itertools.chain(longer, numbered):
+            file = f"{name}.npz"
+            other = earlier.get(file)
+            if file not in found and (other is None or _about(own).items() <= other.items()):
+                found[file] = None
                 break
-            name = f"{parent.name}_{name}"
-        found[f"{name}.npz"] = None
     return list(found)

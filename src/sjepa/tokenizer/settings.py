@@ -108,8 +108,8 @@ class Decoder(Section):
 class TokCheckpoint(Checkpoint):
     shards: bool = Field(
         False,
-        description="Also write every checkpoint in DeepSpeed's layout, to jepa_encoder_ds in the folder of the run's name "
-        "(the default with --out_dir); a run is resumed from it if its own are lost, and ckpt2pt converts it.",
+        description="Also write every checkpoint in DeepSpeed's layout, to jepa_encoder_ds or decoder_ds in the folder of "
+        "the run's name (the default with --out_dir); a run is resumed from it if its own are lost; ckpt2pt converts it.",
     )
 
 

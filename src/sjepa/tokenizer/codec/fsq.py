@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sjepa.core.tensors import to_device
+
 _LARGEST = 2**31 - 1  # tokens are int32
 
 
@@ -69,7 +71,7 @@ class FSQ:
 
     def _steps(self, like: Tensor) -> Tensor:
         """Levels − 1 of every dimension, [D]."""
-        return torch.tensor(self.levels_of_dimensions, device=like.device, dtype=torch.float32) - 1
+        return to_device([level - 1 for level in self.levels_of_dimensions], like.device).float()
 
     def codes(self, features_TD: Tensor) -> Tensor:
         """int64, 0 to the level − 1: the nearest of that many evenly spaced values in −1…1 to

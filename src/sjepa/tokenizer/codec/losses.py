@@ -12,6 +12,7 @@ from sjepa.tokenizer.modules.discriminators import Judged
 from sjepa.tokenizer.modules.lengths import real_steps
 
 WINDOWS = (2048, 1024, 512, 256, 128)  # samples
+MEL_BANDS, MEL_WINDOW = 80, 1024
 _LEAST_MAGNITUDE = 1e-5
 
 
@@ -69,7 +70,7 @@ class SpectralLoss(nn.Module):
 class MelDistance(nn.Module):
     """Mean absolute difference of the natural logarithms of 80 mel bands (window 1,024)."""
 
-    def __init__(self, sample_rate: int, *, bands: int = 80, size: int = 1024) -> None:
+    def __init__(self, sample_rate: int, *, bands: int = MEL_BANDS, size: int = MEL_WINDOW) -> None:
         super().__init__()
         self.spectra = Spectra(size, mel_bands=bands, sample_rate=sample_rate)
 
@@ -89,7 +90,7 @@ def judges_loss(real: Sequence[Judged], made: Sequence[Judged]) -> Tensor:
     """Of the discriminators, by least squares: 1 for what is real, 0 for what the decoder made."""
     return torch.stack(
         [
-            (1 - own.scores.float()).square().mean() + other.scores.float().square().mean()
+            own.mean((1 - own.scores.float()).square(), 0) + other.mean(other.scores.float().square(), 0)
             for own, other in zip(real, made, strict=True)
         ]
     ).sum()
@@ -97,15 +98,15 @@ def judges_loss(real: Sequence[Judged], made: Sequence[Judged]) -> Tensor:
 
 def adversarial_loss(made: Sequence[Judged]) -> Tensor:
     """Of the decoder, by least squares."""
-    return torch.stack([(1 - own.scores.float()).square().mean() for own in made]).sum()
+    return torch.stack([own.mean((1 - own.scores.float()).square(), 0) for own in made]).sum()
 
 
 def feature_loss(real: Sequence[Judged], made: Sequence[Judged]) -> Tensor:
     """Mean absolute difference of the discriminators' features, summed over layers."""
     return torch.stack(
         [
-            (own.detach().float() - other.float()).abs().mean()
+            one.mean((own.detach().float() - other.float()).abs(), place)
             for one, two in zip(real, made, strict=True)
-            for own, other in zip(one.features, two.features, strict=True)
+            for place, (own, other) in enumerate(zip(one.features, two.features, strict=True), start=1)
         ]
     ).sum()

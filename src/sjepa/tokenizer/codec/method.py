@@ -12,9 +12,9 @@ from torchinfo import summary as torchinfo_summary
 from sjepa.core.errors import UserError
 from sjepa.core.progress import Messages
 from sjepa.core.random import key
-from sjepa.dataset.audio import Waveform
+from sjepa.dataset.audio import DecodeError, Waveform
 from sjepa.tokenizer.codec.fsq import FSQ
-from sjepa.tokenizer.codec.metrics import FIGURES
+from sjepa.tokenizer.codec.metrics import FIGURES, RECONSTRUCTION
 from sjepa.tokenizer.codec.model import operations, reach
 from sjepa.tokenizer.codec.network import Codec
 from sjepa.tokenizer.codec.samples import Samples, read_sample
@@ -75,7 +75,7 @@ class TokenizerDecoderSystem:
         stages = [
             CodecStage(
                 name=name,
-                phase=1,
+                phase=2 if name == TOGETHER else 1,
                 start_step=start,
                 end_step=end,
                 phase_start_step=0,
@@ -101,12 +101,20 @@ class TokenizerDecoderSystem:
                 f"dataset.sample_rate: {config.dataset.sample_rate}, but the encoder of {path} hears audio at "
                 f"{geometry.sample_rate} Hz"
             )
+        if config.geometry.hop_samples != geometry.hop_samples:
+            raise UserError(
+                f"model.size: frames of {config.geometry.hop_samples} samples, but those of the encoder of {path} have "
+                f"{geometry.hop_samples}; give the size and overrides of stage 1"
+            )
         torch.manual_seed(key(config.seed, "decoder"))
         codec = build_codec(config, encoder)
         windows = _STFT_WINDOWS if config.decoder.stft_discriminator else ()
         channels = hyperparameters(config.model.size, config.model.overrides).discriminator_channels
         judges = Discriminators(DiscriminatorShape(windows=windows, channels=channels))
         note(f"encoder: {path}; {codec.fsq.describe(geometry.sample_rate / geometry.hop_samples)}")
+        total = run.schedule.total_steps
+        if config.decoder.gan_weight and config.decoder.disc_start_step >= total:
+            note(f"decoder.disc_start_step: {config.decoder.disc_start_step} is not reached in {total} updates")
         return Start(codec, judges, _sample(config, run.data))
 
     def describe(self, start: Start) -> str:
@@ -165,7 +173,7 @@ class TokenizerDecoderSystem:
         batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
         losses = engine.to_device(_losses(run.config))
         found = measure(engine, codec, codec.decoder, None, batches, losses, warn=messages.warn)
-        return {name: value for name, value in found.items() if name in ("mel", "spectral", "waveform")}
+        return {name: value for name, value in found.items() if name in RECONSTRUCTION}
 
 
 def build_codec(config: TokConfig, encoder: TokenEncoder) -> Codec:
@@ -202,12 +210,17 @@ def _losses(config: TokConfig) -> Losses:
 
 
 def _sample(config: TokConfig, data: Data) -> Waveform:
-    """`decoder.sample_wav`, or the first test clip."""
+    """`decoder.sample_wav`, or the first test clip that can be read. Raises UserError."""
     rate, most = config.dataset.sample_rate, max(config.dataset.max_seconds, 4.0)
     if config.decoder.sample_wav:
         return read_sample(Path(config.decoder.sample_wav), rate, most)
     clips = data.test.clips
-    return clips.read(0, length=min(int(clips.length_N[0]), round(most * rate)))
+    for position in range(len(clips)):
+        try:
+            return clips.read(position, length=min(int(clips.length_N[position]), round(most * rate)))
+        except DecodeError:
+            continue
+    raise UserError("dataset.test_path: no clip could be read")
 
 
 TOKENIZER_DECODER = TokenizerDecoderSystem()

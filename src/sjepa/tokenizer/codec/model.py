@@ -42,7 +42,7 @@ def token_model(codec: Codec) -> TokenModel:
 
 def identity(codec: Codec) -> str:
     """16 hexadecimal digits that change with encoder, whitening and quantiser."""
-    digest = hashlib.blake2b(repr((codec.fsq.levels, codec.fsq.group)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((codec.fsq.levels, codec.fsq.group, codec.encoder.shape)).encode(), digest_size=8)
     for name, value in sorted((codec.encoder.state_dict() | codec.whitening.state_dict()).items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -62,7 +62,7 @@ def write_codec(codec: Codec, encoder_path: Path, decoder_path: Path, *, metadat
     """Writes both files and compares them with the codec. Raises UserError, and leaves none, if
     they differ by more than rounding explains."""
     codec = codec.eval()
-    model, groups = token_model(codec), len(codec.fsq.groups)
+    model = token_model(codec)
     metadata = metadata | {
         "producer": f"sjepa {sjepa.__version__}",
         "identity": model.identity,
@@ -72,7 +72,25 @@ def write_codec(codec: Codec, encoder_path: Path, decoder_path: Path, *, metadat
         "vocabulary": " ".join(map(str, model.vocabulary)),
         "reach_frames": str(model.reach),
     }
-    traced = torch.tensor(_TRACED_FRAMES) * model.hop
+    paths = (encoder_path, decoder_path)
+    try:
+        _write(codec, *paths, metadata)
+        found = compare(codec, *paths)
+        if not (found.tokens <= _OTHER_TOKENS and found.audio <= TOLERANCE):
+            raise UserError(
+                f"{encoder_path} and {decoder_path}: removed, since {found.tokens:.1%} of the tokens differ and audio by "
+                f"{found.audio:.1e}; another version of torch, onnx or onnxruntime may do better"
+            )
+        return found
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write(codec: Codec, encoder_path: Path, decoder_path: Path, metadata: dict[str, str]) -> None:
+    hop, groups = codec.encoder.geometry.hop_samples, len(codec.fsq.groups)
+    traced = torch.tensor(_TRACED_FRAMES) * hop
     batch, samples, frames = (torch.export.Dim(name, min=1) for name in ("batch", "samples", "frames"))
     write_module(
         AudioToTokens(codec),
@@ -90,15 +108,6 @@ def write_codec(codec: Codec, encoder_path: Path, decoder_path: Path, *, metadat
         outputs={"waveform": {1: "samples"}},
         metadata=metadata,
     )
-    found = compare(codec, encoder_path, decoder_path)
-    if not (found.tokens <= _OTHER_TOKENS and found.audio <= TOLERANCE):
-        for path in (encoder_path, decoder_path):
-            path.unlink()
-        raise UserError(
-            f"{encoder_path} and {decoder_path}: removed, since {found.tokens:.1%} of the tokens differ and audio by "
-            f"{found.audio:.1e}; another version of torch, onnx or onnxruntime may do better"
-        )
-    return found
 
 
 @torch.no_grad()
@@ -118,7 +127,7 @@ def compare(codec: Codec, encoder_path: Path, decoder_path: Path) -> Parity:
         wanted_BS = TokensToAudio(codec)(wanted_BTG, lengths_B).numpy()
         if audio_BS.shape != wanted_BS.shape:
             return Parity(float("inf"), float("inf"))
-        largest = max(largest, float(np.abs(audio_BS - wanted_BS).max()))
+        largest = float(np.maximum(largest, np.abs(audio_BS - wanted_BS).max()))  # keeps NaN
     return Parity(other / count, largest)
 
 

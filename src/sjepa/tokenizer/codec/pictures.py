@@ -12,11 +12,10 @@ from matplotlib.figure import Figure as Picture
 from sjepa.dataset.audio import Waveform
 from sjepa.reporting.plots import save_figure
 from sjepa.tokenizer.codec.comparison import Comparison
-from sjepa.tokenizer.codec.losses import Spectra
+from sjepa.tokenizer.codec.losses import MEL_BANDS, MEL_WINDOW, Spectra
 from sjepa.tokenizer.codec.quality import MEASURES
 from sjepa.tokenizer.codec.usage import GroupUsage
 
-_BANDS, _WINDOW = 80, 1024
 _DECIBELS = 80.0  # shown below the loudest
 
 
@@ -24,7 +23,7 @@ def draw_reconstruction(original: Waveform, made: Waveform, sample_rate: int, pa
     """Waveforms and mel spectrograms, original above reconstruction."""
     picture = Picture(figsize=(9, 6), layout="constrained")
     axes = picture.subplots(2, 2, sharex=True, sharey="col", width_ratios=(1, 2))
-    spectra = Spectra(_WINDOW, mel_bands=_BANDS, sample_rate=sample_rate)
+    spectra = Spectra(MEL_WINDOW, mel_bands=MEL_BANDS, sample_rate=sample_rate)
     levels = [20 * np.log10(spectra(torch.from_numpy(audio)[None])[0].numpy()) for audio in (original, made)]
     top, seconds = float(levels[0].max()), len(original) / sample_rate
     for (wave, mel), audio, level, name in zip(
@@ -39,7 +38,7 @@ def draw_reconstruction(original: Waveform, made: Waveform, sample_rate: int, pa
             cmap="magma",
             vmin=top - _DECIBELS,
             vmax=top,
-            extent=(0, seconds, 0, _BANDS),
+            extent=(0, seconds, 0, MEL_BANDS),
         )
         mel.set_ylabel("mel band")
     for axis in axes[-1]:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 import torch
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
-from sjepa.core.files import atomic_path
 from sjepa.dataset.audio import DecodeError, Waveform, decode_window, probe, resampled_length
+from sjepa.dataset.audio_write import write_audio
 from sjepa.tokenizer.codec.network import Codec
 from sjepa.tokenizer.codec.pictures import draw_reconstruction
 
@@ -29,15 +28,13 @@ class Samples:
     note: Callable[[str], None]
 
     def write(self, step: int, codec: Codec) -> None:
-        """Before update `step`, where it is due."""
-        if step == 0 or step % self.every or not self.engine.ranks.is_main:
+        """After update `step` (the first is 1), where it is due."""
+        if step % self.every or not self.engine.ranks.is_main:
             return
         geometry, groups = codec.encoder.geometry, len(codec.fsq.groups)
         audio, rate = self._reconstructed(codec), geometry.sample_rate
         path = self.folder / f"step{step:07d}.wav"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            soundfile.write(temporary, audio.clip(-1, 1), rate, subtype="PCM_16", format="WAV")
+        write_audio(path, audio, rate)
         draw_reconstruction(self.waveform, audio, rate, path.with_suffix(".jpg"))
         seconds, frames = len(self.waveform) / rate, rate / geometry.hop_samples
         tokens = f"G={groups} fps={frames:.4f} dur={seconds:.2f}s tps={groups * frames:.3f}"

@@ -85,17 +85,20 @@ def make(given: Batch, codec: Codec, model: Any, engine: Engine) -> Made:
 
 def judge_terms(judges: Any, engine: Engine, made: Made) -> dict[str, Tensor]:
     """The adversarial losses of the decoder, by name."""
+    length_B = made.batch.lengths()
     with engine.autocast():
         with torch.no_grad():
-            real = judges(made.batch.clean_BS)
-        other = judges(made.audio_BS)
+            real = judges(made.batch.clean_BS, length_B)
+        other = judges(made.audio_BS, length_B)
     return {"adversarial": adversarial_loss(other), "features": feature_loss(real, other)}
 
 
 def judges_term(judges: Any, engine: Engine, made: Made) -> Tensor:
     """The loss of the discriminators, which hear both in one pass."""
+    length_B = made.batch.lengths()
     with engine.autocast():
-        found = judges(torch.cat([made.batch.clean_BS, made.audio_BS]))
+        both_BS = torch.cat([made.batch.clean_BS, made.audio_BS])
+        found = judges(both_BS, None if length_B is None else length_B.repeat(2))
     real, other = zip(*(one.halves() for one in found), strict=True)
     return judges_loss(real, other)
 
@@ -156,7 +159,7 @@ def update_judges(learner: Learner[Any], made: Sequence[Made], sums: LossSums, *
             total += loss.detach()
         return total, own
 
-    window, terms = [item.batch for item in made], float(sum(item.samples for item in made))
+    window, terms = [item.batch for item in made if item.is_real], float(sum(item.samples for item in made))
     return make_update(learner, window, terms=terms, gradients=gradients, sums=sums, max_norm=max_norm, news=False)
 
 

@@ -111,11 +111,15 @@ class CodecTask:
         self._stage = stage
 
     def prepare(self, step: int) -> bool:
-        """Reconstructs a clip where it is due."""
-        self.parts.samples.write(step, self.codec)
         return False
 
     def update(self, window: Sequence[Batch], *, step: int, rate: float, news: bool) -> Update:
+        """Also reconstructs a clip where it is due."""
+        update = self._update(window, rate, news)
+        self.parts.samples.write(step + 1, self.codec)
+        return update
+
+    def _update(self, window: Sequence[Batch], rate: float, news: bool) -> Update:
         self.learner.set_rate(rate)
         self.judges.set_rate(_JUDGES_RATE * rate)
         with frozen(self.judges.network) as judges:

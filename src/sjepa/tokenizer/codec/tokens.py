@@ -3,11 +3,11 @@ frames, G groups."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sjepa.dataset.audio import Waveform
 
 Ints = NDArray[np.int32]
 _NAMES = {"tokens", "samples", "sample_rate", "hop", "vocabulary", "model"}
-_PIECE_FRAMES = 512  # decoded at once, without their surroundings
+_PIECE_SECONDS = 10.0  # decoded at once, without its surroundings
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_tokens(path: Path) -> Tokens:
                     f"{path}: not a file of tokens (without {', '.join(sorted(_NAMES - set(found.files)))})"
                 )
             tokens = Tokens(
-                found["tokens"],
+                _whole_numbers(found["tokens"]),
                 int(found["samples"]),
                 int(found["sample_rate"]),
                 int(found["hop"]),
@@ -86,12 +86,20 @@ def read_tokens(path: Path) -> Tokens:
             )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):  # messages about pickles would mislead
+    except UserError:
+        raise
+    except Exception:  # damaged archives raise many types; messages about pickles would mislead
         raise UserError(f"{path}: not a file of tokens, or damaged") from None
     shape, frames = tokens.tokens_TG.shape, -(-tokens.samples // max(1, tokens.hop))
     if shape != (frames, len(tokens.vocabulary)):
         raise UserError(f"{path}: {shape} tokens, where {frames} frames of {len(tokens.vocabulary)} were expected")
     return tokens
+
+
+def _whole_numbers(tokens_TG: NDArray[Any]) -> Ints:
+    if not np.issubdtype(tokens_TG.dtype, np.integer):
+        raise ValueError(f"tokens of type {tokens_TG.dtype}")
+    return tokens_TG.astype(np.int32)
 
 
 def check_model(tokens: Tokens, model: TokenModel, path: Path) -> None:
@@ -129,9 +137,10 @@ def encode_windows(
         yield model.encode(read(start * hop, min(end * hop, samples)))[first - start : last - start]
 
 
-def decode_pieces(model: TokenModel, tokens: Tokens, *, frames: int = _PIECE_FRAMES) -> Iterator[Waveform]:
-    """The audio of tokens, piece by piece; the same as of all at once."""
+def decode_pieces(model: TokenModel, tokens: Tokens, *, seconds: float = _PIECE_SECONDS) -> Iterator[Waveform]:
+    """The audio of tokens, piece by piece; up to rounding the same as of all at once."""
     total, hop = len(tokens.tokens_TG), tokens.hop
+    frames = max(1, round(seconds * tokens.sample_rate / hop))
     for start in range(0, total, frames):
         end = min(total, start + frames)
         before, after = max(0, start - model.reach), min(total, end + model.reach)

@@ -4,6 +4,7 @@ F frequencies, W samples of a window."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,8 @@ class DecoderShape:
         if len(self.channels) != len(self.strides) + 1:
             needed = f"{len(self.strides)} strides need {len(self.strides) + 1}"
             raise ValueError(f"decoder_channels: {len(self.channels)} values, but {needed}")
+        if min(self.strides, default=2) < 2:
+            raise ValueError(f"decoder_strides: {min(self.strides)} is below 2")
 
     @property
     def hop(self) -> int:
@@ -124,6 +127,15 @@ class InverseSTFT(nn.Module):
         self.register_buffer("basis_NW", (waves_NW * window_W).float(), persistent=False)
         self.register_buffer("window_W", window_W.float(), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InverseSTFT:
+        """Moved to a device like any module, but always float32."""
+        exact = [self.basis_NW, self.window_W]
+        super()._apply(fn, recurse)
+        self.basis_NW, self.window_W = (
+            buffer.to(moved.device) for buffer, moved in zip(exact, (self.basis_NW, self.window_W), strict=True)
+        )
+        return self
+
     @property
     def channels(self) -> int:
         return len(self.basis_NW)
@@ -155,7 +167,7 @@ class TokenDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(width, 1 / shape.blocks) for _ in range(shape.blocks if self.istft is not None else 0)
         )
-        self.last: nn.Module = init_convolution(nn.Conv1d(width, 1, 7, padding=3))
+        self.last = init_convolution(nn.Conv1d(width, 1, 7, padding=3))
         if self.istft is not None:
             self.last = init_convolution(nn.Conv1d(width, self.istft.channels, 1))
 
@@ -168,9 +180,17 @@ class TokenDecoder(nn.Module):
         real = real_steps(length_B, x_BCT)
         for block in self.blocks:
             x_BCT = block(x_BCT, real)
+        with torch.autocast(x_BCT.device.type, enabled=False):  # bfloat16 would add noise at −40 dB
+            return self._audio(x_BCT, length_B, real)
+
+    def _audio(self, x_BCT: Tensor, length_B: Tensor | None, real: Real) -> Tensor:
+        """The last layers, in float32."""
+        last = self.last
+        assert last.bias is not None
+        x_BCT = F.conv1d(x_BCT.float(), last.weight.float(), last.bias.float(), padding=last.padding)  # type: ignore[arg-type]
         if self.istft is None:
-            return real.keep(torch.tanh(self.last(x_BCT).float()))[:, 0]
-        log_BFT, phase_BFT = self.last(x_BCT).float().chunk(2, dim=1)
+            return real.keep(torch.tanh(x_BCT))[:, 0]
+        log_BFT, phase_BFT = x_BCT.chunk(2, dim=1)
         magnitude_BFT = torch.exp(log_BFT.clamp(max=_LARGEST_LOG))
         parts_BNT = torch.cat([magnitude_BFT * torch.cos(phase_BFT), magnitude_BFT * torch.sin(phase_BFT)], 1)
         samples_B = None if length_B is None else length_B * self.shape.istft_hop

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,28 @@ _SLOPE = 0.1  # of leaky ReLU
 
 class Judged(NamedTuple):
     """`scores`: near 1 for what is held for real; `features`: outputs of the layers before. The
-    first dimension has the clips in order, perhaps several entries of each."""
+    first dimension has the clips in order, perhaps several entries of each. Both are 0 in the
+    padding, which `masks`, of the scores and of all features (None: no clip is padded), tell from
+    the rest."""
 
     scores: Tensor
     features: tuple[Tensor, ...]
+    masks: tuple[Tensor | None, ...] = ()
 
     def halves(self) -> tuple[Judged, Judged]:
         """Of two batches of clips that were judged as one."""
         pairs = [item.chunk(2) for item in (self.scores, *self.features)]
         first, second = zip(*pairs, strict=True)
-        return Judged(first[0], first[1:]), Judged(second[0], second[1:])
+        masks = [(None, None) if mask is None else mask.chunk(2) for mask in self.masks]
+        own, other = (tuple(mask[side] for mask in masks) for side in (0, 1))
+        return Judged(first[0], first[1:], own), Judged(second[0], second[1:], other)
+
+    def mean(self, values: Tensor, place: int) -> Tensor:
+        """Of real entries; `place`: 0 for values like the scores, 1 … for those like features."""
+        mask = self.masks[place] if self.masks else None
+        if mask is None:
+            return values.mean()
+        return (values * mask).sum() / (mask.sum() * (values[0].numel() / mask[0].numel()))
 
 
 @dataclass(frozen=True)
@@ -60,18 +72,44 @@ class FoldedConv1d(nn.Conv1d):
 
 
 class _Judge(nn.Module):
-    """Convolutions with leaky ReLU; the last gives the scores."""
+    """Convolutions over time, perhaps over frequencies too, with leaky ReLU; the last gives the
+    scores. What comes after the end of a clip is 0 at every layer, as if the clip were alone."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
 
-    def _judged(self, x: Tensor) -> Judged:
-        features = []
-        for layer in self.layers[:-1]:
-            x = F.leaky_relu(layer(x), _SLOPE)
-            features.append(x)
-        return Judged(self.layers[-1](x), tuple(features))
+    def _judged(self, x: Tensor, length_B: Tensor | None) -> Judged:
+        """`x`: [B, C, T] or [B, C, T, F]; `length_B`: real steps of T (None: all)."""
+        found: list[Tensor] = []
+        masks: list[Tensor | None] = []
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            mask = None
+            if length_B is not None:
+                length_B = _steps(length_B, layer)
+                mask = _mask(length_B, x)
+                x = x * mask
+            if number + 1 < len(self.layers):
+                x = F.leaky_relu(x, _SLOPE)
+            found.append(x)
+            masks.append(mask)
+        return Judged(found[-1], tuple(found[:-1]), (masks[-1], *masks[:-1]))
+
+
+def _steps(length_B: Tensor, layer: Any) -> Tensor:
+    """Real steps after a convolution or pooling, along its first dimension."""
+    kernel, stride, padding, dilation = (
+        own[0] if isinstance(own, tuple) else own
+        for own in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
+    )
+    return (length_B + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _mask(length_B: Tensor, like: Tensor) -> Tensor:
+    """Ones and zeros, [B, 1, T] or [B, 1, T, 1]."""
+    mask_BT = (torch.arange(like.shape[2], device=like.device) < length_B[:, None]).to(like.dtype)
+    return mask_BT.reshape(len(like), 1, -1, *[1] * (like.dim() - 3))
 
 
 class PeriodDiscriminator(_Judge):
@@ -85,9 +123,12 @@ class PeriodDiscriminator(_Judge):
         super().__init__([*down, nn.Conv1d(last, last, 5, 1, 2), nn.Conv1d(last, 1, 3, 1, 1)])
         self.period = period
 
-    def forward(self, audio_BS: Tensor) -> Judged:
+    def forward(self, audio_BS: Tensor, length_B: Tensor | None = None) -> Judged:
         padded_BS = F.pad(audio_BS, (0, -audio_BS.shape[1] % self.period))
-        return self._judged(padded_BS.unflatten(1, (-1, self.period)).transpose(1, 2).flatten(0, 1)[:, None])
+        if length_B is not None:
+            length_B = (-(-length_B // self.period)).repeat_interleave(self.period)
+        rows_B1T = padded_BS.unflatten(1, (-1, self.period)).transpose(1, 2).flatten(0, 1)[:, None]
+        return self._judged(rows_B1T, length_B)
 
 
 class ScaleDiscriminator(_Judge):
@@ -104,13 +145,16 @@ class ScaleDiscriminator(_Judge):
         super().__init__(
             [nn.Conv1d(1, widths[0], 15, 1, 7), *middle, nn.Conv1d(last, last, 5, 1, 2), nn.Conv1d(last, 1, 3, 1, 1)]
         )
-        self.factor = factor
+        self.factor, self.pool = factor, nn.AvgPool1d(4, 2, 2)
 
-    def forward(self, audio_BS: Tensor) -> Judged:
+    def forward(self, audio_BS: Tensor, length_B: Tensor | None = None) -> Judged:
         x_B1S = audio_BS[:, None]
         for _ in range(self.factor.bit_length() - 1):
-            x_B1S = F.avg_pool1d(x_B1S, 4, 2, 2)
-        return self._judged(x_B1S)
+            x_B1S = self.pool(x_B1S)
+            if length_B is not None:
+                length_B = _steps(length_B, self.pool)
+                x_B1S = x_B1S * _mask(length_B, x_B1S)
+        return self._judged(x_B1S, length_B)
 
 
 class SpectrumDiscriminator(_Judge):
@@ -132,7 +176,7 @@ class SpectrumDiscriminator(_Judge):
         )
         self.register_buffer("window_W", torch.hann_window(size), persistent=False)
 
-    def forward(self, audio_BS: Tensor) -> Judged:
+    def forward(self, audio_BS: Tensor, length_B: Tensor | None = None) -> Judged:
         size = len(self.window_W)
         spectrum_BFT = torch.stft(
             audio_BS.float(),
@@ -143,7 +187,11 @@ class SpectrumDiscriminator(_Judge):
             pad_mode="constant",
             return_complex=True,
         )
-        return self._judged(torch.view_as_real(spectrum_BFT).permute(0, 3, 2, 1))
+        x_B2TF = torch.view_as_real(spectrum_BFT).permute(0, 3, 2, 1)
+        if length_B is not None:
+            length_B = length_B // (size // 4) + 1
+            x_B2TF = x_B2TF * _mask(length_B, x_B2TF)
+        return self._judged(x_B2TF, length_B)
 
 
 class Discriminators(nn.Module):
@@ -160,5 +208,6 @@ class Discriminators(nn.Module):
             ]
         )
 
-    def forward(self, audio_BS: Tensor) -> list[Judged]:
-        return [judge(audio_BS) for judge in self.all]
+    def forward(self, audio_BS: Tensor, length_B: Tensor | None = None) -> list[Judged]:
+        """`audio_BS`: 0 after the end of each clip; `length_B`: their samples (None: all)."""
+        return [judge(audio_BS, length_B) for judge in self.all]
