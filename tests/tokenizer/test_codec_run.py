@@ -3,11 +3,15 @@
 import csv
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,7 +246,8 @@ def test_recordings_come_from_archives_and_manifests_too(exported, tmp_path):
     found = {}
     for line in (tmp_path / "t/tokens.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        found[entry["path"], entry.get("start")] = tokens = np.array(entry["tokens"])
+        name = Path(entry["path"]).relative_to(tmp_path).as_posix()
+        found[name, entry.get("start")] = tokens = np.array(entry["tokens"])
         assert np.array_equal(read_tokens(tmp_path / "t" / entry["file"]).tokens_TG, tokens)
     assert len(found) == 5
     for path in ("b.zip/in/a.wav", "c.tar.gz/a.wav"):
@@ -263,7 +268,9 @@ def test_names_and_listing_tell_recordings_apart(exported, tmp_path):
         lines = [json.loads(line) for line in (tmp_path / "t/tokens.jsonl").read_text().splitlines()]
         for line in lines:
             assert read_tokens(tmp_path / "t" / line["file"]).tokens_TG.tolist() == line["tokens"]
-        return {line["file"]: (line["path"], line.get("segment")) for line in lines}
+        return {
+            line["file"]: (Path(line["path"]).relative_to(tmp_path).as_posix(), line.get("segment")) for line in lines
+        }
 
     for given, files in ((["one"], 1), (["two"], 2), (["one/x.wav"], 2), (["d.jsonl"], 7), (["d.jsonl", "two"], 7)):
         done = command(
@@ -273,6 +280,41 @@ def test_names_and_listing_tell_recordings_apart(exported, tmp_path):
         assert len(set(listed().values())) == len(listed()) == files
     assert listed()["x.npz"] == ("one/x.wav", None)
     assert listed()["two_x.npz"] == ("two/x.wav", None)
+    good = (tmp_path / "t/x.npz").read_bytes()
+    (tmp_path / "one/x.wav").write_bytes(b"nothing")  # what was made of it before stays, and stays listed
+    given = ["one/x.wav", "--weights", exported / "tok_encoder.onnx", "--out", "t"]
+    assert command("runtok", "encode", *given, cwd=tmp_path).returncode == 2
+    assert (tmp_path / "t/x.npz").read_bytes() == good
+    assert "x.npz" in listed()
+    with (tmp_path / "t/tokens.jsonl").open("r+") as file:
+        file.truncate(200)
+    done = command("runtok", "encode", *given, cwd=tmp_path)
+    assert "tokens.jsonl: not a listing of tokens, or damaged" in done.stderr
+    (tmp_path / "bad.jsonl").write_text('{"path": "two/x.wav"}\n{"pth": "b.wav"}\n')
+    done = command("runtok", "encode", "bad.jsonl", *given[1:-1], "u", cwd=tmp_path)
+    assert done.returncode == 2  # one of two
+    assert "bad.jsonl" in done.stdout
+    assert len((tmp_path / "u/tokens.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_interrupted_encoding_keeps_its_listing(exported, tmp_path):
+    """What was encoded before the signal is whole and listed; nothing else is left."""
+    (tmp_path / "a").mkdir()
+    for number in range(40):
+        noise = 0.1 * np.random.default_rng(number).standard_normal(160_000)
+        soundfile.write(tmp_path / "a" / f"{number}.wav", noise, 16000)
+    given = ["encode", "a", "--weights", exported / "tok_encoder.onnx", "--out", "t"]
+    process = commands.start("runtok", *map(str, given), cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "t").glob("*.npz"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    files = {path.name for path in (tmp_path / "t").iterdir()}
+    lines = [json.loads(line)["file"] for line in (tmp_path / "t/tokens.jsonl").read_text().splitlines()]
+    assert files == {*lines, "tokens.jsonl"}
+    assert 3 <= len(lines) < 40
 
 
 @pytest.mark.parametrize(
@@ -375,7 +417,7 @@ def test_evaltok_tells_what_is_missing(whole, corpus, tmp_path):
     first = whole / "t/train/weights/best.pt"
     done = command("evaltok", f"weights={first}", f"dataset.test_path={corpus / 'test.zip'}", cwd=tmp_path)
     assert done.returncode == 2
-    assert "not a file of sjepa tokenizer" in done.stderr
+    assert "weights of stage 1, the encoder; name those of stage 2" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

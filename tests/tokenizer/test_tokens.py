@@ -90,8 +90,13 @@ def test_a_file_gives_its_tokens_back(tmp_path):
         check_model(found, token_model(built(seed=1)), tmp_path / "a.npz")
     other = 0 * found.tokens_TG
     other[5, 1] = codec.fsq.vocabulary[1]
-    with pytest.raises(UserError, match=rf"a.npz: group 1: tokens from 0 to {other[5, 1]}, not 0 to {other[5, 1] - 1}"):
-        check_model(replace(found, tokens_TG=other), token_model(codec), tmp_path / "a.npz")
+    write_tokens(tmp_path / "b.npz", replace(found, tokens_TG=other))
+    with pytest.raises(UserError, match=rf"b.npz: group 1: tokens from 0 to {other[5, 1]}, not 0 to {other[5, 1] - 1}"):
+        read_tokens(tmp_path / "b.npz")
+    for wrong in ({"samples": 0}, {"sample_rate": -1}, {"hop": 0}, {"vocabulary": (1,) * len(found.vocabulary)}):
+        write_tokens(tmp_path / "b.npz", replace(found, **wrong))
+        with pytest.raises(UserError, match=r"b\.npz: "):
+            read_tokens(tmp_path / "b.npz")
 
 
 def test_other_features_before_quantisation_make_other_tokens():

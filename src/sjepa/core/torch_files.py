@@ -32,7 +32,8 @@ def read_torch_file(path: Path, *, kind: str, format_number: int, older: tuple[i
     except pickle.UnpicklingError:  # its message tells how to load the file without safety
         raise UserError(f"{path}: not a file of {kind}, or damaged") from None
     except Exception as error:  # torch.load raises many types
-        raise UserError(f"{path}: not a file of {kind}, or damaged ({' '.join(str(error).split())[:80]})") from None
+        why = " ".join(str(error).split())[:80] or type(error).__name__
+        raise UserError(f"{path}: not a file of {kind}, or damaged ({why})") from None
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise UserError(f"{path}: not a file of {kind}")
     if content.get("format") not in (format_number, *older):

@@ -131,10 +131,10 @@ def runtok() -> int:
         from sjepa.config.load import load_config
         from sjepa.entrypoints.tokens import SCHEMA, run
 
-        flags = [f"{name}={getattr(options, name)}" for name in ("weights", "out") if getattr(options, name)]
+        flags = {name: getattr(options, name) for name in ("weights", "out") if getattr(options, name)}
         keys = [item for item in options.inputs if "=" in item and not Path(item).exists()]
         inputs = [Path(item) for item in options.inputs if item not in keys]
-        return run(options.action, inputs, load_config(SCHEMA, options.config, [*flags, *keys]))
+        return run(options.action, inputs, load_config(SCHEMA, options.config, keys).model_copy(update=flags))
 
     parser = argparse.ArgumentParser(
         prog="runtok",

@@ -28,8 +28,8 @@ from sjepa.tokenizer.codec.others import load_other
 from sjepa.tokenizer.codec.pictures import draw_quality, draw_reconstruction, draw_usage
 from sjepa.tokenizer.codec.quality import MEASURES, has_pesq
 from sjepa.tokenizer.codec.usage import entropy_line, usage_table
-from sjepa.tokenizer.codec.weights import load_codec
-from sjepa.tokenizer.settings import TokConfig
+from sjepa.tokenizer.codec.weights import CodecWeights, load_codec
+from sjepa.tokenizer.settings import Model, TokConfig
 from sjepa.training.feeding import evaluation_loader, load_set
 
 
@@ -55,12 +55,15 @@ def evaluate_codec(config: CodecEvaluation) -> int:
     engine = Engine(device=config.device, precision="fp32", launch=False)
     if engine.processes.total > 1:
         raise UserError("one process is enough here: start it without torchrun or srun, or with one task")
-    codec = engine.to_device(load_codec(Path(config.weights)).codec.eval())
+    if config.dataset.test_path is None:
+        raise UserError("dataset.test_path: name the recordings to evaluate on")
+    weights = load_codec(Path(config.weights))
+    codec = engine.to_device(weights.codec.eval())
     geometry, fsq = codec.encoder.geometry, codec.fsq
     frames_per_second = geometry.sample_rate / geometry.hop_samples
     rate = fsq.bits_per_frame * frames_per_second
     others = [load_other(Path(folder), rate, engine.device) for folder in config.codecs]
-    own = config.model_copy(update={"dataset": config.dataset.model_copy(update={"sample_rate": geometry.sample_rate})})
+    own = _settled(config, weights)
     clips = load_set(own, "test_path", most=config.dataset.max_test_samples, progress=console.progress)
     probes = _probes(config, engine, console) if config.probe.tasks else None
     run_dir = new_run(Path(config.runs_root), config.run_name, "eval")
@@ -82,6 +85,13 @@ def evaluate_codec(config: CodecEvaluation) -> int:
         draw_probes(rows, run_dir.root / "probes.jpg")
     console.note(f"written to {run_dir.root}")
     return 0
+
+
+def _settled(config: CodecEvaluation, weights: CodecWeights) -> CodecEvaluation:
+    """With size and rate of the weights."""
+    rate = weights.codec.encoder.geometry.sample_rate
+    dataset = config.dataset.model_copy(update={"sample_rate": rate})
+    return config.model_copy(update={"dataset": dataset, "model": Model.model_validate(weights.config["model"])})
 
 
 def _compared(
@@ -123,9 +133,9 @@ def _write(found: Comparison, folder: Path, frames_per_second: float, console: C
     write_csv(folder / "results.csv", header, results)
     write_csv(
         folder / "clips.csv",
-        ("clip", "system", *names),
+        ("piece", "clip", "system", *names),
         [
-            (clip, system, *(f"{own[name][row]:.6g}" for name in names))
+            (row, clip, system, *(f"{own[name][row]:.6g}" for name in names))
             for row, clip in enumerate(found.names)
             for system, own in found.values.items()
         ],

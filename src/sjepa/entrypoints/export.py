@@ -41,8 +41,9 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
         raise UserError(f"onnx_path: {path} does not end in .onnx")
     console = Console()
     if is_codec(Path(config.init_weights)):
-        if config.export.quantize:
-            raise UserError("export.quantize: not available for a tokenizer")
+        for name in ("quantize", "all_layers"):
+            if getattr(config.export, name):
+                raise UserError(f"export.{name}: not available for a tokenizer")
         return _export_codec(Path(config.init_weights), path, console)
     weights = load_weights(config.init_weights)
     _, said = settled(config, weights, overridden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import sjepa
 from sjepa.core.errors import UserError
+from sjepa.core.files import publish
 from sjepa.core.onnx_files import TOLERANCE, session, write_module
 from sjepa.core.random import generator
 from sjepa.tokenizer.codec.model import token_model
@@ -59,9 +61,11 @@ class Parity(NamedTuple):
 
 
 def write_codec(codec: Codec, encoder_path: Path, decoder_path: Path, *, metadata: dict[str, str]) -> Parity:
-    """Writes both files and compares them with the codec. Raises UserError, and leaves none, if
-    they differ by more than rounding explains."""
+    """Writes both files and compares them with the codec. Raises UserError, and leaves
+    files of that name alone, if they differ by more than rounding explains or cannot be written."""
     codec = codec.eval()
+    if not all(weight.isfinite().all() for weight in codec.state_dict().values()):
+        raise UserError("weights: some are not finite numbers")
     model = token_model(codec)
     metadata = metadata | {
         "producer": f"sjepa {sjepa.__version__}",
@@ -72,20 +76,26 @@ def write_codec(codec: Codec, encoder_path: Path, decoder_path: Path, *, metadat
         "vocabulary": " ".join(map(str, model.vocabulary)),
         "reach_frames": str(model.reach),
     }
-    paths = (encoder_path, decoder_path)
+    wanted = (encoder_path, decoder_path)
+    for path in wanted:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder")
     try:
-        _write(codec, *paths, metadata)
-        found = compare(codec, *paths)
-        if not (found.tokens <= _OTHER_TOKENS and found.audio <= TOLERANCE):
-            raise UserError(
-                f"{encoder_path} and {decoder_path}: removed, since {found.tokens:.1%} of the tokens differ and audio by "
-                f"{found.audio:.1e}; another version of torch, onnx or onnxruntime may do better"
-            )
-        return found
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise
+        encoder_path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=encoder_path.parent, prefix=".export-") as folder:
+            made = [Path(folder) / path.name for path in wanted]
+            _write(codec, made[0], made[1], metadata)
+            found = compare(codec, made[0], made[1])
+            if not (found.tokens <= _OTHER_TOKENS and found.audio <= TOLERANCE):
+                raise UserError(
+                    f"{encoder_path} and {decoder_path}: not written, since {found.tokens:.1%} of the tokens differ and "
+                    f"audio by {found.audio:.1e}; another version of torch, onnx or onnxruntime may do better"
+                )
+            for new, path in zip(made, wanted, strict=True):
+                publish(new, path)
+    except OSError as error:
+        raise UserError(f"{encoder_path.parent}: cannot be written ({error.strerror})") from error
+    return found
 
 
 def _write(codec: Codec, encoder_path: Path, decoder_path: Path, metadata: dict[str, str]) -> None:

@@ -65,7 +65,7 @@ class Quality:
         }
 
     def _stoi(self, found_S: Waveform, wanted_S: Waveform) -> float:
-        if len(wanted_S) < _LEAST_STOI * self.sample_rate:
+        if len(wanted_S) < _LEAST_STOI * self.sample_rate or not wanted_S.any():
             return math.nan
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # too little speech to compare

@@ -84,6 +84,8 @@ def read_tokens(path: Path) -> Tokens:
                 tuple(int(size) for size in found["vocabulary"]),
                 str(found["model"]),
             )
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read (permission denied)") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UserError:
@@ -93,27 +95,30 @@ def read_tokens(path: Path) -> Tokens:
     shape, frames = tokens.tokens_TG.shape, -(-tokens.samples // max(1, tokens.hop))
     if shape != (frames, len(tokens.vocabulary)):
         raise UserError(f"{path}: {shape} tokens, where {frames} frames of {len(tokens.vocabulary)} were expected")
+    if min(tokens.samples, tokens.sample_rate, tokens.hop) < 1 or min(tokens.vocabulary) < 2:
+        raise UserError(f"{path}: not a file of tokens, or damaged (samples, rate, hop or vocabulary)")
+    for group, (column_T, size) in enumerate(zip(tokens.tokens_TG.T, tokens.vocabulary, strict=True)):
+        if not (column_T.min() >= 0 and column_T.max() < size):
+            raise UserError(
+                f"{path}: group {group}: tokens from {column_T.min()} to {column_T.max()}, not 0 to {size - 1}"
+            )
     return tokens
 
 
 def _whole_numbers(tokens_TG: NDArray[Any]) -> Ints:
     if not np.issubdtype(tokens_TG.dtype, np.integer):
         raise ValueError(f"tokens of type {tokens_TG.dtype}")
+    if tokens_TG.size and not np.array_equal(tokens_TG, tokens_TG.astype(np.int32)):
+        raise ValueError("tokens beyond 32 bits")
     return tokens_TG.astype(np.int32)
 
 
 def check_model(tokens: Tokens, model: TokenModel, path: Path) -> None:
-    """Raises UserError, with what `path` needs, unless its tokens are of this model, each in its
-    vocabulary."""
+    """Raises UserError, with what `path` needs, unless its tokens are of this model."""
     own = (model.sample_rate, model.hop, model.vocabulary)
     if (tokens.sample_rate, tokens.hop, tokens.vocabulary) != own or tokens.model != model.identity:
         needs = f"{tokens.sample_rate} Hz, {tokens.hop} samples a frame, {len(tokens.vocabulary)} tokens a frame"
         raise UserError(f"{path}: tokens of the model {tokens.model} ({needs}); these weights are {model.identity}")
-    for group, (column_T, size) in enumerate(zip(tokens.tokens_TG.T, tokens.vocabulary, strict=True)):
-        if column_T.size and not (column_T.min() >= 0 and column_T.max() < size):
-            raise UserError(
-                f"{path}: group {group}: tokens from {column_T.min()} to {column_T.max()}, not 0 to {size - 1}"
-            )
 
 
 def window_frames(frames: int, longest: int, overlap: int) -> list[tuple[int, int, int, int]]:

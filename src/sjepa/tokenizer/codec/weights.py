@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sjepa.core.errors import UserError
-from sjepa.core.torch_files import read_torch_file, write_torch_file
+from sjepa.core.torch_files import kind_of, read_torch_file, write_torch_file
 from sjepa.tokenizer.codec.fsq import FSQ
 from sjepa.tokenizer.codec.network import Codec
 from sjepa.tokenizer.modules.decoder import DecoderShape
 from sjepa.tokenizer.modules.encoder import TokenEncoder, TokenEncoderShape
+from sjepa.tokenizer.weights import KIND as ENCODER_KIND
 
 KIND, FORMAT = "sjepa tokenizer", 1
 
@@ -46,6 +47,8 @@ def codec_shapes(codec: Codec) -> dict[str, Any]:
 def load_codec(path: Path) -> CodecWeights:
     """Loads a file of `save_codec` onto the CPU. Raises UserError if it is missing, damaged, or not
     such a file."""
+    if kind_of(path) == ENCODER_KIND:
+        raise UserError(f"{path}: weights of stage 1, the encoder; name those of stage 2 (best.pt of train_decoder)")
     content = read_torch_file(path, kind=KIND, format_number=FORMAT)
     try:
         encoder = TokenEncoder(TokenEncoderShape.from_dict(content["encoder"]))
