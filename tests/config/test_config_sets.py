@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from sjepa.config.load import load_config
+from sjepa.entrypoints.codec_quality import SCHEMA as CODEC
 from sjepa.s_jepa.schema import SCHEMA as S_JEPA
 from sjepa.tokenizer.schema import SCHEMA as TOKENIZER
 
@@ -33,6 +34,6 @@ def test_both_sets_have_the_same_keys(path):
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", [path.name for path in CPU])
 def test_shipped_configurations_are_valid(kind, name):
-    schema = TOKENIZER if name.startswith("tok_") else S_JEPA
+    schema = CODEC if name == "tok_eval.yaml" else TOKENIZER if name.startswith("tok_") else S_JEPA
     config = load_config(schema, ROOT / kind / "configs" / name)
     assert config.device == {"cpu": "cpu", "gpu": "cuda"}[kind]

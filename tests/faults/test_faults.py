@@ -33,7 +33,7 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.support.runs", "tests.tokenizer.runs", "sjepa.reporting.plots"])
 LONG = [*TWO_PHASES, "train.epochs=10", "train.phase2_start_epoch=4", "train.masked_only_step=20"]
 TOKENIZER = ["run_name=r", "train.epochs=10", "train.spectral_warmup=0.5", "checkpoint.shards=true"]
-DECODER = ["run_name=r", "train.epochs=10", "checkpoint.shards=true"]
+DECODER = ["run_name=r", "train.epochs=4", "checkpoint.shards=true", "decoder.disc_start_step=3"]
 
 
 def work(run, corpus, root, log, overrides, prepare, *arguments):
@@ -73,7 +73,7 @@ def checkpoints(root):
 
 
 @pytest.mark.parametrize(
-    ("run", "long", "kills"), [(runs.run, LONG, 14), (token_runs.run, TOKENIZER, 6), (decode, DECODER, 6)]
+    ("run", "long", "kills"), [(runs.run, LONG, 10), (token_runs.run, TOKENIZER, 6), (decode, DECODER, 4)]
 )
 def test_a_run_killed_many_times_ends_as_if_it_never_was(corpus, tmp_path, run, long, kills):
     """Every update is saved, so that many kills hit a file that is being written."""
