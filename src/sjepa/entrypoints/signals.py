@@ -11,14 +11,16 @@ from typing import Any
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], None]]:
-    """Within it SIGINT and SIGTERM only set a flag; the function raises SystemExit (128 + number)
-    once one has come."""
+    """Within it SIGINT and SIGTERM only set a flag; once one has come, the function raises
+    KeyboardInterrupt or SystemExit (143)."""
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         seen.append(number)
 
     def stop() -> None:
+        if seen and seen[0] == signal.SIGINT:
+            raise KeyboardInterrupt
         if seen:
             raise SystemExit(128 + seen[0])
 
