@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.table import Row, print_rows
-from benchmarks.train_step import Bench, TrainingStep, machine_rates, noise_batch, operations
+from benchmarks.train_step import Bench, machine_rates, operations
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
 from sjepa.dataset.demo import write_corpus
 from sjepa.features.mel_frontend import MelFrontend
 from sjepa.features.mfcc import MFCC
 from sjepa.gmm.fit import FitSettings, fit_gmm
+from sjepa.s_jepa.rehearsal import TrainingStep, noise_batch
 from sjepa.s_jepa.step import Forward, Scope, choose_frames, frame_losses, plain_posteriors
 
 # relative differences from float32 on the CPU: of features and loss, and of gradients

@@ -13,8 +13,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from benchmarks.table import Row, report
-from benchmarks.train_step import CLIPS, Bench, noise_batch
+from benchmarks.train_step import CLIPS, Bench
 from sjepa.core.frames import SPEECH
+from sjepa.s_jepa.rehearsal import noise_batch
 
 _UPDATES = 3
 

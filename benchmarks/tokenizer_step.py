@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.train_step import flop_counter, machine_rates, noise_batch
+from benchmarks.train_step import flop_counter, machine_rates
 from sjepa.config.load import load_config
 from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.distributed import Engine
 from sjepa.core.learner import Learner
+from sjepa.s_jepa.rehearsal import noise_batch
 from sjepa.tokenizer.codec.method import build_codec
 from sjepa.tokenizer.codec.metrics import LossSums
 from sjepa.tokenizer.codec.model import token_model

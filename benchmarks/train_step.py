@@ -31,26 +31,13 @@ from benchmarks.table import Row, print_rows
 from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.distributed import Engine
 from sjepa.core.frames import SPEECH
-from sjepa.core.learner import Learner
-from sjepa.core.ranks import ALONE
-from sjepa.dataset.batch import Batch, Sample, collate
+from sjepa.dataset.batch import Batch
 from sjepa.dataset.order import bucketed_batches, fixed_batches
-from sjepa.gmm.diagonal import DiagonalGMM
-from sjepa.modules.ema import EMAEncoder
-from sjepa.s_jepa.assembly import step_settings
-from sjepa.s_jepa.metrics import MetricSums
-from sjepa.s_jepa.model import SJEPA
-from sjepa.s_jepa.modules.encoder import Encoder
 from sjepa.s_jepa.network import build_model
-from sjepa.s_jepa.optimizer import build_optimizer
-from sjepa.s_jepa.plan import SJEPAStage, plan
+from sjepa.s_jepa.plan import plan
+from sjepa.s_jepa.rehearsal import TrainingStep, noise_batch
 from sjepa.s_jepa.schema import load_config
 from sjepa.s_jepa.sizes import hyperparameters
-from sjepa.s_jepa.step import Step, StepSettings, optimiser_update
-from sjepa.s_jepa.targets.frozen import MFCCTargets
-from sjepa.s_jepa.targets.layer_choice import LayerChoice
-from sjepa.s_jepa.targets.online import OnlineSettings, OnlineTargets
-from sjepa.training.compilation import compile_layers
 
 CLIPS = 8
 LAYER = 2
@@ -167,65 +154,14 @@ class Bench:
         first: int = 0,
         compiled: bool = False,
     ) -> TrainingStep:
-        """A full update without LayerDrop: targets, encoder, predictor, head, KL, clipping, AdamW;
-        in phase 2 also mixture and EMA updates. `first`: number of the first update."""
+        """A full update without LayerDrop. `first`: number of the first update."""
         clusters = 500 if phase == 2 else 100
         config = load_config(None, [f"model.size={self.size}", f"train.phase={phase}", f"gmm.num_clusters={clusters}",
                                     "gmm.ema_layer=-1", "model.overrides={layer_drop: 0}", f"model.frontend={frontend}",
                                     f"train.activation_checkpointing={str(recomputes).lower()}",
+                                    f"train.compile={str(compiled).lower()}",
                                     f"dataset.max_seconds={max(16.0, batch.clean_BS.shape[1] / 16000)}"])  # fmt: skip
-        stage = plan(config, 10).at(0)
-        network = build_model(config, stage, note=lambda _: None)
-        if compiled:
-            compile_layers(network.transformer_layers())
-        learner = Learner(self.engine, network, partial(build_optimizer, lr=1e-4, weight_decay=1e-3, betas=(0.9, 0.99)))
-        learner.model.train()
-        batch = batch.pin_memory() if self.engine.device.type == "cuda" else batch  # as the loader does
-        targets = self.engine.to_device(_targets(network.encoder, phase, clusters, self.values.width))
-        return TrainingStep(learner, targets, [batch] * micro_batches, stage, step_settings(config), first)
-
-
-class TrainingStep:
-    """Makes one update per call, on the same micro-batches."""
-
-    def __init__(
-        self,
-        learner: Learner[SJEPA],
-        targets: Any,
-        window: Sequence[Batch],
-        stage: SJEPAStage,
-        settings: StepSettings,
-        first: int,
-    ) -> None:
-        self.learner, self.targets, self.window, self.settings = learner, targets, window, settings
-        self._stage, self._numbers = stage, itertools.count(first)
-        self._sums = MetricSums(stage.num_clusters, learner.engine.device)
-
-    def __call__(self) -> None:
-        number = next(self._numbers)
-        step = Step(number, self._stage, self.settings)
-        assert optimiser_update(self.learner, self.targets, self.window, step, self._sums).made
-        self.targets.after_update(self.learner.network.encoder, number, ALONE)
-
-
-def _targets(encoder: Encoder, phase: int, clusters: int, width: int) -> Any:
-    """Targets from a random mixture whose components are all in use."""
-    if phase == 1:
-        gmm = DiagonalGMM(clusters, 39, features="mfcc39")
-        gmm.set_parameters(torch.ones(clusters), 20 * torch.randn(clusters, 39), 400 * torch.ones(clusters, 39))
-        return MFCCTargets(gmm, SPEECH)
-    gmm = DiagonalGMM(clusters, width, features="encoder")
-    gmm.set_parameters(torch.ones(clusters), torch.randn(clusters, width), torch.ones(clusters, width))
-    settings = OnlineSettings(0.999, lambda step: 0.999, None)
-    layer = min(LAYER, encoder.num_layers - 1)
-    return OnlineTargets(gmm, EMAEncoder(encoder), LayerChoice(layer, smoothing=0.9), settings)
-
-
-def noise_batch(lengths: Sequence[int]) -> Batch:
-    """Noise clips of slightly varying level."""
-    rng = np.random.default_rng(0)
-    waveforms = [(rng.uniform(0.05, 0.2) * rng.standard_normal(length)).astype(np.float32) for length in lengths]
-    return collate([(Sample(wave, wave, index, index, ""), []) for index, wave in enumerate(waveforms)])
+        return TrainingStep(self.engine, config, [batch] * micro_batches, layer=LAYER, first=first)
 
 
 def machine_rates(device: str) -> Rates:

@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.train_step import CLIPS, Bench, Rates, TrainingStep, flop_counter, machine_rates, noise_batch
+from benchmarks.train_step import CLIPS, Bench, Rates, flop_counter, machine_rates
 from sjepa.core.allocation import keep_freed_memory
 from sjepa.core.frames import SPEECH
 from sjepa.modules.transformer import Attention, FeedForward
 from sjepa.s_jepa.modules.positions import ConvPositions
+from sjepa.s_jepa.rehearsal import TrainingStep, noise_batch
 
 REST = "rest"
 PARTS = ("frontend", "positions", "attention", "feed-forward", "head", "targets", "mixture", "EMA", "optimiser", REST)

@@ -1,5 +1,6 @@
 """Every container gives the same clips; what cannot be a clip is dropped with its reason."""
 
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from sjepa.core.errors import UserError
 from sjepa.dataset.clips import Clips
@@ -19,10 +21,27 @@ from tests.support.audio import encode, tone
 from tests.support.odd_files import written
 
 
-@pytest.fixture(params=["folder", "zip", "deflated zip", "tar", "tar.gz", "tgz", "jsonl", "tsv"])
+def cut(path, start=0.0, duration=0.5, whole=0.5, **more):
+    """A line of a lhotse cut manifest, as `CutSet.to_file` writes it."""
+    recording = {"id": path, "sources": [{"type": "file", "channels": [0], "source": path}], "sampling_rate": 16000,
+                 "num_samples": 8000, "duration": whole, "channel_ids": [0]}  # fmt: skip
+    supervision = {
+        "id": path,
+        "recording_id": path,
+        "start": 0.0,
+        "duration": duration,
+        "channel": 0,
+        "text": "one two",
+        "speaker": "ann",
+    }
+    return {"id": f"{path}-0", "start": start, "duration": duration, "channel": 0, "supervisions": [supervision],
+            "recording": recording, "type": "MonoCut", **more}  # fmt: skip
+
+
+@pytest.fixture(params=["folder", "zip", "deflated zip", "tar", "tar.gz", "tgz", "jsonl", "tsv", "scp", "cuts"])
 def container(request, tmp_path):
     kind = request.param
-    if kind in ("folder", "jsonl", "tsv"):
+    if kind in ("folder", "jsonl", "tsv", "scp", "cuts"):
         folder = make_folder(tmp_path / "data")
         if kind == "jsonl":
             lines = [json.dumps({"audio_filepath": f"data/{name}", "speaker": name[8]}) for name in NAMES]
@@ -31,6 +50,13 @@ def container(request, tmp_path):
         if kind == "tsv":
             (tmp_path / "list.tsv").write_text("data\n" + "".join(f"{name}\t5000\n" for name in NAMES))
             return tmp_path / "list.tsv"
+        if kind == "scp":
+            (tmp_path / "wav.scp").write_text("".join(f"u{number} data/{name}\n" for number, name in enumerate(NAMES)))
+            return tmp_path / "wav.scp"
+        if kind == "cuts":
+            lines = [json.dumps(cut(f"data/{name}")) for name in NAMES]
+            (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+            return tmp_path / "cuts.jsonl.gz"
         return folder
     if "zip" in kind:
         return make_zip(tmp_path / "data.zip", zipfile.ZIP_DEFLATED if "deflated" in kind else zipfile.ZIP_STORED)
@@ -261,3 +287,38 @@ def test_what_is_passed_over_is_counted_and_odd_recordings_are_remarked_on(conta
         assert len(odd) == 2
     names = Clips([table], sample_rate=16000)
     assert any(names.name(row).endswith("line\\nbreak\\t.flac") for row in range(len(names)))
+
+
+def test_a_lhotse_cut_is_a_segment_with_its_labels(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.arange(32000) / 40000, 16000)
+    mixed = {"id": "m", "tracks": [], "type": "MixedCut"}
+    other = cut("long.wav")
+    other["recording"]["sources"][0]["type"] = "url"
+    lines = [cut("long.wav", 0.5, 1.0, 2.0), cut("long.wav", 0.0, 2.0, 2.0), mixed, other]
+    (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    clips = clips_of(tmp_path / "cuts.jsonl")
+    assert clips.length_N.tolist() == [16000, 32000]
+    assert clips.read(0)[0] == pytest.approx(8000 / 40000, abs=1e-4)
+    assert clips.labels(0) == {"id": "long.wav-0", "speaker": "ann", "text": "one two"}
+    assert [name for name, _ in clips.dropped] == ["cuts.jsonl/line 3", "cuts.jsonl/line 4"]
+
+
+def test_a_kaldi_folder_with_segments_speakers_and_texts(tmp_path):
+    soundfile.write(tmp_path / "long one.wav", np.arange(32000) / 40000, 16000)
+    (tmp_path / "wav.scp").write_text("r1 long one.wav\nr2 sox in.wav -t wav - |\nr3 raw.ark:17\n")
+    (tmp_path / "segments").write_text("u1 r1 0.5 1.5\nu2 r1 1.0 -1\nu3 r9 0 1\nu4 r1 2 1\n")
+    (tmp_path / "utt2spk").write_text("u1 ann\nu2 bob\n")
+    (tmp_path / "text").write_text("u1 one two\n")
+    clips = clips_of(tmp_path / "wav.scp")
+    assert clips.length_N.tolist() == [16000, 16000]
+    assert clips.read(0)[0] == pytest.approx(8000 / 40000, abs=1e-4)
+    assert clips.labels(0) == {"speaker": "ann", "text": "one two"}
+    assert clips.labels(1)["speaker"] == "bob"
+    reasons = dict(clips.dropped)
+    assert "a command" in reasons["wav.scp/r2"]
+    assert "not an audio file" in reasons["wav.scp/r3"]
+    assert "r9 is not in wav.scp" in reasons["wav.scp/u3"]
+    assert "before its start" in reasons["wav.scp/u4"]
+    (tmp_path / "segments").write_text("u1 r1 half 1.5\n")
+    with pytest.raises(UserError, match="segments: line 1 is not: utterance recording start end"):
+        clips_of(tmp_path / "wav.scp")

@@ -9,12 +9,27 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sjepa.config.load import Schema, keys
+from sjepa.core.errors import UserError
 
 
-def reference(schema: Schema[Any]) -> str:
-    """Every key of the configuration in the order of the schema."""
-    lines = ["Configuration keys: default, then meaning. Set them in YAML or as section.key=value.", ""]
-    return "\n".join([*lines, *key_lines(schema.root), *schema.appendix()])
+def reference(schema: Schema[Any], section: str = "") -> str:
+    """The keys of the configuration in the order of the schema; with `section`, those below it.
+    Raises UserError if there are none."""
+    if not section:
+        lines = ["Configuration keys: default, then meaning. Set them in YAML or as section.key=value.", ""]
+        return "\n".join([*lines, *key_lines(schema.root), *schema.appendix()])
+    chosen = [line for line in key_lines(schema.root) if line.startswith((f"{section}.", f"{section} "))]
+    appendix = schema.appendix() if section == "model" else []
+    if not chosen:
+        sections = dict.fromkeys(path.partition(".")[0] for path, _ in keys(schema.root) if "." in path)
+        raise UserError(f"--help-config: {section} is no section; there are {', '.join(sections)}")
+    return "\n".join([*chosen, *appendix])
+
+
+def json_schema(schema: Schema[Any]) -> str:
+    """A JSON schema of the configuration file, which editors check and complete YAML by."""
+    found = schema.root.model_json_schema(by_alias=True)
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **found}, indent=1)
 
 
 def key_lines(model: type[BaseModel], prefix: str = "") -> list[str]:

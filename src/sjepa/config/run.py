@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sjepa.config.dataset import Dataset
 from sjepa.config.values import Betas, Fraction, Section, folder_name
@@ -129,6 +129,16 @@ class Health(Section):
 
 class Logging(Section):
     tensorboard: bool = Field(False, description="Also write TensorBoard events (extra: sjepa[tensorboard]).")
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off",
+        description="Also log to Weights & Biases (extra: sjepa[wandb]); offline: into the run's folder, for wandb sync.",
+    )
+    trackio: bool = Field(False, description="Also log to Trackio's local store (extra: sjepa[trackio]).")
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads off as false
 
 
 class RunConfig(Section):

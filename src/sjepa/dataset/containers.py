@@ -21,7 +21,7 @@ from sjepa.dataset.gzip_access import BLOCK_BYTES, BlockReader, GzipIndex
 from sjepa.dataset.handles import Handles, part_of
 from sjepa.dataset.hub import HubOptions, hub_rows
 from sjepa.dataset.listing import AudioRef, Listing, Source
-from sjepa.dataset.manifests import list_jsonl, list_tsv
+from sjepa.dataset.manifests import list_jsonl, list_scp, list_tsv
 
 
 class Place(NamedTuple):
@@ -210,7 +210,7 @@ class _Manifest(_Plain):
 
 
 class Jsonl(_Manifest):
-    kind, suffixes = "jsonl", (".jsonl",)
+    kind, suffixes = "jsonl", (".jsonl", ".jsonl.gz")
 
     def list(self, source: Source, index: Path | None) -> Listing:
         return list_jsonl(source.path)
@@ -223,7 +223,20 @@ class Tsv(_Manifest):
         return list_tsv(source.path)
 
 
-_KINDS: tuple[Container, ...] = (Folder(), TarGz(), Tar(), Zip(), Hdf5(), Jsonl(), Tsv(), Hub())
+class Scp(_Manifest):
+    """Kaldi's; the files beside it that are read too are part of the fingerprint."""
+
+    kind, suffixes = "scp", (".scp",)
+
+    def list(self, source: Source, index: Path | None) -> Listing:
+        return list_scp(source.path)
+
+    def fingerprint(self, source: Source) -> dict[str, Any]:
+        beside = [name for name in ("segments", "utt2spk", "text") if (source.path.parent / name).exists()]
+        return {**super().fingerprint(source), "beside": fingerprint.of_files(source.path.parent, beside)}
+
+
+_KINDS: tuple[Container, ...] = (Folder(), TarGz(), Tar(), Zip(), Hdf5(), Jsonl(), Tsv(), Scp(), Hub())
 CONTAINERS = {container.kind: container for container in _KINDS}
 SUFFIXES = {suffix: container.kind for container in _KINDS for suffix in container.suffixes}
 

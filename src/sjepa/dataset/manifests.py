@@ -1,8 +1,11 @@
-"""Manifests: JSONL with one path per line, and fairseq TSV."""
+"""Manifests: JSONL with one path per line (NeMo's too) or one lhotse cut, fairseq TSV, Kaldi's
+wav.scp."""
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,18 @@ def list_jsonl(path: Path) -> Listing:
             continue
         try:
             fields = json.loads(line)
-            listing.refs.append(_jsonl_ref(fields))
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            listing.refs.append(
+                _cut_ref(fields) if "recording" in fields or "sources" in fields else _jsonl_ref(fields)
+            )
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
             listing.dropped.append((f"line {number}", f"not a manifest entry ({error})"))
     return listing
 
 
 def _lines(path: Path) -> list[str]:
     """Lines split at LF or CRLF only: file names may contain other Unicode line separators."""
-    return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
 
 
 def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
@@ -44,6 +50,26 @@ def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
         duration_seconds=_seconds("duration", duration) if start is not None else None,
         labels=fields,
     )
+
+
+def _cut_ref(fields: dict[str, Any]) -> AudioRef:
+    """A MonoCut of lhotse, with speaker and text of its supervisions; or a recording of its own."""
+    recording = fields.get("recording", fields)
+    sources = recording["sources"]
+    if len(sources) != 1 or sources[0]["type"] != "file":
+        raise ValueError("not a cut of one audio file")
+    if any("name" not in change or change["name"] != "Resample" for change in recording.get("transforms") or []):
+        raise ValueError("a cut with transforms")
+    labels: dict[str, Any] = {"id": fields.get("id")}
+    for name in ("speaker", "text", "language", "gender"):
+        found = [own[name] for own in fields.get("supervisions") or [] if own.get(name) is not None]
+        if found:
+            labels[name] = " ".join(map(str, found)) if name == "text" else found[0]
+    start, duration = (_seconds(name, fields.get(name)) for name in ("start", "duration"))
+    whole = recording is fields or (not start and duration == recording.get("duration"))
+    if whole:
+        return AudioRef(sources[0]["source"], labels=labels)
+    return AudioRef(sources[0]["source"], start_seconds=start or 0.0, duration_seconds=duration, labels=labels)
 
 
 def _seconds(name: str, value: Any) -> float | None:
@@ -62,3 +88,51 @@ def list_tsv(path: Path) -> Listing:
         raise UserError(f"{path}: line 1 is {root.strip()!r}, not the folder that the paths below it start from")
     names = [line.split("\t")[0].strip() for line in lines]
     return Listing([AudioRef(f"{root.strip()}/{name}") for name in names if name])
+
+
+def list_scp(path: Path) -> Listing:
+    """Kaldi's wav.scp, with `segments`, `utt2spk` (label speaker) and `text` beside it if they are
+    there. Commands in place of files are not run, and archives not read: such lines are dropped."""
+    listing = Listing()
+    files: dict[str, str] = {}
+    for name, place in _pairs(path):
+        if place.endswith("|") or place.startswith("|"):
+            listing.dropped.append((name, "a command, not a file; decode it into a file first"))
+        elif not place or ".ark:" in place:
+            listing.dropped.append((name, "not an audio file" if place else "no path"))
+        else:
+            files[name] = place
+    labels = {label: dict(_pairs(path.parent / file)) for label, file in (("speaker", "utt2spk"), ("text", "text"))}
+    segments, whole = path.parent / "segments", ((name, name, 0.0, None) for name in files)
+    for name, recording, start, end in _segments(segments) if segments.exists() else whole:
+        own = {label: known[name] for label, known in labels.items() if name in known}
+        if recording not in files:
+            listing.dropped.append((name, f"segments: {recording} is not in {path.name}"))
+        elif end is not None and end <= start:
+            listing.dropped.append((name, f"segments: ends at {end:g} s, before its start"))
+        else:
+            length = None if end is None else end - start
+            listing.refs.append(AudioRef(files[recording], start_seconds=start, duration_seconds=length, labels=own))
+    return listing
+
+
+def _pairs(path: Path) -> list[tuple[str, str]]:
+    """The first word of every line and the rest; empty without the file."""
+    if not path.exists():
+        return []
+    lines = [line.strip().split(None, 1) for line in _lines(path) if line.strip()]
+    return [(line[0], line[1] if len(line) > 1 else "") for line in lines]
+
+
+def _segments(path: Path) -> Iterator[tuple[str, str, float, float | None]]:
+    """Utterance, recording, start, end. Raises UserError."""
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            name, recording, start, end = line.split()
+            first, last = _seconds("start", start), _seconds("end", end) if float(end) >= 0 else None  # -1: the end
+            assert first is not None
+            yield name, recording, first, last
+        except ValueError:
+            raise UserError(f"{path}: line {number} is not: utterance recording start end, in seconds") from None

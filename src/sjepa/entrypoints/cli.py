@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from sjepa import __version__
 from sjepa.core.allocation import keep_freed_memory
@@ -31,9 +32,13 @@ Work = Callable[[argparse.Namespace], int | None]
 
 
 def trainsjepa() -> int:
-    """Trains, validates each epoch, evaluates at the end."""
+    """Trains, validates each epoch, evaluates at the end; or writes a configuration."""
 
     def work(options: argparse.Namespace) -> int | None:
+        if options.init is not None:
+            return _init(options)
+        if options.template or options.out or options.hours is not None:
+            raise UserError("--template, --hours and --out belong to --init")
         from sjepa.s_jepa.schema import load_config
 
         config = load_config(options.config, options.overrides)
@@ -44,13 +49,38 @@ def trainsjepa() -> int:
 
     parser = _parser("trainsjepa", "Train a speech encoder without labels.", "cpu/configs/train.yaml train.epochs=3")
     parser.add_argument("--dry-run", action="store_true", help="print data, plan, parameters and memory, and stop")
+    start = parser.add_argument_group("a configuration to start from")
+    start.add_argument("--init", nargs="?", const="", metavar="AUDIO", help="write one for these recordings, and stop")
+    start.add_argument("--hours", type=float, metavar="H", help="time for training (default: 2)")
+    start.add_argument("--template", metavar="NAME", help="a shipped one instead, such as train_twophase")
+    start.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: NAME.yaml)")
     return _run(parser, work)
 
 
+def _init(options: argparse.Namespace) -> int:
+    if options.config:
+        raise UserError("--init writes a configuration; it takes none (-c)")
+    if options.hours is not None and not 0 < options.hours < 1e5:
+        raise UserError(f"--hours: {options.hours:g} is not a number of hours above 0")
+    if bool(options.template) == bool(options.init):
+        raise UserError("--init: name a folder, archive or manifest of recordings, or --template NAME")
+    from sjepa.entrypoints.init import write_configuration, write_template
+
+    if options.template:
+        return write_template(options.template, options.out)
+    return write_configuration(options.init, options.out, hours=options.hours or 2.0, overrides=options.overrides)
+
+
 def evalsjepa() -> int:
-    """Evaluates a trained model on the full test set."""
+    """Evaluates a trained model on the full test set; or compares runs."""
 
     def work(options: argparse.Namespace) -> int | None:
+        if options.overrides[:1] == ["compare"]:
+            from sjepa.entrypoints.compare import compare
+
+            return compare([Path(folder) for folder in options.overrides[1:]], options.out or Path("compare.html"))
+        if options.out:
+            raise UserError("--out belongs to compare")
         from sjepa.config.load import overridden
         from sjepa.s_jepa.schema import load_config
 
@@ -59,7 +89,10 @@ def evalsjepa() -> int:
 
         return evaluate_weights(config, overridden=overridden(options.overrides))
 
-    return _run(_parser("evalsjepa", "Evaluate a trained model on the full test set.", "cpu/configs/eval.yaml"), work)
+    parser = _parser("evalsjepa", "Evaluate a trained model on the full test set.", "cpu/configs/eval.yaml")
+    parser.epilog = f"{parser.epilog}\n         evalsjepa compare runs/ONE runs/OTHER --out compare.html"
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page that compare writes (default: compare.html)")
+    return _run(parser, work)
 
 
 def buildh5ds() -> int:
@@ -149,7 +182,7 @@ def runtok() -> int:
     parser.add_argument("--out", metavar="PATH", help="folder for tokens, or audio file")
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration of the same keys")
     parser.add_argument("--version", action="version", version=f"runtok {__version__}")
-    parser.set_defaults(help_config=False)
+    parser.set_defaults(help_config=None, config_schema=False)
     return _run(parser, work)
 
 
@@ -186,7 +219,7 @@ def ckpt2pt() -> int:
     parser.add_argument("--encoder_only", action="store_true", help="the encoder alone")
     parser.add_argument("--assert_gaatn", action="store_true", help="error unless Gaussian adaptive attention is in it")
     parser.add_argument("--version", action="version", version=f"ckpt2pt {__version__}")
-    parser.set_defaults(help_config=False)
+    parser.set_defaults(help_config=None, config_schema=False)
     return _run(parser, work)
 
 
@@ -199,7 +232,12 @@ def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser
     )
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration (default: the defaults)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single keys instead of the file's")
-    parser.add_argument("--help-config", action="store_true", help="print every configuration key and stop")
+    parser.add_argument(
+        "--help-config", nargs="?", const="", metavar="SECTION", help="print the configuration keys and stop"
+    )
+    parser.add_argument(
+        "--config-schema", action="store_true", help="print a JSON schema of them, for editors, and stop"
+    )
     parser.add_argument("--version", action="version", version=f"{command} {__version__}")
     return parser
 
@@ -223,8 +261,10 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
     _say_anything()
     options = parser.parse_intermixed_args(arguments)
     try:
-        if options.help_config:
-            return _print_reference(parser.prog)
+        if options.help_config is not None:
+            return _print_reference(parser.prog, options.help_config)
+        if options.config_schema:
+            return _print_schema(parser.prog)
         take_short_turns()
         keep_freed_memory()
         return work(options) or 0
@@ -251,11 +291,22 @@ def _say_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_reference(command: str) -> int:
+def _print_reference(command: str, section: str = "") -> int:
     from sjepa.config.reference import reference
 
-    print(reference(import_module(_SCHEMAS.get(command, "sjepa.s_jepa.schema")).SCHEMA))
+    print(reference(_schema(command), section))
     return 0
+
+
+def _print_schema(command: str) -> int:
+    from sjepa.config.reference import json_schema
+
+    print(json_schema(_schema(command)))
+    return 0
+
+
+def _schema(command: str) -> Any:
+    return import_module(_SCHEMAS.get(command, "sjepa.s_jepa.schema")).SCHEMA
 
 
 def _fault(command: str, error: Exception) -> int:

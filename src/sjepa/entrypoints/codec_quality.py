@@ -17,12 +17,13 @@ from sjepa.dataset.clips import Clips
 from sjepa.entrypoints.probes import probe_rows
 from sjepa.evaluation.scores import write_rows
 from sjepa.reporting.console import Console
+from sjepa.reporting.plots import save_figure
 from sjepa.reporting.run_dir import new_run
 from sjepa.reporting.tables import probe_table
 from sjepa.s_jepa.labelled import labelled_sets
 from sjepa.s_jepa.schema import SCHEMA as FEATURES
 from sjepa.s_jepa.tools import Evaluation, Probe
-from sjepa.s_jepa.units.pictures import draw_probes
+from sjepa.s_jepa.units.pictures import probes_picture
 from sjepa.tokenizer.codec.comparison import TRAINED, Comparison, Pair, Systems
 from sjepa.tokenizer.codec.others import load_other
 from sjepa.tokenizer.codec.pictures import draw_quality, draw_reconstruction, draw_usage
@@ -82,7 +83,7 @@ def evaluate_codec(config: CodecEvaluation) -> int:
             rows.append(row)
             write_rows(run_dir.root / "probes.csv", rows)
         console.plain(probe_table(rows))
-        draw_probes(rows, run_dir.root / "probes.jpg")
+        save_figure(probes_picture(rows), run_dir.root / "probes.jpg")
     console.note(f"written to {run_dir.root}")
     return 0
 

@@ -24,8 +24,9 @@ from sjepa.evaluation.labels import Labels, Span
 from sjepa.evaluation.scores import ProbeRow, write_rows
 from sjepa.reporting.console import Console
 from sjepa.reporting.history import read_history
-from sjepa.reporting.plots import draw_layers
+from sjepa.reporting.plots import layers_picture, save_figure
 from sjepa.reporting.run_dir import RunDir, new_run
+from sjepa.reporting.run_page import run_of_weights, write_run_page
 from sjepa.reporting.tables import probe_table
 from sjepa.s_jepa.assembly import step_settings
 from sjepa.s_jepa.labelled import labelled_sets
@@ -34,14 +35,22 @@ from sjepa.s_jepa.ownership import settled
 from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.step import Forward
 from sjepa.s_jepa.units.dump import encoder_reader, target_reader, units, write_dump
-from sjepa.s_jepa.units.pictures import Utterance, draw_components, draw_entropies, draw_probes, draw_utterance
+from sjepa.s_jepa.units.pictures import (
+    Utterance,
+    components_picture,
+    entropies_picture,
+    probes_picture,
+    utterance_picture,
+)
 from sjepa.s_jepa.units.readings import read_encoder
 from sjepa.s_jepa.units.results import evaluate, saved_targets
+from sjepa.s_jepa.units.sections import probe_section, unit_sections
 from sjepa.s_jepa.units.survey import Survey, TimedPhones, survey
 from sjepa.s_jepa.weights import Weights, load_weights
 from sjepa.tokenizer.extractor import is_token_encoder
 from sjepa.training.data import load_clips
 from sjepa.training.feeding import evaluation_loader, load_set
+from sjepa.training.report import Section
 
 _EFFECTIVE_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
 _SHOWN_SECONDS = (2.0, 5.0)  # length of the plotted clip, if none is configured
@@ -120,8 +129,9 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
     console.plain(f"test        {clip_set.describe()}")
     console.left_out(clip_set.remarks, clip_set.dropped)
     evaluation = Evaluation(config, engine, console, run_dir, clip_set.clips, labels, spans, shown)
+    sections = []
     if weights is not None:
-        _measure(evaluation, weights)
+        sections += _measure(evaluation, weights)
         if dumped is not None:
             _dump(evaluation, weights, dumped)
     if probes is not None:
@@ -131,13 +141,28 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
             write_rows(run_dir.root / "probes.csv", rows)  # rewritten after each row: kept if a later probe fails
         console.plain(probe_table(rows))
         if config.evaluation.figures:
-            draw_probes(rows, run_dir.root / "probes.jpg")
+            save_figure(probes_picture(rows), run_dir.root / "probes.jpg")
+        sections.append(probe_section(rows))
+    _write_page(evaluation, path, sections)
     console.note(f"written to {run_dir.root}")
     return 0
 
 
-def _measure(evaluation: Evaluation, weights: Weights) -> None:
-    """Writes results.csv, components.csv, erank.csv and their plots."""
+def _write_page(evaluation: Evaluation, weights: Path, sections: list[Section]) -> None:
+    """The report of the run that the weights belong to, with these sections; of the evaluation
+    alone, if they belong to none."""
+    run = run_of_weights(weights)
+    path = (run or evaluation.run_dir).root / "report.html"
+    try:
+        write_run_page(path, run, FIGURES, name=run.root.parent.name if run else weights.name, more=sections)
+        evaluation.console.note(f"report      {path}")
+    except UserError as error:
+        evaluation.console.warn(f"no report: {error}")
+
+
+def _measure(evaluation: Evaluation, weights: Weights) -> list[Section]:
+    """Writes results.csv, components.csv, erank.csv and their plots. Returns sections for the
+    report."""
     config, engine, console, loader = evaluation.config, evaluation.engine, evaluation.console, evaluation.loader
     folder, settings = evaluation.run_dir.root, step_settings(config)
     batches = console.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
@@ -156,6 +181,7 @@ def _measure(evaluation: Evaluation, weights: Weights) -> None:
         _write_effective_ranks(Path(str(config.init_weights)).resolve().parent.parent / "history.csv", folder, config)
     except UserError as error:
         console.warn(f"no erank.csv: {error}")
+    return unit_sections(found, evaluation.clips, loader.dataset.windows, config.geometry)
 
 
 def _write_effective_ranks(history: Path, folder: Path, config: Config) -> None:
@@ -170,7 +196,7 @@ def _write_effective_ranks(history: Path, folder: Path, config: Config) -> None:
     write_csv(folder / "erank.csv", names, [[str(row[name]) for name in names] for row in rows])
     if config.evaluation.figures:
         erank, score = (next(f for f in FIGURES if f.name == name) for name in ("erank", "layer_score"))
-        draw_layers(rows, erank, folder / "erank.jpg", beside=score)
+        save_figure(layers_picture(rows, erank, beside=score), folder / "erank.jpg")
 
 
 def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
@@ -180,9 +206,9 @@ def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
         ("Predictor, at masked frames", found.predictor),
         ("Targets", found.targets),
     ]
-    draw_entropies(readings, folder / "entropy_hist.jpg")
+    save_figure(entropies_picture(readings), folder / "entropy_hist.jpg")
     if found.components.has_phones:
-        draw_components(found.components, folder / "components.jpg")
+        save_figure(components_picture(found.components), folder / "components.jpg")
     position = evaluation.shown
     longest = round(evaluation.config.dataset.max_seconds * evaluation.clips.sample_rate)
     length = min(int(evaluation.clips.length_N[position]), longest)
@@ -203,7 +229,7 @@ def _draw(evaluation: Evaluation, weights: Weights, found: Survey) -> None:
         evaluation.spans[position],
         weights.model.encoder.geometry,
     )
-    draw_utterance(shown, folder / "utterance.jpg")
+    save_figure(utterance_picture(shown), folder / "utterance.jpg")
 
 
 def _shown_clip(config: Config, clips: Clips) -> int:

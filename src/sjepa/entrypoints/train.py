@@ -13,11 +13,13 @@ from sjepa.dataset.loader import worker_killed
 from sjepa.entrypoints.resume import Resumed, checkpoint_folder, read_saved, run_to_resume
 from sjepa.entrypoints.stopping import end_of_one, stopping_on_signals, told_to_stop
 from sjepa.reporting.console import Console, duration
+from sjepa.reporting.data_summary import summarise, write_summary
 from sjepa.reporting.run_dir import RunDir, new_run
+from sjepa.reporting.run_page import write_run_page
 from sjepa.reporting.run_report import RunReport, Silence
 from sjepa.reporting.step_log import StepLog
 from sjepa.reporting.summary import describe_batches, describe_data, describe_stages
-from sjepa.reporting.tensorboard import event_writer
+from sjepa.reporting.trackers import trackers
 from sjepa.training.checkpoint import Checkpoints, put_back
 from sjepa.training.compilation import check_compiler
 from sjepa.training.data import training_windows
@@ -146,12 +148,13 @@ def _report(
     """The reporter of this rank: `RunReport` on rank 0, else `Silence`."""
     if not run.engine.ranks.is_main:
         return Silence()
-    events = event_writer(run_dir.root) if run.config.logging.tensorboard else None
+    described = run.config.model_dump(mode="json")
+    others = trackers(run.config.logging, folder=run_dir.root, name=run.config.run_name, config=described)
     log = None
     if system.step_log is not None:
         path = run_dir.root.parent / system.step_log
         log = StepLog(path, system.figures, resumed_at=resumed.progress.step if resumed else None)
-    report = RunReport(console, run_dir, system.figures, remarks=system.remarks, events=events, step_log=log)
+    report = RunReport(console, run_dir, system.figures, remarks=system.remarks, trackers=others, step_log=log)
     if resumed:
         report.history.resume(resumed.epoch)
     return report
@@ -248,3 +251,17 @@ def _final_evaluation(system: System, run: Prepared, run_dir: RunDir, console: C
         write_csv(run_dir.results, ("metric", "value"), [(name, f"{value:.8g}") for name, value in results.items()])
     shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items() if name != "frames")
     console.note(f"full test set, {path.name}: {shown}")
+    if run.engine.ranks.is_main:
+        _write_page(system, run, run_dir, path, console)
+
+
+def _write_page(system: System, run: Prepared, run_dir: RunDir, weights: Path, console: Console) -> None:
+    """report.html. A run is not lost if it cannot be written."""
+    path = run_dir.root / "report.html"
+    try:
+        write_summary(run_dir.root / "data.json", summarise(run.data))
+        more = system.sections(run, weights, console)
+        write_run_page(path, run_dir, system.figures, name=run.config.run_name, more=more)
+        console.note(f"report      {path}")
+    except UserError as error:
+        console.warn(f"no report: {error}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ from sjepa.training.figures import Figure
 Row = dict[str, Any]
 
 _TRAIN, _VALIDATION = "#4477aa", "#cc6677"
+_SERIES = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
 _DASHES = ("--", ":", "-.")
 _PHASES = {1: "#eef3f8", 2: "#f8f1ea"}
+# of a picture, and the variable of the page that replaces it
+_PAGE_COLOURS = {
+    "#000000": "--ink", "#333333": "--ink", "#555555": "--soft", "#666666": "--soft", "#777777": "--soft",
+    "#999999": "--soft", "#dddddd": "--line", _TRAIN: "--one", _VALIDATION: "--two", "#228833": "--three",
+    _PHASES[1]: "--first", _PHASES[2]: "--second", "#f4f4f4": "--card", "#ffffff": "--page",
+}  # fmt: skip
 
 
 _LEARNING_RATE = Figure(
@@ -36,29 +44,48 @@ _GRADIENT_NORM = Figure(
 
 def draw_history(rows: Sequence[Row], figures: Sequence[Figure], folder: Path) -> list[Path]:
     """Plots every metric of a history as `history_<name>.jpg`; returns the paths written."""
-    if not rows:
-        return []
-    written = []
-    for figure in [*figures, _LEARNING_RATE, _GRADIENT_NORM]:
+    return [save_figure(picture, folder / f"history_{name}.jpg") for name, picture in history_pictures(rows, figures)]
+
+
+def history_pictures(rows: Sequence[Row], figures: Sequence[Figure]) -> Iterator[tuple[str, Picture]]:
+    """A picture of every metric of a history, with its column's name."""
+    for figure in [*figures, _LEARNING_RATE, _GRADIENT_NORM] if rows else []:
         if figure.beside:
             continue
         beside = [other for other in figures if other.beside == figure.name]
         if figure.where == "layers":
-            written.append(
-                draw_layers(rows, figure, folder / f"history_{figure.name}.jpg", beside=next(iter(beside), None))
-            )
+            yield figure.name, layers_picture(rows, figure, beside=next(iter(beside), None))
         elif figure.where == "both":
-            written.append(_draw_both(rows, figure, folder, beside))
+            yield figure.name, _both(rows, figure, beside)
         elif any(_column(figure) in row for row in rows):
-            written.append(_draw_single(rows, figure, folder))
-    return written
+            yield _column(figure), _single(rows, figure)
+
+
+def overlay(runs: Mapping[str, Sequence[Row]], figure: Figure) -> Picture | None:
+    """The validation curves of a metric in several runs, over hours of audio; None if no run has
+    it."""
+    column = f"val_{figure.name}" if figure.where in ("both", "validation") else figure.name
+    shown = {name: rows for name, rows in runs.items() if any(row.get(column, "") != "" for row in rows)}
+    if not shown:
+        return None
+    picture = Picture(figsize=(7.2, 4.2), layout="constrained")
+    axes = picture.subplots()
+    _dress(axes, f"{figure.title}, validation", "hours of audio heard", figure.axis)
+    for (name, rows), colour in zip(shown.items(), itertools.cycle(_SERIES), strict=False):
+        values = [_value(row, column) for row in rows]
+        hours = [row["audio_hours"] for row in rows]
+        axes.plot(hours, values, color=colour, marker=".", markersize=4, label=f"{name}: {_last(values)}")
+    legend = axes.legend(frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return picture
 
 
 def _column(figure: Figure) -> str:
     return f"val_{figure.name}" if figure.where == "validation" else figure.name
 
 
-def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Sequence[Figure]) -> Path:
+def _both(rows: Sequence[Row], figure: Figure, beside: Sequence[Figure]) -> Picture:
     """Training and validation curves; those of `beside` are dashed, in order."""
     picture, axes = _axes(rows, figure)
     epochs = [row["epoch"] for row in rows]
@@ -72,26 +99,26 @@ def _draw_both(rows: Sequence[Row], figure: Figure, folder: Path, beside: Sequen
     if figure.from_zero:
         axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
     axes.legend(frameon=False)
-    return save_figure(picture, folder / f"history_{figure.name}.jpg")
+    return picture
 
 
-def _draw_single(rows: Sequence[Row], figure: Figure, folder: Path) -> Path:
+def _single(rows: Sequence[Row], figure: Figure) -> Picture:
     picture, axes = _axes(rows, figure)
     values = [_value(row, _column(figure)) for row in rows]
     axes.plot([row["epoch"] for row in rows], values, color=_TRAIN, marker=".", markersize=4)
     if figure.from_zero:
         axes.set_ylim(bottom=0)
-    return save_figure(picture, folder / f"history_{_column(figure)}.jpg")
+    return picture
 
 
-def draw_layers(rows: Sequence[Row], figure: Figure, path: Path, *, beside: Figure | None = None) -> Path:
+def layers_picture(rows: Sequence[Row], figure: Figure, *, beside: Figure | None = None) -> Picture:
     """One curve per layer; those of `beside` are dashed."""
     picture, axes = _axes(rows, figure)
     colours = matplotlib.colormaps["viridis"]
     epochs = [row["epoch"] for row in rows]
     layers = sorted(int(name.rpartition("_")[2]) for name in rows[-1] if name.startswith(f"{figure.name}_"))
     for layer in layers:
-        colour = colours(layer / max(1, len(layers) - 1) * 0.9)
+        colour = colours(0.3 + 0.55 * layer / max(1, len(layers) - 1))  # visible on light and dark pages
         values = [_value(row, f"{figure.name}_{layer}") for row in rows]
         axes.plot(epochs, values, color=colour, label=f"layer {layer}: {_last(values)}", marker=".", markersize=4)
         if beside is not None:
@@ -102,7 +129,7 @@ def draw_layers(rows: Sequence[Row], figure: Figure, path: Path, *, beside: Figu
     if beside is not None and f"{beside.name}_0" in rows[-1]:
         axes.plot([], [], color="#555555", linestyle="--", label=beside.label)
     axes.legend(frameon=False)
-    return save_figure(picture, path)
+    return picture
 
 
 def _mark_changes(axes: Axes, rows: Sequence[Row], column: str, text: str) -> None:
@@ -133,14 +160,29 @@ def _value(row: Row, name: str) -> float:
 def _axes(rows: Sequence[Row], figure: Figure) -> tuple[Picture, Axes]:
     picture = Picture(figsize=(7.2, 4.2), layout="constrained")
     axes = picture.subplots()
-    axes.set_title(f"{figure.title} · {rows[-1]['audio_hours']:.2f} h of audio seen", loc="left", fontsize=11)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(figure.axis)
+    _dress(axes, f"{figure.title} · {rows[-1]['audio_hours']:.2f} h of audio seen", "epoch", figure.axis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     _shade_phases(axes, rows)
     return picture, axes
+
+
+def histogram(counted: Mapping[str, Sequence[float]], below: str) -> Picture:
+    """Bars of `counts` between `edges`."""
+    picture = Picture(figsize=(7.2, 2.6), layout="constrained")
+    axes = picture.subplots()
+    edges = list(counted["edges"])
+    widths = [high - low for low, high in itertools.pairwise(edges)]
+    axes.bar(edges[:-1], counted["counts"], width=widths, align="edge", color=_TRAIN, linewidth=0)
+    _dress(axes, "", below, "clips")
+    return picture
+
+
+def _dress(axes: Axes, title: str, below: str, beside: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(below)
+    axes.set_ylabel(beside)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _shade_phases(axes: Axes, rows: Sequence[Row]) -> None:
@@ -173,3 +215,18 @@ def save_figure(picture: Picture, path: Path) -> Path:
     with atomic_path(path) as temporary:
         picture.savefig(temporary, format="jpg", dpi=130, pil_kwargs={"quality": 90})
     return path
+
+
+def svg(picture: Picture) -> str:
+    """The picture as an SVG element for a page (`reporting/page.py`), whose colours it takes."""
+    text = io.StringIO()
+    picture.patch.set_alpha(0.0)
+    for axes in picture.axes:
+        axes.patch.set_alpha(0.0)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sjepa", "font.family": "sans-serif"}):
+        picture.savefig(text, format="svg", metadata={"Date": None})
+    found = text.getvalue()
+    found = found[found.index("<svg") :]
+    for colour, variable in _PAGE_COLOURS.items():
+        found = found.replace(colour, f"var({variable})")
+    return found

@@ -1,10 +1,9 @@
-"""Reports a training run to terminal, history, plots and, optionally, TensorBoard."""
+"""Reports a training run to terminal, history, plots and, optionally, other loggers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sjepa.core.progress import silent
 from sjepa.reporting.console import Console
@@ -12,15 +11,17 @@ from sjepa.reporting.history import History, Row
 from sjepa.reporting.plots import draw_history
 from sjepa.reporting.run_dir import RunDir
 from sjepa.reporting.step_log import StepLog
+from sjepa.reporting.trackers import Tracker
 from sjepa.training.clock import Clock
 from sjepa.training.figures import Figure
 from sjepa.training.report import EpochResult, StepFigures
 
 _SECONDS_BETWEEN_DRAWINGS = 30.0
+_RUN_FIGURES = ("learning_rate", "gradient_norm", "audio_rate", "waiting")
 
 
 class RunReport:
-    """Reports one run. `events` is a TensorBoard writer or None."""
+    """Reports one run."""
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class RunReport:
         figures: Sequence[Figure],
         *,
         remarks: Callable[[Sequence[Row]], list[str]] = lambda rows: [],
-        events: Any = None,
+        trackers: Sequence[Tracker] = (),
         step_log: StepLog | None = None,
     ) -> None:
         """`figures`: the system's metrics; `remarks` returns the warnings at the end of a run."""
@@ -37,7 +38,7 @@ class RunReport:
         self.history = History(run_dir.history, figures)
         self._figures, self._remarks = figures, remarks
         self.progress = console.progress
-        self._console, self._run_dir, self._events = console, run_dir, events
+        self._console, self._run_dir, self._trackers = console, run_dir, trackers
         self._drawn = 0.0
 
     def note(self, text: str) -> None:
@@ -59,21 +60,19 @@ class RunReport:
         self._console.figures(clock, figures, self._figures)
         if self._step_log is not None:
             self._step_log.append(clock, figures)
-        if self._events is not None:
-            for name, value in figures.train.items():
-                self._events.add_scalar(f"train_steps/{name}", value, clock.step)
-            for name in ("learning_rate", "gradient_norm", "audio_rate", "waiting"):
-                self._events.add_scalar(f"run/{name}", getattr(figures, name), clock.step)
+        values = {f"train_steps/{name}": value for name, value in figures.train.items()}
+        values |= {f"run/{name}": getattr(figures, name) for name in _RUN_FIGURES}
+        for tracker in self._trackers:
+            tracker.log(values, clock.step)
 
     def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None:
         self._console.epoch_ended(result, is_best=is_best)
         row = self.history.append(result)
         if time.monotonic() - self._drawn > _SECONDS_BETWEEN_DRAWINGS:
             self.draw()
-        if self._events is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    self._events.add_scalar(f"epochs/{name}", value, result.epoch)
+        values = {f"epochs/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.log(values, result.epoch)
 
     def draw(self) -> None:
         """Plots the history so far."""
@@ -87,8 +86,8 @@ class RunReport:
 
     def close(self) -> None:
         self._console.close()
-        if self._events is not None:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Silence:

@@ -18,16 +18,20 @@ from sjepa.s_jepa.pitch_match import worse_phases
 from sjepa.s_jepa.plan import SJEPAStage, plan
 from sjepa.s_jepa.schema import SCHEMA
 from sjepa.s_jepa.settings import Config
+from sjepa.s_jepa.step import Forward
 from sjepa.s_jepa.units.monitor import PhoneMonitor
-from sjepa.s_jepa.units.results import evaluate
-from sjepa.s_jepa.units.survey import TimedPhones
+from sjepa.s_jepa.units.results import evaluate, saved_targets
+from sjepa.s_jepa.units.sections import unit_sections
+from sjepa.s_jepa.units.survey import TimedPhones, survey
 from sjepa.s_jepa.weights import load_weights
-from sjepa.training.data import training_windows
+from sjepa.training.data import drawn, training_windows
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
-from sjepa.training.report import Report
+from sjepa.training.report import Report, Section
 from sjepa.training.schedule import RunProgress, Schedule
 from sjepa.training.system import Prepared
+
+_REPORT_CLIPS = 500
 
 
 class SJEPASystem:
@@ -85,6 +89,19 @@ class SJEPASystem:
         batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="test set")
         settings = step_settings(run.config)
         return evaluate(run.engine, load_weights(weights), batches, settings=settings, warn=messages.warn)
+
+    def sections(self, run: Prepared, weights: Path, messages: Messages) -> list[Section]:
+        """Entropies and units, on at most 500 test clips."""
+        clips, saved = run.data.test.clips, load_weights(weights)
+        if len(clips) > _REPORT_CLIPS:
+            clips = clips.subset(drawn(clips, _REPORT_CLIPS, run.config.seed, "report"))
+        loader = evaluation_loader(run.config, clips, run.engine)
+        windows = loader.dataset.windows
+        batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="units")
+        forward = Forward(run.engine, run.engine.to_device(saved.model), step_settings(run.config))
+        phones = TimedPhones([[] for _ in range(len(clips))], windows, run.config.geometry)
+        found = survey(forward, saved_targets(run.engine, saved), batches, phones=phones)
+        return unit_sections(found, clips, windows, run.config.geometry)
 
 
 def _judge(run: Prepared, report: Report) -> PhoneMonitor | None:

@@ -33,7 +33,7 @@ from sjepa.tokenizer.weights import load_weights
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
 from sjepa.training.optimizer import build_adamw
-from sjepa.training.report import Report
+from sjepa.training.report import Report, Section
 from sjepa.training.schedule import RateCurve, RunProgress, Schedule
 from sjepa.training.system import Prepared
 
@@ -133,6 +133,10 @@ class TokenizerEncoderSystem:
         network, targets = engine.to_device(loaded.network), engine.to_device(loaded.targets)
         found = measure(engine, network, targets, batches, settings=step_settings(run.config), warn=messages.warn)
         return {**found.metrics.named(), "target_rank": found.rank, "frames": float(found.metrics.frames)}
+
+    def sections(self, run: Prepared, weights: Path, messages: Messages) -> list[Section]:
+        """None."""
+        return []
 
 
 def total_updates(config: TokConfig, steps_per_epoch: int, progress: RunProgress | None) -> int:

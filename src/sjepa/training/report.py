@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sjepa.core.progress import Messages
 from sjepa.training.clock import Clock
@@ -57,3 +57,10 @@ class Report(Messages, Protocol):
     def figures(self, clock: Clock, figures: StepFigures) -> None: ...
 
     def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None: ...
+
+
+class Section(NamedTuple):
+    """A part of the HTML report of a run: `body` is HTML."""
+
+    title: str
+    body: str

@@ -14,7 +14,7 @@ from sjepa.dataset.loader import EpochLoader
 from sjepa.training.checkpoint import States
 from sjepa.training.feeding import Data
 from sjepa.training.figures import Figure
-from sjepa.training.report import Report
+from sjepa.training.report import Report, Section
 from sjepa.training.schedule import RunProgress, Schedule, Stage
 from sjepa.training.task import Task
 
@@ -129,4 +129,8 @@ class System(Protocol):
 
     def results(self, run: Prepared, weights: Path, messages: Messages) -> dict[str, float]:
         """Metrics of the file `weights` on the full test set."""
+        ...
+
+    def sections(self, run: Prepared, weights: Path, messages: Messages) -> list[Section]:
+        """More sections for the report of a run. Called on one rank alone."""
         ...

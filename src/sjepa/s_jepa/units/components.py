@@ -1,6 +1,6 @@
 """Statistics of mixture components against phone labels of frames.
 
-N frames, K components, P phones, M frames nearest to a mean.
+N frames, K components, P phones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sjepa.core.files import write_csv
+from sjepa.s_jepa.units.nearest import NearestFrames
 
 NEAREST_FRAMES = 50
 
@@ -28,9 +29,7 @@ class ComponentReport:
         self.unit_count_K = np.zeros(num_components, np.int64)
         self.count_KP = np.zeros((num_components, len(self.phones)), np.int64)
         self.mass_K = np.zeros(num_components)
-        self._nearest = nearest
-        self._score_MK = torch.zeros(0, num_components)
-        self._phone_MK = torch.zeros(0, num_components, dtype=torch.int64)
+        self._nearest = NearestFrames(num_components, nearest, 1)
 
     def add(self, unit_N: Tensor, target_NK: Tensor, log_joint_NK: Tensor, phone_N: NDArray[np.int64]) -> None:
         """`unit_N`: the model's most likely component; `target_NK`: the mixture's posteriors;
@@ -45,12 +44,7 @@ class ComponentReport:
             return
         pairs = units[known] * len(self.phones) + phone_N[known]
         self.count_KP += np.bincount(pairs, minlength=self.count_KP.size).reshape(self.count_KP.shape)
-        own_NK = log_joint_NK.float().cpu()[torch.from_numpy(known)]
-        score_MK = torch.cat([self._score_MK, own_NK])
-        phones = torch.from_numpy(phone_N[known])[:, None].expand(-1, components)
-        phone_MK = torch.cat([self._phone_MK, phones])
-        self._score_MK, best_MK = score_MK.topk(min(self._nearest, len(score_MK)), dim=0)
-        self._phone_MK = phone_MK.gather(0, best_MK)
+        self._nearest.add(log_joint_NK.float().cpu()[torch.from_numpy(known)], torch.from_numpy(phone_N[known]))
 
     @property
     def purity(self) -> float:
@@ -76,10 +70,15 @@ class ComponentReport:
         for component in np.argsort(-self.unit_count_K, kind="stable").tolist():
             row: list[Any] = [component, int(self.unit_count_K[component]), f"{mean_K[component]:.6g}"]
             if self.has_phones:
-                near_P = np.bincount(self._phone_MK[:, component].numpy(), minlength=len(self.phones))
+                near = [phone for (phone,) in self._nearest.of(component)]
+                near_P = np.bincount(near, minlength=len(self.phones))
                 row += [*self._top(self.count_KP[component]), *self._top(near_P)]
             rows.append(row)
         write_csv(path, names, rows)
+
+    def phone(self, component: int) -> tuple[str, str]:
+        """The most frequent phone of a unit and its share; empty if none is known."""
+        return self._top(self.count_KP[component]) if self.has_phones else ("", "")
 
     def _top(self, count_P: NDArray[np.int64]) -> tuple[str, str]:
         total = count_P.sum()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -18,7 +17,6 @@ from sjepa.core.frames import FrameGeometry
 from sjepa.evaluation.labels import Span
 from sjepa.evaluation.scores import ProbeRow
 from sjepa.features.mel import log_mel
-from sjepa.reporting.plots import save_figure
 from sjepa.s_jepa.units.components import ComponentReport
 from sjepa.s_jepa.units.readings import THRESHOLDS_BITS, EntropyHistogram
 
@@ -39,7 +37,7 @@ class Utterance(NamedTuple):
     geometry: FrameGeometry
 
 
-def draw_entropies(readings: Sequence[tuple[str, EntropyHistogram]], path: Path) -> Path:
+def entropies_picture(readings: Sequence[tuple[str, EntropyHistogram]]) -> Figure:
     """Stacked entropy histograms, with the shares of frames above 0.5, 1 and 2 bits."""
     figure = Figure(figsize=(7.2, 2.9 * len(readings)), layout="constrained")
     for axes, (name, histogram) in zip(_column(figure, len(readings)), readings, strict=True):
@@ -61,10 +59,10 @@ def draw_entropies(readings: Sequence[tuple[str, EntropyHistogram]], path: Path)
         axes.set_ylabel("share of frames")
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("entropy of a frame's posterior (bits)")
-    return save_figure(figure, path)
+    return figure
 
 
-def draw_utterance(shown: Utterance, path: Path) -> Path:
+def utterance_picture(shown: Utterance) -> Figure:
     """Log-mel spectrogram, most likely component and top-3 posteriors on a shared time axis; phones
     and words on top."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
@@ -99,10 +97,10 @@ def draw_utterance(shown: Utterance, path: Path) -> Path:
         name = spectrum.text(middle, len(mel_MT) * 1.01, phone.phone, ha="center", va="bottom", fontsize=7)
         name.set_parse_math(False)
         name.set_in_layout(False)
-    return save_figure(figure, path)
+    return figure
 
 
-def draw_components(report: ComponentReport, path: Path) -> Path:
+def components_picture(report: ComponentReport) -> Figure:
     """Heat map of P(unit | phone), with units sorted by their most frequent phone
     (near-diagonal)."""
     used = np.flatnonzero(report.count_KP.sum(1))
@@ -118,10 +116,10 @@ def draw_components(report: ComponentReport, path: Path) -> Path:
     axes.set_xlabel(f"{len(used)} units, sorted by their most frequent phone")
     axes.set_title(f"P(unit | phone): purity {report.purity:.3f}, PNMI {report.pnmi:.3f}", loc="left", fontsize=10)
     figure.colorbar(image, ax=axes, pad=0.01)
-    return save_figure(figure, path)
+    return figure
 
 
-def draw_probes(rows: Sequence[ProbeRow], path: Path) -> Path:
+def probes_picture(rows: Sequence[ProbeRow]) -> Figure:
     """One panel per task, probe and metric; one bar per feature type, with standard deviation over
     splits."""
     panels = [(title, list(own)) for title, own in itertools.groupby(_by_panel(rows), key=lambda row: row[:3])]
@@ -151,7 +149,7 @@ def draw_probes(rows: Sequence[ProbeRow], path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    return save_figure(figure, path)
+    return figure
 
 
 def _by_panel(rows: Sequence[ProbeRow]) -> list[ProbeRow]:

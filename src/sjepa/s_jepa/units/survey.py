@@ -19,7 +19,10 @@ from sjepa.evaluation.labels import SILENCES, Span, phones_at
 from sjepa.s_jepa.step import Forward
 from sjepa.s_jepa.targets.base import Targets
 from sjepa.s_jepa.units.components import ComponentReport
+from sjepa.s_jepa.units.nearest import NearestFrames
 from sjepa.s_jepa.units.readings import THRESHOLDS_BITS, EntropyHistogram, entropy_bits, read_frames
+
+_PLACES = 40  # nearest frames of a component whose places are kept
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class TimedPhones:
 
 @dataclass(frozen=True)
 class Survey:
-    """Entropies of encoder, predictor and targets, and component statistics."""
+    """Entropies of encoder, predictor and targets, component statistics, and the places (window,
+    frame of the window) of the frames nearest to every component."""
 
     encoder: EntropyHistogram
     predictor: EntropyHistogram
     targets: EntropyHistogram
     components: ComponentReport
+    places: NearestFrames
 
     def figures(self) -> dict[str, float]:
         """Figures for results.csv."""
@@ -84,7 +89,8 @@ def survey(forward: Forward, targets: Targets, batches: Iterable[Batch], *, phon
     forward.model.eval()
     components = targets.gmm.num_components
     encoder, predictor, aims = (EntropyHistogram(components) for _ in range(3))
-    found = Survey(encoder, predictor, aims, ComponentReport(components, phones.phones))
+    places = NearestFrames(components, _PLACES, 2)
+    found = Survey(encoder, predictor, aims, ComponentReport(components, phones.phones), places)
     for batch in batches:
         if not batch.num_samples:
             continue
@@ -98,7 +104,14 @@ def survey(forward: Forward, targets: Targets, batches: Iterable[Batch], *, phon
             )
         posterior_NK = targets.space.posteriors(targets.gmm, features_ND)
         found.targets.add(torch.special.entr(posterior_NK).sum(1) / math.log(2))
-        found.components.add(
-            readings.encoder_NK.argmax(1), posterior_NK, targets.gmm.log_joint(features_ND), phones.numbers(batch)
-        )
+        log_joint_NK = targets.gmm.log_joint(features_ND)
+        found.components.add(readings.encoder_NK.argmax(1), posterior_NK, log_joint_NK, phones.numbers(batch))
+        found.places.add(log_joint_NK, *_places(batch, forward.settings.geometry))
     return found
+
+
+def _places(batch: Batch, geometry: FrameGeometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """Window and frame number of every real frame of a batch, clip by clip, [N] each."""
+    counts = torch.tensor([int(geometry.frames(samples)) for samples in batch.num_samples])
+    frames = torch.cat([torch.arange(int(count)) for count in counts])
+    return torch.tensor(batch.window).repeat_interleave(counts), frames

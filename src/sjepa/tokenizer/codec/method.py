@@ -35,7 +35,7 @@ from sjepa.tokenizer.sizes import hyperparameters
 from sjepa.training.feeding import Data, evaluation_loader
 from sjepa.training.figures import Figure
 from sjepa.training.frame_sample import training_frames
-from sjepa.training.report import Report
+from sjepa.training.report import Report, Section
 from sjepa.training.schedule import RunProgress, Schedule
 from sjepa.training.system import Prepared
 
@@ -174,6 +174,10 @@ class TokenizerDecoderSystem:
         losses = engine.to_device(_losses(run.config))
         found = measure(engine, codec, codec.decoder, None, batches, losses, warn=messages.warn)
         return {name: value for name, value in found.items() if name in RECONSTRUCTION}
+
+    def sections(self, run: Prepared, weights: Path, messages: Messages) -> list[Section]:
+        """None."""
+        return []
 
 
 def build_codec(config: TokConfig, encoder: TokenEncoder) -> Codec:
