@@ -50,7 +50,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("reported")
-    assert run(corpus, root, *TWO_PHASES) == 0
+    assert run(corpus, root, *TWO_PHASES, "logging.report=true") == 0
     return root / "r/train"
 
 
@@ -93,7 +93,7 @@ def test_units_can_be_heard(evaluated, corpus):
 
 
 def test_a_run_without_evaluation_has_a_report_too(corpus, tmp_path):
-    assert run(corpus, tmp_path, "train.epochs=1") == 0
+    assert run(corpus, tmp_path, "train.epochs=1", "logging.report=true") == 0
     assert "Units" in Page((tmp_path / "r/train/report.html").read_text()).titles
 
 

@@ -10,17 +10,20 @@ import torch
 
 import sjepa
 from sjepa.core.errors import UserError
-from sjepa.core.files import printable
+from sjepa.core.files import printable, write_text
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.model_hub import upload
 from sjepa.core.onnx_files import OPSET, TOLERANCE, packages, session
 from sjepa.reporting.console import Console
+from sjepa.reporting.run_page import known_data, known_values, run_of_weights
+from sjepa.s_jepa.export.card import model_card
 from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
 from sjepa.s_jepa.export.parity import Difference, compare
-from sjepa.s_jepa.hubert import save_hubert
-from sjepa.s_jepa.modules.encoder import Encoder
+from sjepa.s_jepa.hubert import read_hubert, save_hubert
+from sjepa.s_jepa.modules.encoder import Encoder, EncoderShape
 from sjepa.s_jepa.ownership import origin, settled
 from sjepa.s_jepa.settings import Config
-from sjepa.s_jepa.weights import Weights, load_weights
+from sjepa.s_jepa.weights import load_weights
 from sjepa.tokenizer.codec.onnx import write_codec
 from sjepa.tokenizer.codec.weights import load_codec
 from sjepa.tokenizer.extractor import is_codec
@@ -45,15 +48,13 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
             if getattr(config.export, name):
                 raise UserError(f"export.{name}: not available for a tokenizer")
         return _export_codec(Path(config.init_weights), path, console)
-    weights = load_weights(config.init_weights)
-    _, said = settled(config, weights, overridden)
-    weights.model.eval()
-    model = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers)
-    console.note(said)
-    metadata = _metadata(config.init_weights, weights)
+    if config.hub is not None and not config.export.huggingface:
+        raise UserError("hub: uploads the folder that export.huggingface writes")
+    encoder, training = _encoder(config, overridden, console)
+    model, shape = WaveformToFeatures(encoder, all_layers=config.export.all_layers), encoder.shape
+    metadata = _metadata(config.init_weights, training, shape)
     write_onnx(model, path, metadata=metadata)
-    difference = _checked(weights.model.encoder, path)
-    shape = weights.model.shape.encoder
+    difference = _checked(encoder, path)
     console.note(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}, {shape.num_layers} layers of width {shape.width}"
     )
@@ -61,18 +62,48 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
     console.note(f"differs from the encoder by {difference.largest:.1e} at most; {speed}")
     if config.export.quantize == "int8":
         small = path.with_suffix(".int8.onnx")
-        for_int8 = WaveformToFeatures(weights.model.encoder, all_layers=config.export.all_layers, for_int8=True)
+        for_int8 = WaveformToFeatures(encoder, all_layers=config.export.all_layers, for_int8=True)
         write_int8(for_int8, small, metadata=metadata)
-        _report_int8(weights.model.encoder, path, small, console)
+        _report_int8(encoder, path, small, console)
     if config.export.huggingface:
-        folder = path.parent / "hf"
-        save_hubert(folder, weights.model.encoder)
-        is_hubert = weights.model.encoder.shape.frontend == "waveform"
-        loads = (
-            "HubertModel.from_pretrained" if is_hubert else "AutoModel.from_pretrained, with trust_remote_code=True,"
-        )
-        console.note(f"{folder}: transformers' {loads} loads it")
+        _write_folder(path.parent / "hf", encoder, training, config, console)
     return 0
+
+
+def _encoder(config: Config, overridden: Collection[str], console: Console) -> tuple[Encoder, str]:
+    """The encoder of `init_weights` in evaluation mode, and what training it is from."""
+    path = Path(str(config.init_weights))
+    if path.is_dir():
+        encoder, normalises = read_hubert(path)
+        if normalises:
+            raise UserError(
+                f"init_weights: {path} takes normalised audio (do_normalize), which the ONNX file would not do"
+            )
+        return encoder.eval(), f"the folder {printable(path.name)}"
+    weights = load_weights(path)
+    console.note(settled(config, weights, overridden)[1])
+    return weights.model.encoder.eval(), f"{weights.config['run_name']}, {origin(weights)}"
+
+
+def _write_folder(folder: Path, encoder: Encoder, training: str, config: Config, console: Console) -> None:
+    """The Hugging Face folder with its model card; uploads it if asked."""
+    save_hubert(folder, encoder)
+    run = run_of_weights(Path(str(config.init_weights)))
+    card = model_card(
+        config.hub or str(folder),
+        encoder.shape,
+        sum(parameter.numel() for parameter in encoder.parameters()),
+        training=training,
+        licence=config.export.licence,
+        data=None if run is None else known_data(run),
+        metrics={} if run is None else known_values(run),
+    )
+    write_text(folder / "README.md", card)
+    is_hubert = encoder.shape.frontend == "waveform"
+    loads = "HubertModel.from_pretrained" if is_hubert else "AutoModel.from_pretrained, with trust_remote_code=True,"
+    console.note(f"{folder}: transformers' {loads} loads it; README.md is its model card")
+    if config.hub is not None:
+        console.note(f"uploaded to {upload(folder, config.hub, 'hub')}")
 
 
 def _export_codec(source: Path, path: Path, console: Console) -> int:
@@ -124,12 +155,11 @@ def _seconds(path: Path, geometry: FrameGeometry) -> float:
     return min(times[1:])
 
 
-def _metadata(source: str, weights: Weights) -> dict[str, str]:
-    shape = weights.model.shape.encoder
+def _metadata(source: str, training: str, shape: EncoderShape) -> dict[str, str]:
     return {
         "producer": f"sjepa {sjepa.__version__}",
         "weights": printable(source),
-        "training": f"{weights.config['run_name']}, {origin(weights)}",
+        "training": training,
         "sample_rate": str(shape.geometry.sample_rate),
         "hop_samples": str(shape.geometry.hop_samples),
         "receptive_field_samples": str(shape.geometry.receptive_field_samples),

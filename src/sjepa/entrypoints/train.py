@@ -251,7 +251,7 @@ def _final_evaluation(system: System, run: Prepared, run_dir: RunDir, console: C
         write_csv(run_dir.results, ("metric", "value"), [(name, f"{value:.8g}") for name, value in results.items()])
     shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items() if name != "frames")
     console.note(f"full test set, {path.name}: {shown}")
-    if run.engine.ranks.is_main:
+    if run.engine.ranks.is_main and run.config.logging.report:
         _write_page(system, run, run_dir, path, console)
 
 

@@ -45,9 +45,8 @@ def _sections_of_run(run: RunDir, figures: Sequence[Figure]) -> list[Section]:
         found.append(Section("Health", bullets(lines, bad=[*_warnings(run), *_bad(rows)])))
     if run.results.exists():
         found.append(Section("Results", _results(run.results)))
-    summary = run.root / "data.json"
-    if summary.exists():
-        found.append(data_section(json.loads(summary.read_text(encoding="utf-8"))))
+    if summary := known_data(run):
+        found.append(data_section(summary))
     if rows:
         pictures = [(svg(picture), "") for _, picture in history_pictures(rows, figures)]
         found.append(Section("Curves", plots(pictures)))
@@ -138,6 +137,12 @@ def run_of_weights(path: Path) -> RunDir | None:
     """The run whose folder `weights/` holds the file; None if it is none."""
     run = RunDir(path.resolve().parent.parent)
     return run if run.history.exists() and run.config.exists() else None
+
+
+def known_data(run: RunDir) -> dict[str, Any] | None:
+    """data.json; None without it."""
+    path = run.root / "data.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def known_values(run: RunDir) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sjepa.core.frames import FrameGeometry
+from sjepa.core.model_hub import fetched, is_hub
 from sjepa.core.tensors import given_lengths
 from sjepa.s_jepa.hubert import read_hubert
 from sjepa.s_jepa.modules.encoder import Encoder
@@ -85,11 +86,12 @@ class PretrainedEncoder(nn.Module):
 
 
 def load_encoder(path: str | Path, *, layer: Layer = -1) -> PretrainedEncoder:
-    """The encoder of a weights file (best.pt) or of a Hugging Face HuBERT folder, on the CPU.
+    """The encoder of a weights file (best.pt), of a Hugging Face HuBERT folder, or of a model on its
+    Hub (hf://OWNER/NAME, which is downloaded once), on the CPU.
 
     Raises UserError if it is missing or damaged, ValueError if the layer does not exist.
     """
-    path = Path(path)
+    path = fetched(str(path), "load_encoder") if is_hub(path) else Path(path)
     if path.is_dir():
         encoder, normalises = read_hubert(path)
         return PretrainedEncoder(encoder, layer=layer, normalises=normalises)

@@ -9,14 +9,18 @@ from typing import Any
 from sjepa.config import load
 from sjepa.config.load import Schema
 from sjepa.config.sizes import Sizes
+from sjepa.core.model_hub import fetched, is_hub
 from sjepa.s_jepa.plan import plan_problems, reaches_phase2
 from sjepa.s_jepa.settings import Config
 from sjepa.s_jepa.sizes import SIZES, Hyperparameters, hyperparameters
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """See `config.load.load_config`."""
-    return load.load_config(SCHEMA, path, overrides)
+    """See `config.load.load_config`. Weights on the Hugging Face Hub are downloaded."""
+    config = load.load_config(SCHEMA, path, overrides)
+    if config.init_weights is None or not is_hub(config.init_weights):
+        return config
+    return config.model_copy(update={"init_weights": str(fetched(config.init_weights, "init_weights"))})
 
 
 def parse_config(values: dict[str, Any], *, where: str = "configuration") -> Config:

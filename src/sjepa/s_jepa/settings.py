@@ -241,8 +241,13 @@ class Config(RunConfig):
 
     init_weights: str | None = Field(
         None,
-        description="Weights to start from, to evaluate or to export (best.pt); to start from and to probe, also a Hugging "
-        "Face HuBERT folder.",
+        description="Weights to start from, to evaluate or to export (best.pt); to start from, to probe and to export, also "
+        "a Hugging Face HuBERT folder, or hf://OWNER/NAME on its Hub (extra: sjepa[hub]).",
+    )
+    hub: str | None = Field(
+        None,
+        description="exportw: also upload the Hugging Face folder to this repository of the Hub (OWNER/NAME; made private "
+        "if it is not there; extra: sjepa[hub]).",
     )
     onnx_path: str = Field("runs/sjepa_base/export/encoder.onnx", description="ONNX file that exportw writes.")
     audio: str = Field("data/sample.wav", description="Clip that runinfer reads by default.")

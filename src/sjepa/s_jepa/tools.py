@@ -18,6 +18,9 @@ class Export(Section):
         None, description="exportw: also write the ONNX file with 8-bit weights of its matrix products (*.int8.onnx)."
     )
     huggingface: bool = Field(True, description="exportw: also write a Hugging Face HuBERT folder (hf/) beside it.")
+    licence: str | None = Field(
+        None, description="exportw: licence of the weights for the model card, as the Hub names it (cc-by-4.0, mit)."
+    )
 
 
 class Evaluation(Section):
