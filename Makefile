@@ -15,7 +15,7 @@ TORCH_BUILD = TORCH_INDEX="$(TORCH_INDEX)" TORCH_BACKEND="$(TORCH_BACKEND)" scri
 
 PIP_INSTALL = scripts/pip $(PY) install
 
-.PHONY: install cuda_install rocm_install demo tokenizer_demo test check bench gpu_check lock clean
+.PHONY: install cuda_install rocm_install demo tokenizer_demo test check bench gpu_check docs lock clean
 
 install: | $(STAMPS)
 	@$(TORCH_BUILD) cpu $(PY) "$(TORCH)"
@@ -46,6 +46,11 @@ $(STAMPS)/dev: $(STAMPS)/install
 	@$(PIP_INSTALL) -e ".[dev]"
 	@touch $@
 
+$(STAMPS)/docs: $(STAMPS)/install
+	@echo "installing what the documentation needs"
+	@$(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
 $(STAMPS)/deepspeed: $(STAMPS)/install
 	@echo "installing DeepSpeed, which its tests need"
 	@$(PIP_INSTALL) -e ".[deepspeed]"
@@ -70,7 +75,6 @@ demo: $(STAMPS)/tools
 	$(BIN)/exportw -c cpu/configs/demo.yaml init_weights=$$weights && \
 	$(BIN)/runinfer -c cpu/configs/demo.yaml
 
-# Stage 1 of the tokenizer, smallest size, on the same speech
 # Both stages on generated speech, then speech to tokens and back
 DEMO_TOKENIZER = run_name=tok_demo dataset.train_path=data/demo/train.zip dataset.test_path=data/demo/test.zip model.size=smoke
 
@@ -106,10 +110,15 @@ bench: $(STAMPS)/dev
 gpu_check: $(STAMPS)/dev
 	$(PY) -m benchmarks.gpu_check
 
+# Documentation with the reference of the Python API, to site/; nothing is downloaded
+docs: $(STAMPS)/docs
+	$(PY) -m scripts.keys_page
+	$(BIN)/mkdocs build --strict
+
 # Versions of everything but PyTorch's own build, for developers: scripts/pip $(PY) install -r requirements-dev.lock
 lock:
 	echo "$(TORCH)" | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header \
 		--extra dev --extra deepspeed --constraint - pyproject.toml | grep -Ev '^(torch|triton)==|^(nvidia|cuda)-' > requirements-dev.lock
 
 clean:
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
