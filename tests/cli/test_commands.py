@@ -1,5 +1,6 @@
 """The commands as a user runs them: separate processes, exit codes, one clear line per mistake."""
 
+import json
 import re
 import signal
 import subprocess
@@ -75,6 +76,27 @@ def test_every_command_explains_the_keys(name, tmp_path):
     shown = command(name, "--help-config", cwd=tmp_path)
     assert shown.returncode == 0
     assert "onnx_path" in shown.stdout
+
+
+def test_keys_of_a_section_a_schema_for_editors_and_completion(tmp_path):
+    shown = command("trainsjepa", "--help-config", "gmm", cwd=tmp_path).stdout
+    assert shown.startswith("gmm.num_clusters = 100")
+    assert "dataset." not in shown
+    done = command("trainsjepa", "--help-config", "gm", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    schema = json.loads(command("traintok", "--config-schema", cwd=tmp_path).stdout)
+    assert schema["additionalProperties"] is False
+    assert {"dataset", "train", "decoder"} <= set(schema["properties"])
+    assert any("validate" in own.get("properties", {}) for own in schema["$defs"].values())  # as it is written in YAML
+    script = command("trainsjepa", "--print-completion", "bash", cwd=tmp_path).stdout
+    words = f"{script}\nCOMP_WORDS=(trainsjepa gmm.num); COMP_CWORD=1; _shtab_trainsjepa; echo ${{COMPREPLY[@]}}"
+    completed = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+    assert completed.stdout.split() == ["gmm.num_clusters=", "gmm.num_clusters_phase2="]
+
+
+@pytest.mark.parametrize("name", ["trainsjepa", "buildh5ds", "evalsjepa", "exportw", "evaltok"])
+def test_help_fits_on_a_screen(name, tmp_path):
+    assert command(name, "--help", cwd=tmp_path).stdout.count("\n") <= 40
 
 
 def test_training_export_and_inference_give_the_encoders_features(corpus, tmp_path):

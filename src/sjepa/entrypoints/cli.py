@@ -21,6 +21,7 @@ from sjepa.core.threads import take_short_turns, usable_cores
 from sjepa.entrypoints.flags import add_flags, as_overrides
 
 EXIT_FAULT, EXIT_USER, EXIT_SIGNAL = 1, 2, 128
+SHELLS = ("bash", "zsh")
 
 _SCHEMAS = {  # homes of the configuration schemas
     "traintok": "sjepa.tokenizer.schema",
@@ -171,6 +172,7 @@ def runtok() -> int:
 
     parser = argparse.ArgumentParser(
         prog="runtok",
+        add_help=False,
         description="Audio to tokens (encode), tokens to audio (decode), statistics of token files (stats).",
         epilog="example: runtok encode recordings/ --weights runs/NAME/train2/weights/best.pt --out tokens",
     )
@@ -181,7 +183,7 @@ def runtok() -> int:
     parser.add_argument("--weights", metavar="FILE", help="weights of stage 2")
     parser.add_argument("--out", metavar="PATH", help="folder for tokens, or audio file")
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration of the same keys")
-    parser.add_argument("--version", action="version", version=f"runtok {__version__}")
+    _add_general(parser)
     parser.set_defaults(help_config=None, config_schema=False)
     return _run(parser, work)
 
@@ -210,7 +212,9 @@ def ckpt2pt() -> int:
         print(convert(options.ds_dir, options.out_pt, **given))
         return 0
 
-    parser = argparse.ArgumentParser(prog="ckpt2pt", description="Consolidate a checkpoint folder into one file.")
+    parser = argparse.ArgumentParser(
+        prog="ckpt2pt", description="Consolidate a checkpoint folder into one file.", add_help=False
+    )
     parser.add_argument(
         "--ds_dir", type=Path, required=True, metavar="DIR", help="folder that holds latest, step<N>, final"
     )
@@ -218,7 +222,7 @@ def ckpt2pt() -> int:
     parser.add_argument("--tag", help="step<N> or final (default: what latest names)")
     parser.add_argument("--encoder_only", action="store_true", help="the encoder alone")
     parser.add_argument("--assert_gaatn", action="store_true", help="error unless Gaussian adaptive attention is in it")
-    parser.add_argument("--version", action="version", version=f"ckpt2pt {__version__}")
+    _add_general(parser)
     parser.set_defaults(help_config=None, config_schema=False)
     return _run(parser, work)
 
@@ -229,17 +233,22 @@ def _parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser
         description=purpose,
         epilog=f"example: {command} -c {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration (default: the defaults)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single keys instead of the file's")
-    parser.add_argument(
-        "--help-config", nargs="?", const="", metavar="SECTION", help="print the configuration keys and stop"
-    )
-    parser.add_argument(
-        "--config-schema", action="store_true", help="print a JSON schema of them, for editors, and stop"
-    )
-    parser.add_argument("--version", action="version", version=f"{command} {__version__}")
+    group = parser.add_argument_group("configuration")
+    group.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML configuration (default: the defaults)")
+    group.add_argument("overrides", nargs="*", metavar="section.key=value", help="single keys instead of the file's")
+    group.add_argument("--help-config", nargs="?", const="", metavar="SECTION", help="print its keys and stop")
+    group.add_argument("--config-schema", action="store_true", help="print a JSON schema of it, for editors, and stop")
+    _add_general(parser)
     return parser
+
+
+def _add_general(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("general")
+    group.add_argument("-h", "--help", action="help", help="show this text and stop")
+    group.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
+    group.add_argument("--print-completion", choices=SHELLS, help="print completion for this shell and stop")
 
 
 def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
@@ -265,6 +274,8 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
             return _print_reference(parser.prog, options.help_config)
         if options.config_schema:
             return _print_schema(parser.prog)
+        if options.print_completion:
+            return _print_completion(parser, options.print_completion)
         take_short_turns()
         keep_freed_memory()
         return work(options) or 0
@@ -302,6 +313,13 @@ def _print_schema(command: str) -> int:
     from sjepa.config.reference import json_schema
 
     print(json_schema(_schema(command)))
+    return 0
+
+
+def _print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    from sjepa.entrypoints.completion import completion
+
+    print(completion(parser, shell, _schema(parser.prog)))
     return 0
 
 
