@@ -65,12 +65,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     after = trainer.evaluate()
     trainer.save_model(str(options.out))
     extractor.save_pretrained(options.out)
-    found = {
-        f"{name}_{when}": own[f"eval_{name}"]
-        for name in ("cer", "wer")
-        for when, own in (("before", before), ("after", after))
-    }
-    print("\n".join(f"{name}: {value:.1%}" for name, value in found.items()))
+    pairs = [
+        (name, when, own) for name in ("cer", "wer", "loss") for when, own in (("before", before), ("after", after))
+    ]
+    found = {f"{name}_{when}": float(own[f"eval_{name}"]) for name, when, own in pairs}
+    print("\n".join(f"{name}: {value:.3f}" for name, value in found.items()))
     (options.out / "error_rates.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 
@@ -81,8 +80,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--audio", type=Path, required=True, help="folder of the recordings (16 kHz)")
     parser.add_argument("--table", type=Path, required=True, help="tab-separated: path, text or words, split")
     parser.add_argument("--out", type=Path, required=True, help="folder for the recogniser")
-    parser.add_argument("--epochs", type=float, default=20)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--epochs", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--frozen", action="store_true", help="train the output layer alone")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)

@@ -210,8 +210,9 @@ def _mixture(corpus: Corpus, length: _Length) -> Iterator[Setting]:
     yield Setting("gmm.num_clusters_phase2", clusters)
     yield Setting("gmm.normalise", "clip", "removes speaker and channel from what is clustered")
     yield Setting("gmm.context", 4, "frames on each side, projected to:")
-    yield Setting("gmm.dimensions", 20)
-    yield Setting("gmm.dimensions_phase2", 20)
+    dimensions = min(20, clusters // 2)  # fewer than components
+    yield Setting("gmm.dimensions", dimensions)
+    yield Setting("gmm.dimensions_phase2", dimensions)
     yield Setting("gmm.projection_phase2", "predictions")
     yield Setting("gmm.fit_frames", int(min(200_000, max(10_000, 1_000 * round(corpus.frames / 3_000)))))
     memory = max(10, 100 * clusters / (length.per_update * corpus.frame_rate))

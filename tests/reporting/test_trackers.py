@@ -1,0 +1,79 @@
+"""Loggers beside the run's files: what reaches them, and what is said where one is missing."""
+
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from sjepa.config.run import Logging
+from sjepa.core.errors import UserError
+from sjepa.reporting.trackers import trackers
+from tests.support.runs import run
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A stand-in for wandb and trackio that writes down its calls."""
+    calls = []
+
+    def recorder(name, result=None):
+        def record(*given, **named):
+            calls.append((name, given, named))
+            return result
+
+        return record
+
+    for name in ("wandb", "trackio"):
+        module = ModuleType(name)
+        own = SimpleNamespace(log=recorder(f"{name}.log"), finish=recorder(f"{name}.finish"))
+        module.init, module.log, module.finish = recorder(f"{name}.init", own), own.log, own.finish
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def test_figures_reach_both(library, tmp_path):
+    settings = Logging.model_validate({"wandb": "offline", "trackio": True})
+    found = trackers(settings, folder=tmp_path, name="own", config={"seed": 0})
+    for tracker in found:
+        tracker.log({"epochs/val_kl": 1.5}, 3)
+        tracker.close()
+    names = ["wandb.init", "trackio.init", "wandb.log", "wandb.finish", "trackio.log", "trackio.finish"]
+    assert [name for name, *_ in library] == names
+    (_, _, first), (_, _, second) = library[:2]
+    assert (first["mode"], first["dir"], first["name"], first["config"]) == (
+        "offline",
+        str(tmp_path),
+        "own",
+        {"seed": 0},
+    )
+    assert (second["name"], second["config"]) == ("own", {"seed": 0})
+    assert library[2][1] == ({"epochs/val_kl": 1.5, "update": 3},)
+
+
+def test_none_without_being_asked(tmp_path):
+    assert trackers(Logging(), folder=tmp_path, name="own", config={}) == []
+    assert Logging.model_validate({"wandb": False}).wandb == "off"  # YAML's off
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_one_that_is_not_installed_is_told(monkeypatch, tmp_path, name):
+    real = importlib.import_module
+
+    def missing(wanted, *given):
+        if name in wanted:
+            raise ImportError(wanted)
+        return real(wanted, *given)
+
+    monkeypatch.setattr("sjepa.reporting.trackers.import_module", missing)
+    settings = Logging.model_validate({name: "offline" if name == "wandb" else True})
+    with pytest.raises(UserError, match=rf"logging.{name}: .* is not installed \(pip install 'sjepa\[{name}\]'\)"):
+        trackers(settings, folder=tmp_path, name="own", config={})
+
+
+@pytest.mark.slow
+def test_a_run_logs_to_wandb_offline(corpus, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert run(corpus, tmp_path, "train.epochs=1", "logging.wandb=offline") == 0
+    assert list((tmp_path / "r/train/wandb").glob("offline-run-*/*.wandb"))
