@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 TARGET = Path(__file__).parents[1] / "docs/images/result.png"
 PANELS = (
     ("frame_phones", "linear", "accuracy", "phone of a frame, linear: accuracy →"),
-    ("abx", "across speakers", "error", "ABX across speakers: error ←"),
+    ("abx", "triphones", "across", "ABX across speakers: error ←"),
     ("speaker", "logistic", "accuracy", "speaker of a clip, linear: accuracy →"),
 )
-COLOURS = {"encoder": "#2f6db3", "untrained": "#98a4af"}
+COLOURS = {"trained": "#2f6db3", "untrained": "#98a4af"}
 DPI, WIDTH = 150, 10.0
 
 
@@ -47,9 +47,10 @@ def bars(rows: list[dict[str, str]]) -> io.BytesIO:
         means = [float(row["mean"]) for row in own]
         errors = [[mean - float(row["low"]) for mean, row in zip(means, own, strict=True)],
                   [float(row["high"]) - mean for mean, row in zip(means, own, strict=True)]]  # fmt: skip
-        colours = [COLOURS.get(row["features"].split(",")[0].split(" ")[0], "#c9a36a") for row in own]
+        names = ["trained" if row["features"].endswith(".pt") else row["features"] for row in own]
+        colours = [COLOURS.get(name, "#c9a36a") for name in names]
         axes.barh(range(len(own)), means, xerr=errors, color=colours, height=0.7, error_kw={"linewidth": 0.8})
-        axes.set_yticks(range(len(own)), [row["features"] for row in own], fontsize=8)
+        axes.set_yticks(range(len(own)), names, fontsize=8)
         axes.set_title(title, loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)

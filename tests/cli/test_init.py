@@ -53,7 +53,8 @@ def recordings(tmp_path_factory):
 def test_what_it_writes_runs_as_it_is(recordings, tmp_path, hours):
     """Six minutes, an hour and fifty hours, in four seconds of training."""
     audio = recordings(hours)
-    told = command("trainsjepa", "--init", audio, "--hours", "0.001", "--out", "own.yaml", "device=cpu", "dataset.validate=header", cwd=tmp_path)  # fmt: skip
+    told = command("trainsjepa", "--init", audio, "--hours", "0.001", "--out", "own.yaml", "device=cpu", "dataset.validate=header",
+                   f"dataset.held_out={0.01 / hours}", cwd=tmp_path)  # fmt: skip
     assert told.returncode == 0, told.stderr
     assert f"{hours:.2f} h" in told.stdout
     assert "trainsjepa -c own.yaml" in told.stdout

@@ -86,8 +86,8 @@ class PretrainedEncoder(nn.Module):
 
 
 def load_encoder(path: str | Path, *, layer: Layer = -1) -> PretrainedEncoder:
-    """The encoder of a weights file (best.pt), of a Hugging Face HuBERT folder, or of a model on its
-    Hub (hf://OWNER/NAME, which is downloaded once), on the CPU.
+    """The encoder of a weights file (best.pt), of a Hugging Face HuBERT folder, or of a model on
+    its Hub (hf://OWNER/NAME, which is downloaded once), on the CPU.
 
     Raises UserError if it is missing or damaged, ValueError if the layer does not exist.
     """
