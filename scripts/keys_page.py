@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from sjepa.config.load import Schema, keys
+from sjepa.config.reference import meaning
+from sjepa.entrypoints.codec_quality import SCHEMA as CODEC_EVALUATION
+from sjepa.entrypoints.tokens import SCHEMA as TOKENS
 from sjepa.s_jepa.schema import SCHEMA
+from sjepa.s_jepa.sizes import Hyperparameters
 from sjepa.tokenizer.schema import SCHEMA as TOKENIZER
+from sjepa.tokenizer.sizes import Hyperparameters as TokenizerHyperparameters
 
 PAGE = Path(__file__).parents[1] / "docs/keys.md"
 START = """# Keys of the configuration
@@ -22,37 +29,37 @@ prints a JSON schema, which editors complete and check YAML by.
 
 def page() -> str:
     """The text of the page."""
-    return "\n".join([START, *section_tables(SCHEMA, "S-JEPA", set()), *tokenizer_tables()])
-
-
-def tokenizer_tables() -> list[str]:
-    """Sections of the tokenizer that differ from those of S-JEPA."""
-    known = {line for line in section_tables(SCHEMA, "", set()) if line.startswith("|")}
-    return section_tables(TOKENIZER, "Tokenizer", known)
+    known: set[str] = set()
+    parts = [START, "Keys of `model.overrides` are at the end.", ""]
+    for title, schema in (("", SCHEMA), ("traintok", TOKENIZER), ("evaltok", CODEC_EVALUATION), ("runtok", TOKENS)):
+        parts += section_tables(schema, title, known)
+    for title, own in (("model.overrides", Hyperparameters), ("model.overrides (traintok)", TokenizerHyperparameters)):
+        parts += [f"## {title}", "", *table(line_of(path, field) for path, field in keys(own)), ""]
+    return "\n".join(parts)
 
 
 def section_tables(schema: Schema, title: str, known: set[str]) -> list[str]:
-    """A table per section, of the keys that are not `known`."""
+    """A table per section, of the keys that are not `known` yet, and adds them to these."""
     tables: dict[str, list[str]] = {}
     for path, field in keys(schema.root):
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue
-        default = json.dumps(list(field.default) if isinstance(field.default, tuple) else field.default)
-        text = (field.description or "").replace("|", "\\\\|").replace("\n", " ")
-        line = f"| `{path}` | `{default}` | {text} |"
+        line = line_of(path, field)
         if line not in known:
             tables.setdefault(path.partition(".")[0] if "." in path else "run", []).append(line)
-    lines = [f"# {title}", ""]
-    for name, rows in tables.items():
-        lines += [
-            f"## {name}{'' if title == 'S-JEPA' else ' (tokenizer)'}",
-            "",
-            "| key | default | meaning |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
-    return lines
+            known.add(line)
+    ending = f" ({title})" if title else ""
+    return [line for name, rows in tables.items() for line in (f"## {name}{ending}", "", *table(rows), "")]
+
+
+def line_of(path: str, field: FieldInfo) -> str:
+    default = json.dumps(list(field.default) if isinstance(field.default, tuple) else field.default)
+    text = meaning(field).replace("|", "\\|").replace("\n", " ")
+    return f"| `{path}` | `{default}` | {text} |"
+
+
+def table(rows: Iterable[str]) -> list[str]:
+    return ["| key | default | meaning |", "|---|---|---|", *rows]
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ def test_keys_of_a_section_a_schema_for_editors_and_completion(tmp_path):
     words = f"{script}\nCOMP_WORDS=(trainsjepa gmm.num); COMP_CWORD=1; _shtab_trainsjepa; echo ${{COMPREPLY[@]}}"
     completed = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
     assert completed.stdout.split() == ["gmm.num_clusters=", "gmm.num_clusters_phase2="]
+    for name in ("runtok", "ckpt2pt"):  # whatever else they require
+        assert "_shtab" in command(name, "--print-completion", "zsh", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("name", ["trainsjepa", "buildh5ds", "evalsjepa", "exportw", "evaltok"])

@@ -78,6 +78,9 @@ def test_it_never_replaces_a_file_and_says_what_is_wrong(recordings, tmp_path):
         (["--init", audio.parent / "one.wav"], "one.wav"),
         (["--init", "--template", "trian"], "--template: trian is none of cpu/adapt"),
         (["--hours", "3"], "--template, --hours and --out belong to --init"),
+        (["--init", "--template", "train", "train.epochs=7"], "neither --hours nor key=value"),
+        (["--init", audio, "dataset={held_out: 0.2}"], "dataset is a whole section"),
+        (["--init", audio, "dataset.train_path=x"], "dataset.train_path does not go with it"),
     ]:
         done = command("trainsjepa", *arguments, cwd=tmp_path)
         assert done.returncode == 2, done
@@ -138,3 +141,16 @@ def test_a_test_set_of_its_own_is_taken():
     )
     assert "held_out" not in values["dataset"]
     assert yaml.safe_load(yaml.safe_dump(values)) == values
+
+
+@pytest.mark.slow
+def test_keys_that_are_given_are_taken_over_and_counted(recordings, tmp_path):
+    audio = recordings(0.1)
+    (tmp_path / "2024").symlink_to(audio.parent)  # a name that YAML reads as a number
+    done = command("trainsjepa", "--init", "2024", "--hours", "0.01", "optimizer.lr=1e-4", "model.size=tiny", "train.epochs=3",
+                   "dataset.test_path=null", "device=cpu", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "(without train.epochs)" in done.stdout
+    config = load_config(tmp_path / "2024.yaml")
+    assert (config.optimizer.lr, config.train.epochs, config.train.max_steps) == (1e-4, 3, None)
+    assert (config.dataset.train_path, config.dataset.test_path) == ("2024", None)

@@ -294,13 +294,19 @@ def test_a_lhotse_cut_is_a_segment_with_its_labels(tmp_path):
     mixed = {"id": "m", "tracks": [], "type": "MixedCut"}
     other = cut("long.wav")
     other["recording"]["sources"][0]["type"] = "url"
-    lines = [cut("long.wav", 0.5, 1.0, 2.0), cut("long.wav", 0.0, 2.0, 2.0), mixed, other]
+    stereo = cut("long.wav")
+    stereo["recording"]["sources"][0]["channels"] = [0, 1]
+    plain = {"path": "long.wav", "recording": "session 1", "sources": "two"}  # labels of a manifest of ours
+    lines = [cut("long.wav", 0.5, 1.0, 2.0), cut("long.wav", 0.0, 2.0, 2.0), mixed, other, stereo, plain]
     (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     clips = clips_of(tmp_path / "cuts.jsonl")
-    assert clips.length_N.tolist() == [16000, 32000]
+    assert clips.length_N.tolist() == [16000, 32000, 32000]
     assert clips.read(0)[0] == pytest.approx(8000 / 40000, abs=1e-4)
-    assert clips.labels(0) == {"id": "long.wav-0", "speaker": "ann", "text": "one two"}
-    assert [name for name, _ in clips.dropped] == ["cuts.jsonl/line 3", "cuts.jsonl/line 4"]
+    labels = {"id": "long.wav-0", "speaker": "ann", "text": "one two"}
+    assert {name: clips.labels(0)[name] for name in labels} == labels
+    assert clips.labels(2)["recording"] == "session 1"
+    assert [name for name, _ in clips.dropped] == ["cuts.jsonl/line 3", "cuts.jsonl/line 4", "cuts.jsonl/line 5"]
+    assert "one channel of several" in dict(clips.dropped)["cuts.jsonl/line 5"]
 
 
 def test_a_kaldi_folder_with_segments_speakers_and_texts(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import shlex
@@ -61,6 +62,14 @@ def overridden(overrides: Sequence[str]) -> set[str]:
     for override in overrides:
         _apply(values, override)
     return {name for name, _ in _flat(values)}
+
+
+def with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested plain values with `section.key=value` overrides applied. Raises UserError."""
+    changed = copy.deepcopy(values)
+    for override in overrides:
+        _apply(changed, override)
+    return changed
 
 
 def parse_config(schema: Schema[C], values: dict[str, Any], *, where: str = "configuration") -> C:

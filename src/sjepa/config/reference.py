@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -39,8 +39,27 @@ def key_lines(model: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             lines.append("")
             continue
-        lines.append(f"{path} = {_default(field)}\n      {field.description}")
+        lines.append(f"{path} = {_default(field)}\n      {meaning(field)}")
     return lines
+
+
+def meaning(field: FieldInfo) -> str:
+    """The description of a key, with its values where it takes a few only."""
+    values = _values(field.annotation)
+    return f"{field.description} Values: {', '.join(values)}." if values else f"{field.description}"
+
+
+def _values(annotation: Any) -> list[str]:
+    """Those of a Literal, and null where None is allowed."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [json.dumps(part) if isinstance(part, bool) else str(part) for part in parts]
+    found = [value for part in parts for value in _values(part)]
+    return [
+        *found,
+        *(["null"] if found and type(None) in parts else []),
+        *(["true, false"] if found and bool in parts else []),
+    ]
 
 
 def _default(field: FieldInfo) -> str:

@@ -232,7 +232,7 @@ class Scp(_Manifest):
         return list_scp(source.path)
 
     def fingerprint(self, source: Source) -> dict[str, Any]:
-        beside = [name for name in ("segments", "utt2spk", "text") if (source.path.parent / name).exists()]
+        beside = [name for name in ("segments", "utt2spk", "text") if (source.path.parent / name).is_file()]
         return {**super().fingerprint(source), "beside": fingerprint.of_files(source.path.parent, beside)}
 
 

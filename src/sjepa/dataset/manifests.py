@@ -12,6 +12,7 @@ from typing import Any
 from sjepa.core.errors import UserError
 from sjepa.dataset.listing import AudioRef, Listing
 
+_PATHS = ("path", "wav_path", "audio_filepath")
 _LONGEST_SECONDS = 1e8  # three years
 
 
@@ -23,9 +24,8 @@ def list_jsonl(path: Path) -> Listing:
             continue
         try:
             fields = json.loads(line)
-            listing.refs.append(
-                _cut_ref(fields) if "recording" in fields or "sources" in fields else _jsonl_ref(fields)
-            )
+            is_plain = any(name in fields for name in _PATHS)
+            listing.refs.append(_jsonl_ref(fields) if is_plain else _cut_ref(fields))
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
             listing.dropped.append((f"line {number}", f"not a manifest entry ({error})"))
     return listing
@@ -33,15 +33,15 @@ def list_jsonl(path: Path) -> Listing:
 
 def _lines(path: Path) -> list[str]:
     """Lines split at LF or CRLF only: file names may contain other Unicode line separators."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
     return content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
 
 
 def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
     fields = dict(fields)
-    names = [fields.pop(name) for name in ("path", "wav_path", "audio_filepath") if name in fields]
-    if not names or not isinstance(names[0], str) or not names[0]:
-        raise ValueError("no path, wav_path or audio_filepath")
+    names = [fields.pop(name) for name in _PATHS if name in fields]
+    if not isinstance(names[0], str) or not names[0]:
+        raise ValueError(f"no {', '.join(_PATHS)}")
     start, duration = fields.pop("offset", None), fields.pop("duration", None)
     return AudioRef(
         names[0],
@@ -55,11 +55,15 @@ def _jsonl_ref(fields: dict[str, Any]) -> AudioRef:
 def _cut_ref(fields: dict[str, Any]) -> AudioRef:
     """A MonoCut of lhotse, with speaker and text of its supervisions; or a recording of its own."""
     recording = fields.get("recording", fields)
+    if not isinstance(recording, dict) or "sources" not in recording:
+        raise ValueError(f"no {', '.join(_PATHS)}")
     sources = recording["sources"]
     if len(sources) != 1 or sources[0]["type"] != "file":
         raise ValueError("not a cut of one audio file")
     if any("name" not in change or change["name"] != "Resample" for change in recording.get("transforms") or []):
         raise ValueError("a cut with transforms")
+    if isinstance(fields.get("channel"), int) and len(sources[0].get("channels") or [0]) > 1:
+        raise ValueError("one channel of several; write it to a file of its own")
     labels: dict[str, Any] = {"id": fields.get("id")}
     for name in ("speaker", "text", "language", "gender"):
         found = [own[name] for own in fields.get("supervisions") or [] if own.get(name) is not None]
@@ -104,7 +108,7 @@ def list_scp(path: Path) -> Listing:
             files[name] = place
     labels = {label: dict(_pairs(path.parent / file)) for label, file in (("speaker", "utt2spk"), ("text", "text"))}
     segments, whole = path.parent / "segments", ((name, name, 0.0, None) for name in files)
-    for name, recording, start, end in _segments(segments) if segments.exists() else whole:
+    for name, recording, start, end in _segments(segments) if segments.is_file() else whole:
         own = {label: known[name] for label, known in labels.items() if name in known}
         if recording not in files:
             listing.dropped.append((name, f"segments: {recording} is not in {path.name}"))
@@ -118,7 +122,7 @@ def list_scp(path: Path) -> Listing:
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
     """The first word of every line and the rest; empty without the file."""
-    if not path.exists():
+    if not path.is_file():
         return []
     lines = [line.strip().split(None, 1) for line in _lines(path) if line.strip()]
     return [(line[0], line[1] if len(line) > 1 else "") for line in lines]

@@ -68,6 +68,8 @@ def _init(options: argparse.Namespace) -> int:
     from sjepa.entrypoints.init import write_configuration, write_template
 
     if options.template:
+        if options.overrides or options.hours is not None:
+            raise UserError("--template copies a configuration as it is; neither --hours nor key=value go with it")
         return write_template(options.template, options.out)
     return write_configuration(options.init, options.out, hours=options.hours or 2.0, overrides=options.overrides)
 
@@ -248,7 +250,19 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("general")
     group.add_argument("-h", "--help", action="help", help="show this text and stop")
     group.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
-    group.add_argument("--print-completion", choices=SHELLS, help="print completion for this shell and stop")
+    group.add_argument(
+        "--print-completion", choices=SHELLS, action=_PrintCompletion, help="print completion for this shell and stop"
+    )
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints and ends, whatever else is required."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        from sjepa.entrypoints.completion import completion
+
+        print(completion(parser, values, None if parser.prog == "ckpt2pt" else _schema(parser.prog)))
+        parser.exit()
 
 
 def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None = None) -> int:
@@ -274,8 +288,6 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
             return _print_reference(parser.prog, options.help_config)
         if options.config_schema:
             return _print_schema(parser.prog)
-        if options.print_completion:
-            return _print_completion(parser, options.print_completion)
         take_short_turns()
         keep_freed_memory()
         return work(options) or 0
@@ -313,13 +325,6 @@ def _print_schema(command: str) -> int:
     from sjepa.config.reference import json_schema
 
     print(json_schema(_schema(command)))
-    return 0
-
-
-def _print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
-    from sjepa.entrypoints.completion import completion
-
-    print(completion(parser, shell, _schema(parser.prog)))
     return 0
 
 

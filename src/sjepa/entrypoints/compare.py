@@ -6,6 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
 from sjepa.entrypoints.systems import SYSTEMS
@@ -60,7 +62,13 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _overview(runs: dict[str, RunDir], histories: dict[str, list[Row]]) -> str:
     names = ("run", "folder", "epochs", "hours heard", "minutes")
     rows = [
-        (name, run.root, len(own), f"{own[-1]['audio_hours']:.2f}", f"{sum(row['seconds'] for row in own) / 60:.1f}")
+        (
+            name,
+            run.root,
+            len(own),
+            own[-1].get("audio_hours", ""),
+            f"{sum(row.get('seconds', 0) for row in own) / 60:.1f}",
+        )
         for (name, run), own in zip(runs.items(), histories.values(), strict=True)
         if own
     ]
@@ -88,18 +96,27 @@ def _shown(value: float | None) -> str:
 
 
 def _probes(run: RunDir) -> dict[tuple[str, ...], str]:
-    """The newest probes of a run's name: (task, probe, metric, features, layer) → mean ±
+    """The newest probes of a run's weights: (task, probe, metric, features, layer) → mean ±
     deviation."""
     for evaluation in reversed(existing_runs(run.root.parent.parent, run.root.parent.name, "eval")):
         path = evaluation.root / "probes.csv"
-        if path.exists():
+        if path.exists() and _weights(evaluation).parent.parent == run.root.resolve():
             with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             keys = ("task", "probe", "metric", "features", "layer")
-            return {
-                tuple(row[key] for key in keys): f"{float(row['mean']):.3f} ± {row['deviation'][:5]}" for row in rows
-            }
+            return {tuple(row[key] for key in keys): _score(row) for row in rows}
     return {}
+
+
+def _weights(evaluation: RunDir) -> Path:
+    """The weights that were evaluated."""
+    values = yaml.safe_load(evaluation.config.read_text(encoding="utf-8")) if evaluation.config.exists() else {}
+    return Path(str(values.get("init_weights"))).resolve()
+
+
+def _score(row: dict[str, str]) -> str:
+    spread = f" ± {float(row['deviation']):.3f}" if row["deviation"] else ""
+    return f"{float(row['mean']):.3f}{spread}"
 
 
 def _probe_table(probes: dict[str, dict[tuple[str, ...], str]]) -> str:

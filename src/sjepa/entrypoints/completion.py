@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import shtab
+
 from sjepa.config.load import Schema, keys
-from sjepa.core.errors import UserError
 
 
-def completion(parser: argparse.ArgumentParser, shell: str, schema: Schema[Any]) -> str:
-    """The script for `shell`, to be read by it at its start. Raises UserError."""
-    try:
-        import shtab
-    except ImportError:
-        raise UserError("--print-completion: shtab is not installed (pip install shtab)") from None
-    names = [path for path, field in keys(schema.root) if not hasattr(field.annotation, "model_fields")]
+def completion(parser: argparse.ArgumentParser, shell: str, schema: Schema[Any] | None) -> str:
+    """The script for `shell`, to be read by it at its start. `schema`: of the keys that the command
+    takes."""
+    known = [] if schema is None else keys(schema.root)
+    names = [path for path, field in known if not hasattr(field.annotation, "model_fields")]
     words = " ".join(f"{name}=" for name in names)
     function = f"_{parser.prog}_keys"
     for action in parser._actions:

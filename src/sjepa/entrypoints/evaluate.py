@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import traceback
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,13 @@ from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import Loader, worker_killed
 from sjepa.entrypoints.probes import probe_rows
+from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.evaluation.features import ClipBatches
 from sjepa.evaluation.labels import Labels, Span
 from sjepa.evaluation.scores import ProbeRow, write_rows
 from sjepa.reporting.console import Console
 from sjepa.reporting.history import read_history
+from sjepa.reporting.page import paragraph
 from sjepa.reporting.plots import layers_picture, save_figure
 from sjepa.reporting.run_dir import RunDir, new_run
 from sjepa.reporting.run_page import run_of_weights, write_run_page
@@ -49,7 +52,8 @@ from sjepa.s_jepa.units.survey import Survey, TimedPhones, survey
 from sjepa.s_jepa.weights import Weights, load_weights
 from sjepa.tokenizer.extractor import is_token_encoder
 from sjepa.training.data import load_clips
-from sjepa.training.feeding import evaluation_loader, load_set
+from sjepa.training.feeding import evaluation_loader, evaluation_set
+from sjepa.training.figures import Figure
 from sjepa.training.report import Section
 
 _EFFECTIVE_RANK_COLUMNS = ("epoch", "phase", "audio_hours")
@@ -108,12 +112,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
             f"init_weights: {path} is {what}, without a mixture to measure against; probe.tasks names what its features can "
             "be probed for"
         )
-    clip_set = load_set(
-        config,
-        "test_h5" if config.dataset.use_hdf5 else "test_path",
-        most=config.dataset.max_test_samples,
-        progress=console.progress,
-    )
+    clip_set = evaluation_set(config, progress=console.progress)
     # validate everything before creating the folder
     sets = labelled_sets(config, engine, console, clip_set.clips)
     labels = sets[0].labels
@@ -149,15 +148,28 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
 
 
 def _write_page(evaluation: Evaluation, weights: Path, sections: list[Section]) -> None:
-    """The report of the run that the weights belong to, with these sections; of the evaluation
-    alone, if they belong to none."""
-    run = run_of_weights(weights)
-    path = (run or evaluation.run_dir).root / "report.html"
+    """report.html in the evaluation's folder: the run that the weights belong to, if there is one,
+    and these sections. That of the best weights is the run's report too, unless probes would be
+    lost."""
+    run, about = run_of_weights(weights), paragraph(f"Of {weights.name}, on {len(evaluation.clips):,} clips.")
+    sections = [Section(part.title, about + part.body) for part in sections]
+    path = evaluation.run_dir.root / "report.html"
+    name = run.root.parent.name if run else weights.name
     try:
-        write_run_page(path, run, FIGURES, name=run.root.parent.name if run else weights.name, more=sections)
+        write_run_page(path, run, _figures(weights), name=name, more=sections)
         evaluation.console.note(f"report      {path}")
-    except UserError as error:
-        evaluation.console.warn(f"no report: {error}")
+        if run is not None and weights.name == "best.pt" and evaluation.config.dataset.max_test_samples is None:
+            own = run.root / "report.html"
+            if evaluation.config.probe.tasks or not own.exists() or "<h2>Probes</h2>" not in own.read_text("utf-8"):
+                write_text(own, path.read_text(encoding="utf-8"))
+    except Exception as error:  # whatever it is, the evaluation is complete
+        evaluation.console.warn(f"no report: {error or type(error).__name__}")
+        evaluation.console.detail(traceback.format_exc())
+
+
+def _figures(weights: Path) -> Sequence[Figure]:
+    """The metrics in the history of the run that weights belong to."""
+    return SYSTEMS["tokenizer encoder"].figures if weights.is_file() and is_token_encoder(weights) else FIGURES
 
 
 def _measure(evaluation: Evaluation, weights: Weights) -> list[Section]:

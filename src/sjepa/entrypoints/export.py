@@ -44,6 +44,8 @@ def export_encoder(config: Config, *, overridden: Collection[str] = ()) -> int:
         raise UserError(f"onnx_path: {path} does not end in .onnx")
     console = Console()
     if is_codec(Path(config.init_weights)):
+        if config.hub is not None:
+            raise UserError("hub: not available for a tokenizer")
         for name in ("quantize", "all_layers"):
             if getattr(config.export, name):
                 raise UserError(f"export.{name}: not available for a tokenizer")

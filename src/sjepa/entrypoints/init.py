@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sjepa import __version__
-from sjepa.config.load import overridden
+from sjepa.config.load import overridden, with_overrides
 from sjepa.config.templates import template
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
@@ -41,40 +41,66 @@ def write_template(name: str, out: Path | None) -> int:
 def write_configuration(audio: str, out: Path | None, *, hours: float, overrides: Sequence[str] = ()) -> int:
     """Scans `audio`, measures this machine, and writes a configuration for a run of at most
     `hours`; `overrides` are taken over. Returns the exit code."""
-    given = load_config(None, [f"dataset.train_path={audio}", "device=auto", *overrides])
+    keys = overridden(overrides)
+    given = _given(audio, overrides, keys)
     console = Console()
-    name = _run_name(Path(audio)) if "run_name" not in overridden(overrides) else given.run_name
+    name = given.run_name if "run_name" in keys else _run_name(Path(audio))
     out = out or Path(f"{name}.yaml")
     _check_free(out)
     engine = Engine(device=given.device, precision=given.train.precision, launch=False)
-    corpus = _corpus(
-        given, console, has_test=bool({"dataset.test_path", "dataset.test_h5"} & set(overridden(overrides)))
-    )
+    corpus = _corpus(given, console, has_test="dataset.test_path" in keys and given.dataset.test_path is not None)
     on_gpu = engine.device.type != "cpu"
 
     def pace(size: str, frontend: str) -> float:
-        keys = [f"model.size={size}", f"model.frontend={frontend}", "model.predictor_positions=convolution"]
-        rate = audio_rate(engine, load_config(None, [*keys, *_NO_DROPOUT]), _PACE_SECONDS * (12 if on_gpu else 1))
+        chosen = [f"model.size={size}", f"model.frontend={frontend}", "model.predictor_positions=convolution"]
+        rate = audio_rate(engine, load_config(None, [*chosen, *_NO_DROPOUT]), _PACE_SECONDS * (12 if on_gpu else 1))
         console.note(f"{size}: {rate:,.0f} s of audio per second of training, measured on {engine.describe()}")
         return rate
 
-    found = recommend(corpus, on_gpu=on_gpu, cores=usable_cores(), hours=hours, pace=pace)
+    found = recommend(
+        corpus,
+        on_gpu=on_gpu,
+        cores=usable_cores(),
+        hours=hours,
+        pace=pace,
+        size=given.model.size if "model.size" in keys else None,
+        frontend=given.model.frontend if "model.frontend" in keys else None,
+    )
     first = [
         Setting("run_name", name, "folder of the results, under runs_root"),
         Setting("runs_root", given.runs_root),
-        Setting("device", "cuda" if engine.device.type == "cuda" else engine.device.type),
+        Setting("device", engine.device.type),
         Setting("seed", given.seed),
         Setting("dataset.train_path", audio),
     ]
-    settings = _with_overrides([*first, *found.settings], overrides)
-    config = parse_config(nested(settings), where=str(out))
-    _write(out, _text(settings, corpus, found, hours))
+    length = {"train.epochs", "train.max_steps"}
+    settings = [item for item in (*first, *found.settings) if item.key not in length or not keys & length]
+    values = with_overrides(nested(settings), overrides)
+    config = parse_config(values, where=str(out))
+    reasons = {**{item.key: item.reason for item in settings}, **dict.fromkeys(keys, "given")}
+    _write(out, _text(values, reasons, corpus, found, hours))
+    uncounted = keys & {*length, "train.max_batch_seconds", "train.grad_accum", "dataset.max_train_samples"}
+    without = f" (without {', '.join(sorted(uncounted))})" if uncounted else ""
     console.note(
         f"{out}: {config.model.size}, {config.model.frontend}, K = {config.gmm.num_clusters}, about "
-        f"{duration(found.seconds)} of training"
+        f"{duration(found.seconds)} of training{without}"
     )
     console.plain(f"\nNext:  trainsjepa -c {out} --dry-run     and, without --dry-run, training")
     return 0
+
+
+def _given(audio: str, overrides: Sequence[str], keys: Collection[str]) -> Config:
+    """The defaults with the overrides and `audio`. Raises UserError for keys that contradict
+    --init."""
+    for item in overrides:
+        key = item.partition("=")[0]
+        if key in Config.model_fields and hasattr(Config.model_fields[key].annotation, "model_fields"):
+            raise UserError(f"--init: {key} is a whole section; give its keys one by one, as {key}.KEY=VALUE")
+    for key in ("dataset.train_path", "dataset.use_hdf5", "dataset.train_h5", "dataset.test_h5"):
+        if key in keys:
+            raise UserError(f"--init: {key} does not go with it; the recordings are what follows --init, .h5 files too")
+    given = load_config(None, ["device=auto", *overrides])
+    return given.model_copy(update={"dataset": given.dataset.model_copy(update={"train_path": audio})})
 
 
 _NO_DROPOUT = (
@@ -107,17 +133,9 @@ def _run_name(audio: Path) -> str:
     return name or "sjepa"
 
 
-def _with_overrides(settings: list[Setting], overrides: Sequence[str]) -> list[Setting]:
-    """The settings with the keys of the command line in place of ours, or added."""
-    given = {item.partition("=")[0]: yaml.safe_load(item.partition("=")[2]) for item in overrides}
-    own = [
-        Setting(setting.key, given.pop(setting.key), "given") if setting.key in given else setting
-        for setting in settings
-    ]
-    return own + [Setting(key, value, "given") for key, value in given.items()]
-
-
-def _text(settings: Sequence[Setting], corpus: Corpus, found: Recommendation, hours: float) -> str:
+def _text(
+    sections: Mapping[str, Any], reasons: Mapping[str, str], corpus: Corpus, found: Recommendation, hours: float
+) -> str:
     """The YAML file, with a reason beside every key that has one."""
     lines = [
         f"# For {corpus.hours:,.2f} h of audio in {corpus.clips:,} clips, and at most {hours:g} h of training (about",
@@ -125,8 +143,6 @@ def _text(settings: Sequence[Setting], corpus: Corpus, found: Recommendation, ho
         "# Reference of all keys: trainsjepa --help-config. What the reasons call measured: docs/results.md",
         "",
     ]
-    sections = nested(list(settings))
-    reasons = {setting.key: setting.reason for setting in settings}
     for name, value in sections.items():
         if not isinstance(value, Mapping):
             lines.append(_line(0, name, value, reasons.get(name, "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def _report(
     if not run.engine.ranks.is_main:
         return Silence()
     described = run.config.model_dump(mode="json")
-    others = trackers(run.config.logging, folder=run_dir.root, name=run.config.run_name, config=described)
+    own = {"folder": run_dir.root, "name": run.config.run_name, "config": described}
+    others = trackers(run.config.logging, warn=console.warn, **own)
     log = None
     if system.step_log is not None:
         path = run_dir.root.parent / system.step_log
@@ -263,5 +265,6 @@ def _write_page(system: System, run: Prepared, run_dir: RunDir, weights: Path, c
         more = system.sections(run, weights, console)
         write_run_page(path, run_dir, system.figures, name=run.config.run_name, more=more)
         console.note(f"report      {path}")
-    except UserError as error:
-        console.warn(f"no report: {error}")
+    except Exception as error:  # whatever it is, the run is complete
+        console.warn(f"no report: {error or type(error).__name__}")
+        console.detail(traceback.format_exc())

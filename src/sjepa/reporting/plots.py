@@ -56,7 +56,8 @@ def history_pictures(rows: Sequence[Row], figures: Sequence[Figure]) -> Iterator
         if figure.where == "layers":
             yield figure.name, layers_picture(rows, figure, beside=next(iter(beside), None))
         elif figure.where == "both":
-            yield figure.name, _both(rows, figure, beside)
+            if f"train_{figure.name}" in rows[-1]:
+                yield figure.name, _both(rows, figure, beside)
         elif any(_column(figure) in row for row in rows):
             yield _column(figure), _single(rows, figure)
 
@@ -73,7 +74,7 @@ def overlay(runs: Mapping[str, Sequence[Row]], figure: Figure) -> Picture | None
     _dress(axes, f"{figure.title}, validation", "hours of audio heard", figure.axis)
     for (name, rows), colour in zip(shown.items(), itertools.cycle(_SERIES), strict=False):
         values = [_value(row, column) for row in rows]
-        hours = [row["audio_hours"] for row in rows]
+        hours = [_value(row, "audio_hours") for row in rows]
         axes.plot(hours, values, color=colour, marker=".", markersize=4, label=f"{name}: {_last(values)}")
     legend = axes.legend(frameon=False)
     for text in legend.get_texts():
@@ -90,7 +91,7 @@ def _both(rows: Sequence[Row], figure: Figure, beside: Sequence[Figure]) -> Pict
     picture, axes = _axes(rows, figure)
     epochs = [row["epoch"] for row in rows]
     for part, colour, label in (("train", _TRAIN, "train"), ("val", _VALIDATION, "validation")):
-        values = [row[f"{part}_{figure.name}"] for row in rows]
+        values = [_value(row, f"{part}_{figure.name}") for row in rows]
         axes.plot(epochs, values, color=colour, label=f"{label}: {_last(values)}", marker=".", markersize=4)
     for other, style in zip(beside, itertools.cycle(_DASHES), strict=False):
         values = [_value(row, f"val_{other.name}") for row in rows]
@@ -160,7 +161,7 @@ def _value(row: Row, name: str) -> float:
 def _axes(rows: Sequence[Row], figure: Figure) -> tuple[Picture, Axes]:
     picture = Picture(figsize=(7.2, 4.2), layout="constrained")
     axes = picture.subplots()
-    _dress(axes, f"{figure.title} · {rows[-1]['audio_hours']:.2f} h of audio seen", "epoch", figure.axis)
+    _dress(axes, f"{figure.title} · {_value(rows[-1], 'audio_hours'):.2f} h of audio seen", "epoch", figure.axis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _shade_phases(axes, rows)
     return picture, axes

@@ -43,8 +43,10 @@ def _sections_of_run(run: RunDir, figures: Sequence[Figure]) -> list[Section]:
     if rows:
         lines = [*_progress(rows, figures), *_good(rows)]
         found.append(Section("Health", bullets(lines, bad=[*_warnings(run), *_bad(rows)])))
-    if run.results.exists():
-        found.append(Section("Results", _results(run.results)))
+    if results := known_values(run):
+        shown = [(metric, f"{value:.5g}") for metric, value in results.items()]
+        about = paragraph("The best weights on the full test set, at the end of training.")
+        found.append(Section("Results", about + table(("metric", "value"), shown)))
     if summary := known_data(run):
         found.append(data_section(summary))
     if rows:
@@ -95,8 +97,8 @@ def _progress(rows: Sequence[Row], figures: Sequence[Figure]) -> list[str]:
 
 
 def _good(rows: Sequence[Row]) -> list[str]:
-    seconds = sum(float(row.get("seconds", 0)) for row in rows)
-    lines = [f"{len(rows)} epochs, {rows[-1]['audio_hours']:.2f} h of audio heard, {duration(seconds)}"]
+    seconds = _total(rows, "seconds")
+    lines = [f"{len(rows)} epochs, {_total(rows[-1:], 'audio_hours'):.2f} h of audio heard, {duration(seconds)}"]
     if not _total(rows, "skipped_updates"):
         lines.append("every update had a finite loss and gradient")
     if not _total(rows, "unreadable_clips"):
@@ -120,12 +122,6 @@ def _total(rows: Sequence[Row], name: str) -> float:
     return sum(float(row[name]) for row in rows if row.get(name, "") != "")
 
 
-def _results(path: Path) -> str:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [(row["metric"], f"{float(row['value']):.5g}") for row in csv.DictReader(file)]
-    return paragraph("The best weights on the full test set.") + table(("metric", "value"), rows)
-
-
 def _configuration(run: RunDir) -> list[Section]:
     if not run.config.exists():
         return []
@@ -140,9 +136,12 @@ def run_of_weights(path: Path) -> RunDir | None:
 
 
 def known_data(run: RunDir) -> dict[str, Any] | None:
-    """data.json; None without it."""
-    path = run.root / "data.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """data.json; None without it, or if it is damaged."""
+    try:
+        found = json.loads((run.root / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def known_values(run: RunDir) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sjepa.reporting.history import History, Row
 from sjepa.reporting.plots import draw_history
 from sjepa.reporting.run_dir import RunDir
 from sjepa.reporting.step_log import StepLog
-from sjepa.reporting.trackers import Tracker
+from sjepa.reporting.trackers import EPOCHS, Tracker
 from sjepa.training.clock import Clock
 from sjepa.training.figures import Figure
 from sjepa.training.report import EpochResult, StepFigures
@@ -70,7 +70,8 @@ class RunReport:
         row = self.history.append(result)
         if time.monotonic() - self._drawn > _SECONDS_BETWEEN_DRAWINGS:
             self.draw()
-        values = {f"epochs/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+        values = {f"{EPOCHS}{name}": value for name, value in numbers.items()}
         for tracker in self._trackers:
             tracker.log(values, result.epoch)
 

@@ -95,7 +95,7 @@ class SJEPASystem:
         clips, saved = run.data.test.clips, load_weights(weights)
         if len(clips) > _REPORT_CLIPS:
             clips = clips.subset(drawn(clips, _REPORT_CLIPS, run.config.seed, "report"))
-        loader = evaluation_loader(run.config, clips, run.engine)
+        loader = evaluation_loader(run.config, clips, run.engine, alone=True)
         windows = loader.dataset.windows
         batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="units")
         forward = Forward(run.engine, run.engine.to_device(saved.model), step_settings(run.config))

@@ -72,11 +72,20 @@ class _Length:
     limited: bool
 
 
-def recommend(corpus: Corpus, *, on_gpu: bool, cores: int, hours: float, pace: Pace) -> Recommendation:
+def recommend(
+    corpus: Corpus,
+    *,
+    on_gpu: bool,
+    cores: int,
+    hours: float,
+    pace: Pace,
+    size: str | None = None,
+    frontend: str | None = None,
+) -> Recommendation:
     """Settings for a run of at most `hours`. `pace`: seconds of audio per second of training for a
-    size and a frontend, measured on this machine."""
-    frontend = "waveform" if corpus.hours >= _WAVEFORM_HOURS else "logmel"
-    size, rate = _size(corpus, frontend, hours, pace)
+    size and a frontend, measured on this machine. `size`, `frontend`: if the user chose them."""
+    frontend = frontend or ("waveform" if corpus.hours >= _WAVEFORM_HOURS else "logmel")
+    size, rate = (size, pace(size, frontend)) if size else _size(corpus, frontend, hours, pace)
     length = _length(corpus, rate, hours)
     groups = (
         _data(corpus, on_gpu, cores),

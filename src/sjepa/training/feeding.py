@@ -95,6 +95,17 @@ def _kept_of_stream(config: RunConfig, progress: Progress) -> tuple[HubStream, P
     return stream, kept, load_clips(config, str(kept), "dataset.train_path", progress=progress)
 
 
+def evaluation_set(config: RunConfig, *, progress: Progress) -> ClipSet:
+    """The test set; with `dataset.test_path: null` the clips that training held out."""
+    settings = config.dataset
+    if settings.test_path is None and not settings.use_hdf5:
+        train = load_set(config, "train_path", progress=progress, most=settings.max_train_samples)
+        return held_out(train, settings.held_out, config.seed)[1]
+    return load_set(
+        config, "test_h5" if settings.use_hdf5 else "test_path", progress=progress, most=settings.max_test_samples
+    )
+
+
 def load_set(config: RunConfig, name: str, *, progress: Progress, most: int | None = None) -> ClipSet:
     """The clips at `dataset.<name>`, at most `most`."""
     paths = getattr(config.dataset, name)
@@ -159,11 +170,13 @@ def augmentation(config: RunConfig, noise: ClipSet | None) -> Augmentation:
     )
 
 
-def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engine) -> Loader:
-    """Loader over `windows` in order: no shuffling, no augmentation."""
+def fixed_loader(config: RunConfig, clips: Clips, windows: Windows, engine: Engine, *, alone: bool = False) -> Loader:
+    """Loader over `windows` in order: no shuffling, no augmentation. `alone`: this rank gets all of
+    them."""
     batching = Batching(config.train.batch_size, shuffle=False)
     dataset = WindowDataset(clips, windows, seed=config.seed, fewest_samples=config.geometry.fewest_samples)
-    return _loader(config, dataset, batching, engine)
+    readers = _readers(config, engine)
+    return Loader(dataset, batching, readers._replace(rank=0, size=1) if alone else readers)
 
 
 def _loader(config: RunConfig, dataset: WindowDataset, batches: Batching, engine: Engine) -> Loader:
@@ -175,6 +188,6 @@ def _readers(config: RunConfig, engine: Engine) -> Readers:
     return Readers(config.dataset.num_workers, engine.device.type == "cuda", ranks.rank, ranks.size)
 
 
-def evaluation_loader(config: RunConfig, clips: Clips, engine: Engine) -> Loader:
+def evaluation_loader(config: RunConfig, clips: Clips, engine: Engine, *, alone: bool = False) -> Loader:
     """Loader over every sample of every clip; long clips in tiles."""
-    return fixed_loader(config, clips, tiling(clips, config.dataset), engine)
+    return fixed_loader(config, clips, tiling(clips, config.dataset), engine, alone=alone)

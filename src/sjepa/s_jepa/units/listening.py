@@ -33,7 +33,7 @@ def listening(found: Survey, clips: Clips, windows: Windows, geometry: FrameGeom
     order = [int(component) for component in np.argsort(-counts, kind="stable") if counts[component]][:_COMPONENTS]
     examples = {component: _examples(found, component, clips, windows, geometry) for component in order}
     tiles = "".join(_tile(found, component) for component in order)
-    data = json.dumps([[component, own] for component, own in examples.items()]).replace("</", "<\\/")
+    data = json.dumps([[component, own] for component, own in examples.items()]).replace("<", "\\u003c")
     return (
         f"<p>{len(order)} of {len(counts)} components, the most frequent first. A click plays the frames nearest to the "
         f"component's mean, each from another clip, with {_CONTEXT_SECONDS:g} s before and after it.</p>"
