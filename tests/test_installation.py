@@ -3,6 +3,8 @@ were called."""
 
 import os
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,31 @@ def test_rocm_without_uv_needs_an_index_and_leaves_what_is_there(make):
     assert done.returncode != 0
     assert "TORCH_INDEX" in done.stderr
     assert called == []
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_shipped_configurations(tmp_path):
+    """And everything else that is not Python; a copy of the sources stays as it is."""
+    copy = tmp_path / "sources"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path / "wheels"),
+        str(copy),
+    ]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configurations = {
+        f"sjepa/templates/{name}/{path.name}" for name in ("cpu", "gpu") for path in (ROOT / name / "configs").iterdir()
+    }
+    assert configurations <= names
+    assert {"sjepa/reporting/page.css", "sjepa/s_jepa/units/listen.js", "sjepa/py.typed"} <= names
