@@ -4,7 +4,8 @@
 
 The table (tab-separated) has the columns path (below --audio), text (or words), and split (train or
 test). Character error rate is printed before and after; the model and its processor are left in
---out, for `pipeline("automatic-speech-recognition", model="asr", trust_remote_code=True)`.
+--out, for `pipeline("automatic-speech-recognition", model="asr", trust_remote_code=True)`, which takes
+{"raw": waveform, "sampling_rate": 16000} (for file names it needs ffmpeg).
 """
 
 from __future__ import annotations

@@ -145,8 +145,9 @@ def test_a_test_set_of_its_own_is_taken():
 
 @pytest.mark.slow
 def test_keys_that_are_given_are_taken_over_and_counted(recordings, tmp_path):
-    audio = recordings(0.1)
-    (tmp_path / "2024").symlink_to(audio.parent)  # a name that YAML reads as a number
+    (tmp_path / "2024").mkdir()  # a name that YAML reads as a number
+    for name in ("one", "two"):
+        (tmp_path / f"2024/{name}.wav").symlink_to(recordings(0.1).parent / "one.wav")
     done = command("trainsjepa", "--init", "2024", "--hours", "0.01", "optimizer.lr=1e-4", "model.size=tiny", "train.epochs=3",
                    "dataset.test_path=null", "device=cpu", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr

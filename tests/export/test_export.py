@@ -235,7 +235,7 @@ def test_the_command_writes_all_of_it(weights, tmp_path, capsys):
     assert "differs from the encoder by" in told
     assert "cosine to float32 at least" in told
     assert sorted(item.relative_to(tmp_path).as_posix() for item in tmp_path.rglob("*") if item.is_file()) == [
-        "out/encoder.int8.onnx", "out/encoder.onnx", "out/hf/config.json", "out/hf/model.safetensors", "out/hf/preprocessor_config.json"
+        "out/encoder.int8.onnx", "out/encoder.onnx", "out/hf/README.md", "out/hf/config.json", "out/hf/model.safetensors", "out/hf/preprocessor_config.json"
     ]  # fmt: skip
     about = {entry.key: entry.value for entry in onnx.load(tmp_path / "out/encoder.onnx").metadata_props}
     assert about["training"] == "r, epoch 3, step 40, phase 1"
