@@ -14,6 +14,7 @@ from tests.support.runs import TWO_PHASES, run
 LONGEST = (
     "test_trainings.py", "test_processes.py", "test_faults.py", "test_evalsjepa.py", "test_shards.py", "test_codec_run.py",
     "test_export.py", "test_inference.py", "test_two_phases.py", "test_run.py", "test_gpu_check.py", "test_commands.py",
+    "test_documents.py", "test_examples.py", "test_init.py", "test_report.py", "test_hub.py",
 )  # fmt: skip
 
 
