@@ -66,7 +66,7 @@ def _overview(runs: dict[str, RunDir], histories: dict[str, list[Row]]) -> str:
             name,
             run.root,
             len(own),
-            own[-1].get("audio_hours", ""),
+            f"{own[-1].get('audio_hours', 0):.2f}",
             f"{sum(row.get('seconds', 0) for row in own) / 60:.1f}",
         )
         for (name, run), own in zip(runs.items(), histories.values(), strict=True)
@@ -80,7 +80,11 @@ def _curves(histories: dict[str, list[Row]]) -> str:
     for system in SYSTEMS.values():
         for figure in system.figures:
             figures.setdefault(figure.name, figure)
-    drawn = [overlay(histories, figure) for figure in figures.values() if figure.where in ("both", "validation")]
+    drawn = [
+        overlay(histories, figure)
+        for figure in figures.values()
+        if figure.where in ("both", "validation") and not figure.beside
+    ]
     note = "Values of runs with other targets (another K, another phase) are not comparable."
     return paragraph(note) + plots((svg(picture), "") for picture in drawn if picture is not None)
 
@@ -100,7 +104,7 @@ def _probes(run: RunDir) -> dict[tuple[str, ...], str]:
     deviation."""
     for evaluation in reversed(existing_runs(run.root.parent.parent, run.root.parent.name, "eval")):
         path = evaluation.root / "probes.csv"
-        if path.exists() and _weights(evaluation).parent.parent == run.root.resolve():
+        if path.exists() and _is_of(evaluation, run):
             with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             keys = ("task", "probe", "metric", "features", "layer")
@@ -108,10 +112,12 @@ def _probes(run: RunDir) -> dict[tuple[str, ...], str]:
     return {}
 
 
-def _weights(evaluation: RunDir) -> Path:
-    """The weights that were evaluated."""
+def _is_of(evaluation: RunDir, run: RunDir) -> bool:
+    """Whether weights of this run were evaluated, by the end of their path, which may be relative
+    to another folder."""
     values = yaml.safe_load(evaluation.config.read_text(encoding="utf-8")) if evaluation.config.exists() else {}
-    return Path(str(values.get("init_weights"))).resolve()
+    folder = Path(str(values.get("init_weights"))).parent.parent.parts
+    return bool(folder) and run.root.resolve().parts[-len(folder) :] == folder
 
 
 def _score(row: dict[str, str]) -> str:
