@@ -163,9 +163,8 @@ def test_every_command_runs(place, words):
         return
     if name == "runtok":
         arguments = [str(next((place / "tokens").glob("*.npz"))) if "tokens/" in item else item for item in arguments]
-    for item in ("--out", "onnx_path"):
-        if item == "--out" and item in arguments and name == "trainsjepa":
-            (place / arguments[arguments.index(item) + 1]).unlink(missing_ok=True)
+    if name == "trainsjepa" and "--out" in arguments:  # it never replaces a file
+        (place / arguments[arguments.index("--out") + 1]).unlink(missing_ok=True)
     done = command(
         name,
         *arguments,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
+from sjepa import load_encoder
 from sjepa.dataset.demo import write_corpus
 from tests.support.commands import command
 from tests.support.runs import run
@@ -55,8 +57,14 @@ def test_recognition_learns_characters(material, examples, tmp_path):
 
 
 def test_classification_of_utterances(material, examples):
-    from classification import main
+    from classification import main, mean_features
 
+    encoder = load_encoder(material / "r/train/weights/best.pt")
+    short, long = torch.randn(8000) * 0.1, torch.randn(24000) * 0.1
+    with torch.no_grad():  # the mean is over a clip's own frames, whatever it is padded to
+        beside, alone = mean_features(encoder, [short, long])[0], mean_features(encoder, [short])[0]
+        assert torch.allclose(beside, alone, atol=1e-4)
+        assert torch.allclose(alone, encoder(short[None])[0].mean(0), atol=1e-4)
     found = main(["--encoder", str(material / "r/train/weights/best.pt"), "--audio", str(material / "audio"),
                   "--table", str(material / "labels.tsv"), "--column", "gender", "--epochs", "2"])  # fmt: skip
     assert set(found) == {"most frequent class", "MFCC", "encoder, frozen", "encoder, fine-tuned"}

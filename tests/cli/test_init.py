@@ -124,6 +124,11 @@ def test_the_time_allowed_is_kept(hours, allowed):
     assert (config.train.max_steps is not None) == (allowed * 0.9 * 300 < hours)
 
 
+def test_long_recordings_are_heard_whole():
+    assert advised(1.0, cropped=0.5)[0].dataset.long_clips == "windows"
+    assert advised(1.0, cropped=0.01)[0].dataset.long_clips == "crop"
+
+
 def test_a_slow_machine_gets_a_smaller_model():
     slow = advised(50, allowed=2, pace=lambda size, frontend: {"tiny": 500.0, "mini": 150.0}.get(size, 20.0))[0]
     assert slow.model.size == "mini"
