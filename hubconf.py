@@ -1,6 +1,6 @@
 """Entry points for torch.hub: `torch.hub.load("mokira3d48/sjepa", "encoder", "best.pt")`."""
 
-dependencies = ["torch", "numpy", "pydantic", "safetensors", "soundfile", "yaml"]
+dependencies = ["torch", "numpy", "librosa", "pydantic", "safetensors", "scipy", "soundfile", "yaml"]
 
 
 def encoder(weights, layer=-1):

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 SAMPLE_RATE = 16000
+BATCH = 8  # clips
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -48,11 +49,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if options.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith("lm_head")
+    updates = round(options.epochs * -(-len(rows["train"]) // BATCH))
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(options.out / "steps"), num_train_epochs=options.epochs, per_device_train_batch_size=8,
-            learning_rate=options.rate, warmup_steps=0.1, lr_scheduler_type="linear", weight_decay=0.01,
+            output_dir=str(options.out / "steps"), num_train_epochs=options.epochs, per_device_train_batch_size=BATCH,
+            learning_rate=options.rate, warmup_steps=updates // 10, lr_scheduler_type="linear", weight_decay=0.01,
             eval_strategy="no", save_strategy="no", logging_steps=50, report_to=[], remove_unused_columns=False,
             use_cpu=not torch.cuda.is_available(), seed=options.seed, dataloader_num_workers=0, disable_tqdm=True,
         ),
@@ -91,7 +93,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def read_table(path: Path, split: str) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == split]
-    return [{"path": row["path"], "text": clean(row.get("text") or row["words"])} for row in rows]
+    return [{"path": row["path"], "text": clean(row.get("text") or row.get("words") or "")} for row in rows]
 
 
 def clean(text: str) -> str:
@@ -122,10 +124,10 @@ class Clips(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        waveform, rate = soundfile.read(self.folder / self.rows[index]["path"], dtype="float32")
+        channels, rate = soundfile.read(self.folder / self.rows[index]["path"], dtype="float32", always_2d=True)
         if rate != SAMPLE_RATE:
             raise ValueError(f"{self.rows[index]['path']}: {rate} Hz; resample to {SAMPLE_RATE} first")
-        return {"input_values": waveform, "labels": self.tokenizer(self.rows[index]["text"]).input_ids}
+        return {"input_values": channels.mean(axis=1), "labels": self.tokenizer(self.rows[index]["text"]).input_ids}
 
 
 class Collator:

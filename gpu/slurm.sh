@@ -14,4 +14,5 @@
 
 set -euo pipefail
 source .venv/bin/activate
-exec srun --kill-on-bad-exit=1 trainsjepa -c gpu/configs/train_twophase.yaml checkpoint.resume=true checkpoint.ckpt_step=1000
+exec srun --kill-on-bad-exit=1 trainsjepa -c gpu/configs/train_twophase.yaml checkpoint.resume=true checkpoint.ckpt_step=1000 \
+  train.batch_size=12 train.grad_accum=1  # 16 × 12 = 192 clips per update

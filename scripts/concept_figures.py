@@ -31,14 +31,14 @@ BLUE, RED, GREEN, GREY = "#4477aa", "#cc6677", "#228833", "#bbbbbb"
 CLIPS, CLUSTERS, MASK_RATIO, MASK_LENGTH = 40, 12, 0.65, 10
 
 ENGLISH = {
-    "": "", "band": "mel band", "masked": "masked", "posterior": "posterior", "frames": "frames of 20 ms",
+    "point": ".", "band": "mel band", "masked": "masked", "posterior": "posterior", "frames": "frames of 20 ms",
     "given": "what the encoder hears: 31 of 49 frames masked", "target": f"what is predicted: posteriors of {CLUSTERS} components",
     "density": "density", "feature": "feature", "first": "first component", "second": "second component",
     "frame": "the frame at 0.8", "share": "share of the old copy", "updates": "updates", "decay": "decay",
     "two": "effective rank", "collapsed": "effective rank",
 }  # fmt: skip
 FRENCH = {
-    "": "", "band": "bande mel", "masked": "masqué", "posterior": "a posteriori", "frames": "trames de 20 ms",
+    "point": ",", "band": "bande mel", "masked": "masqué", "posterior": "a posteriori", "frames": "trames de 20 ms",
     "given": "ce qu'entend l'encodeur : 31 trames sur 49 masquées", "target": f"ce qu'il faut prédire : {CLUSTERS} composantes",
     "density": "densité", "feature": "caractéristique", "first": "première composante", "second": "seconde composante",
     "frame": "la trame à 0,8", "share": "part de l'ancienne copie", "updates": "pas", "decay": "facteur",
@@ -140,7 +140,7 @@ def average(words: dict[str, str]) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = plain(figure.subplots())
     for decay, colour in ((0.99, GREEN), (0.999, BLUE), (0.9999, RED)):
-        axes.plot(steps, decay**steps, color=colour, label=f"{words['decay']} {decay}")
+        axes.plot(steps, decay**steps, color=colour, label=f"{words['decay']} {decay}".replace(".", words["point"]))
     axes.axhline(math.exp(-1), color="#999999", linewidth=0.8, linestyle=":")
     axes.text(20000, math.exp(-1) + 0.02, "37 %", ha="right", fontsize=8, color="#666666")
     axes.set_xlabel(words["updates"])
@@ -161,7 +161,7 @@ def ranks(words: dict[str, str]) -> Figure:
         axes.set_xlim(-3.5, 3.5)
         axes.set_ylim(-3.5, 3.5)
         axes.set_aspect("equal")
-        axes.set_title(f"{words[name]} {rank:.1f}", fontsize=10)
+        axes.set_title(f"{words[name]} {rank:.1f}".replace(".", words["point"]), fontsize=10)
     return figure
 
 

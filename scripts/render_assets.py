@@ -31,13 +31,13 @@ def mark(colours: Colours, size: float, identity: str) -> str:
     """A waveform in a square of `size`: bars heard, masked bars in soft colours under their bell
     curves."""
     step = size / (len(BARS) + 1)
-    width, middle = step * 0.52, size * 0.54
+    width, middle = step * 0.52, size * 0.42
     parts = [
         f'<linearGradient id="{identity}" x1="0" x2="1"><stop offset="0" stop-color="{colours.one}"/>'
         f'<stop offset="1" stop-color="{colours.two}"/></linearGradient>'
     ]
     for index, height in enumerate(BARS):
-        x, tall = step * (index + 1) - width / 2, size * 0.62 * height
+        x, tall = step * (index + 1) - width / 2, size * 0.60 * height
         hidden = index in MASKED
         look = (
             f'fill="url(#{identity})" fill-opacity="0.22" stroke="url(#{identity})" stroke-width="{size * 0.014:.2f}" '

@@ -45,7 +45,7 @@ def speech() -> Path:
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of two epochs in phase 1."""
     root = tmp_path_factory.mktemp("runs")
-    assert run(corpus, root) == 0
+    assert run(corpus, root, "logging.plots=true") == 0
     return root / "r" / "train"
 
 

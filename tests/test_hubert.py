@@ -133,6 +133,11 @@ def test_a_log_mel_encoder_goes_to_transformers_with_its_own_code(tmp_path, stat
     extract = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)
     features = extract(audio[0].numpy(), return_tensors=True)
     assert (features[0] - expected[0]).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="feat_extract_norm"):  # else it would be HuBERT with random convolutions
+        HubertModel.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again/config.json").read_text())
+    assert saved["feat_extract_norm"] == "mel"
 
 
 def test_a_folder_is_not_for_an_encoder_with_another_frontend(tmp_path):
@@ -141,6 +146,9 @@ def test_a_folder_is_not_for_an_encoder_with_another_frontend(tmp_path):
         save_hubert(tmp_path / name, own)
         with pytest.raises(UserError, match=f"needs model.frontend: {name}"):
             load_hubert(tmp_path / name, other)
+        config = json.loads((tmp_path / name / "config.json").read_text())  # of earlier exports, too
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"feat_extract_norm": "group"}))
+        load_hubert(tmp_path / name, own)
     config = json.loads((tmp_path / "logmel/config.json").read_text())
     (tmp_path / "logmel/config.json").write_text(json.dumps(config | {"mel_hop": 100}))
     with pytest.raises(UserError, match="mel_hop 100 where 160 is needed"):
@@ -198,6 +206,7 @@ def test_the_readmes_fine_tuning_starts_from_the_encoder(tmp_path, frontend):
     ).eval()
     audio, lengths = 0.3 * torch.randn(2, 16000), torch.tensor([16000, 9000])
     mask = (torch.arange(16000) < lengths[:, None]).long()
+    model.freeze_feature_encoder()
     states = model(audio[:1], attention_mask=mask[:1], output_hidden_states=True).hidden_states
     assert (states[-1] - ours(audio[:1]).features_BTD).abs().max() < 1e-4
     labels = torch.tensor([[1, 2, 3], [4, 5, -100]])

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import yaml
 
-from sjepa.s_jepa.recommend import Corpus, nested, recommend
+from sjepa.s_jepa.recommend import Corpus, held_out_fraction, nested, recommend
 from sjepa.s_jepa.schema import load_config, parse_config
 from tests.support.commands import command
 
@@ -19,9 +19,7 @@ RATE = 16000
 def corpus_of(hours, **given):
     """A corpus of clips of five seconds."""
     clips = max(2, round(hours * 720))
-    return Corpus(
-        **{"hours": hours, "clips": clips, "frames": clips * 249, "cropped": 0.0, "test_hours": None, **given}
-    )
+    return Corpus(**{"hours": hours, "clips": clips, "frames": clips * 249, "cropped": 0.0, "test_hours": 0.1, **given})
 
 
 def advised(hours, *, allowed=2.0, on_gpu=False, pace=lambda size, frontend: 1e3, **given):
@@ -51,10 +49,11 @@ def recordings(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("hours", [0.1, 1, 50])
 def test_what_it_writes_runs_as_it_is(recordings, tmp_path, hours):
-    """Six minutes, an hour and fifty hours, in four seconds of training."""
+    """Six minutes, an hour and fifty hours, in four seconds of training; the mixture is fitted on
+    fewer frames than there are."""
     audio = recordings(hours)
     told = command("trainsjepa", "--init", audio, "--hours", "0.001", "--out", "own.yaml", "device=cpu", "dataset.validate=header",
-                   f"dataset.held_out={0.01 / hours}", cwd=tmp_path)  # fmt: skip
+                   f"dataset.held_out={0.01 / hours}", "gmm.fit_frames=3000", "gmm.em_iters=3", cwd=tmp_path)  # fmt: skip
     assert told.returncode == 0, told.stderr
     assert f"{hours:.2f} h" in told.stdout
     assert "trainsjepa -c own.yaml" in told.stdout
@@ -69,7 +68,10 @@ def test_what_it_writes_runs_as_it_is(recordings, tmp_path, hours):
 @pytest.mark.slow
 def test_it_never_replaces_a_file_and_says_what_is_wrong(recordings, tmp_path):
     (tmp_path / "own.yaml").write_text("mine")
-    audio = recordings(0.1)
+    audio, short = recordings(0.1), tmp_path / "short"
+    short.mkdir()
+    for name in ("one", "two"):
+        soundfile.write(short / f"{name}.wav", np.zeros(round(1.2 * RATE)) + 0.1, RATE)
     for arguments, what in [
         (["--init", audio, "--out", "own.yaml"], "own.yaml exists"),
         (["--init"], "--init: name a folder, archive or manifest"),
@@ -80,6 +82,8 @@ def test_it_never_replaces_a_file_and_says_what_is_wrong(recordings, tmp_path):
         (["--hours", "3"], "--template, --hours and --out belong to --init"),
         (["--init", "--template", "train", "train.epochs=7"], "neither --hours nor key=value"),
         (["--init", audio, "dataset={held_out: 0.2}"], "dataset is a whole section"),
+        (["--init", audio, "dataset.hf.streaming=true"], "dataset.hf.streaming"),
+        (["--init", short], "1.2 s of audio to train on is too little"),
         (["--init", audio, "dataset.train_path=x"], "dataset.train_path does not go with it"),
     ]:
         done = command("trainsjepa", *arguments, cwd=tmp_path)
@@ -87,7 +91,7 @@ def test_it_never_replaces_a_file_and_says_what_is_wrong(recordings, tmp_path):
         (line,) = done.stderr.strip().splitlines()
         assert what in line
     assert (tmp_path / "own.yaml").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.yaml"]
+    assert [path.name for path in tmp_path.glob("*.yaml")] == ["own.yaml"]
 
 
 @pytest.mark.slow
@@ -125,7 +129,9 @@ def test_the_time_allowed_is_kept(hours, allowed):
 
 
 def test_long_recordings_are_heard_whole():
-    assert advised(1.0, cropped=0.5)[0].dataset.long_clips == "windows"
+    """Each second once in an epoch, so that the time foretold is right."""
+    windowed = advised(1.0, cropped=0.5)[0].dataset
+    assert (windowed.long_clips, windowed.window_overlap) == ("windows", 0.0)
     assert advised(1.0, cropped=0.01)[0].dataset.long_clips == "crop"
 
 
@@ -138,6 +144,12 @@ def test_phase_2_keeps_its_memory_of_a_hundred_frames_per_component():
     config = advised(1.0)[0]
     frames = config.train.max_batch_seconds * config.train.grad_accum * 49.8 / (1 - config.gmm.param_decay)
     assert frames == pytest.approx(100 * config.gmm.num_clusters, rel=0.1)
+
+
+@pytest.mark.parametrize(("hours", "clips", "fraction"), [(0.1, 72, 0.2), (1, 720, 0.1), (50, 36_000, 0.02), (50, 50, 0.04),
+                                                          (5_000, 3_600_000, 0.001)])  # fmt: skip
+def test_so_much_is_held_out(hours, clips, fraction):
+    assert held_out_fraction(hours, clips) == pytest.approx(fraction)
 
 
 def test_a_test_set_of_its_own_is_taken():

@@ -312,7 +312,7 @@ def test_a_lhotse_cut_is_a_segment_with_its_labels(tmp_path):
 def test_a_kaldi_folder_with_segments_speakers_and_texts(tmp_path):
     soundfile.write(tmp_path / "long one.wav", np.arange(32000) / 40000, 16000)
     (tmp_path / "wav.scp").write_text("r1 long one.wav\nr2 sox in.wav -t wav - |\nr3 raw.ark:17\n")
-    (tmp_path / "segments").write_text("u1 r1 0.5 1.5\nu2 r1 1.0 -1\nu3 r9 0 1\nu4 r1 2 1\n")
+    (tmp_path / "segments").write_text("u1 r1 0.5 1.5 0\nu2 r1 1.0 -1\nu3 r9 0 1\nu4 r1 2 1\nu5 r2 0 1\nu6 r3 0 1\n")
     (tmp_path / "utt2spk").write_text("u1 ann\nu2 bob\n")
     (tmp_path / "text").write_text("u1 one two\n")
     clips = clips_of(tmp_path / "wav.scp")
@@ -321,10 +321,39 @@ def test_a_kaldi_folder_with_segments_speakers_and_texts(tmp_path):
     assert clips.labels(0) == {"speaker": "ann", "text": "one two"}
     assert clips.labels(1)["speaker"] == "bob"
     reasons = dict(clips.dropped)
-    assert "a command" in reasons["wav.scp/r2"]
-    assert "not an audio file" in reasons["wav.scp/r3"]
+    assert "a command" in reasons["wav.scp/u5"]
+    assert "not an audio file" in reasons["wav.scp/u6"]
     assert "r9 is not in wav.scp" in reasons["wav.scp/u3"]
     assert "before its start" in reasons["wav.scp/u4"]
     (tmp_path / "segments").write_text("u1 r1 half 1.5\n")
     with pytest.raises(UserError, match="segments: line 1 is not: utterance recording start end"):
         clips_of(tmp_path / "wav.scp")
+    (tmp_path / "segments").write_text("u1 r1 0 1 1\n")
+    with pytest.raises(UserError, match="segments: line 1: channel 1; write it to a file of its own"):
+        clips_of(tmp_path / "wav.scp")
+    (tmp_path / "segments").unlink()
+    reasons = dict(clips_of(tmp_path / "wav.scp").dropped)
+    assert "a command" in reasons["wav.scp/r2"]
+
+
+@pytest.mark.parametrize("name", ["lists/wav.scp", "lists/cuts.jsonl", "lists/train.json"])
+def test_paths_from_the_working_directory_are_found_where_none_is_beside_the_list(tmp_path, monkeypatch, name):
+    """As Kaldi, lhotse and NeMo write them."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "lists").mkdir()
+    soundfile.write(tmp_path / "data/one.wav", np.arange(16000) / 40000, 16000)
+    lines = {"wav.scp": "u data/one.wav", "cuts.jsonl": json.dumps(cut("data/one.wav", 0.0, 1.0, 1.0)),
+             "train.json": json.dumps({"audio_filepath": "data/one.wav", "duration": 1.0, "text": "a"})}  # fmt: skip
+    (tmp_path / name).write_text(lines[Path(name).name] + "\n")
+    monkeypatch.chdir(tmp_path)
+    clips = clips_of(tmp_path / name)
+    monkeypatch.chdir("/")
+    assert clips.read(0)[8000] == pytest.approx(0.2, abs=1e-4)
+
+
+def test_a_damaged_compressed_list_is_one_line(tmp_path):
+    content = bytearray(gzip.compress(b'{"path": "a.wav"}\n' * 200))
+    content[20:40] = bytes(20)
+    (tmp_path / "cuts.jsonl.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"cuts.jsonl.gz: cannot be read as jsonl"):
+        clips_of(tmp_path / "cuts.jsonl.gz")

@@ -31,8 +31,15 @@ def test_an_exported_folder_goes_to_the_hub_and_comes_back(weights, tmp_path):
         up = command("exportw", f"init_weights={weights}", "onnx_path=up/encoder.onnx", "hub=ann/voices", "export.licence=cc0-1.0", cwd=tmp_path, **given)  # fmt: skip
         assert up.returncode == 0, up.stderr
         assert {"config.json", "model.safetensors", "README.md", "modeling_sjepa.py"} <= set(models["ann/voices"])
-        down = command("exportw", "init_weights=hf://ann/voices", "onnx_path=down/encoder.onnx", cwd=tmp_path, **given)
+        models["ann/voices"]["pytorch_model.bin"] = b"the same in another format"
+        down = command(
+            "exportw", "init_weights=hf://ann/voices@main", "onnx_path=down/encoder.onnx", cwd=tmp_path, **given
+        )
         assert down.returncode == 0, down.stderr
+        assert not list((tmp_path / "home").rglob("pytorch_model.bin"))
+        card = (tmp_path / "down/hf/README.md").read_text()
+        assert "converted from a Hugging Face folder" in card
+        assert "S-JEPA](" not in card
         code = (
             "import sys, torch; from sjepa import load_encoder; wave = torch.linspace(-0.1, 0.1, 8000)[None] ** 3;"
             "a, b = load_encoder('hf://ann/voices'), load_encoder(sys.argv[1]);"
@@ -73,6 +80,25 @@ def test_the_card_says_what_it_is_and_its_snippet_runs(weights, tmp_path, monkey
     found = {}
     exec(snippet, found)
     assert found["features"].shape[:2] == (1, 49)
+
+
+def test_metrics_are_those_of_the_weights_and_an_edited_card_stays(weights, corpus, tmp_path):
+    options = [f"init_weights={weights}", f"dataset.test_path={corpus / 'test.zip'}", "run_name=r", f"runs_root={weights.parents[3]}",
+               f"evaluation.labels={corpus / 'labels.tsv'}", "probe.tasks=[frame_phones]", "probe.splits=2", "device=cpu"]  # fmt: skip
+    assert command("evalsjepa", *options, cwd=tmp_path).returncode == 0
+    cards = {}
+    for name in ("best.pt", "last.pt"):
+        done = command("exportw", f"init_weights={weights.parent / name}", f"onnx_path={name}/e.onnx", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        cards[name] = (tmp_path / name / "hf/README.md").read_text()
+    assert "| kl |" in cards["best.pt"]
+    assert "| frame_phones | linear | accuracy | best.pt |" in cards["best.pt"]
+    assert "| kl |" not in cards["last.pt"]
+    assert "## Probes" not in cards["last.pt"] or (weights.parent / "last.pt").read_bytes() == weights.read_bytes()
+    card = tmp_path / "best.pt/hf/README.md"
+    card.write_text("mine")
+    assert command("exportw", f"init_weights={weights}", "onnx_path=best.pt/e.onnx", cwd=tmp_path).returncode == 0
+    assert card.read_text() == "mine"
 
 
 def test_torch_hub_loads_an_encoder(weights):

@@ -72,7 +72,8 @@ def test_it_is_one_file_that_loads_nothing(evaluated):
 
 def test_its_sections(evaluated, trained):
     text = evaluated.read_text()
-    assert Page(text).titles == ["Health", "Results", "Data", "Curves", "Entropies", "Units", "Probes", "Configuration"]
+    assert Page(text).titles == ["Health", "Results", "Data", "Curves", "Evaluation", "Entropies", "Units", "Probes",
+                                 "Configuration"]  # fmt: skip
     assert "every update had a finite loss and gradient" in text
     assert "95 % interval" in text
     assert "untrained" in text
@@ -109,9 +110,16 @@ def test_warnings_of_the_log_come_first(trained, tmp_path):
 
 
 def test_runs_are_compared(trained, evaluated, corpus, tmp_path):
-    assert run(corpus, tmp_path, "train.epochs=1", "run_name=other") == 0
-    assert compare([trained, tmp_path / "other"], tmp_path / "compare.html") == 0
+    shutil.copytree(trained.parents[1] / "r", tmp_path / "moved/other")  # with its evaluation
+    assert compare([trained, tmp_path / "moved/other"], tmp_path / "compare.html") == 0
     text = (tmp_path / "compare.html").read_text()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
+    probed = [row for row in rows if row[:3] == ["frame_phones", "linear", "accuracy"]]
+    names = [row[3] for row in probed]
+    assert len(names) == len(set(names)) == 5  # each run's encoder, and the baselines once
+    assert {"MFCC", "MFCC, by clip", "untrained"} < set(names)
+    assert sum(name.endswith("other") for name in names) == 1
+    assert all(" to " in row[6] for row in probed if row[3] == "MFCC")
     assert Page(text).titles == ["Runs", "Curves", "Results", "Probes"]
     assert "other" in text
     for folders, what in [

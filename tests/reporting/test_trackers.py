@@ -1,6 +1,5 @@
 """Loggers beside the run's files: what reaches them, and what is said where one is missing."""
 
-import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -64,18 +63,14 @@ def test_none_without_being_asked(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_one_that_is_not_installed_is_told(monkeypatch, tmp_path, name):
-    real = importlib.import_module
-
-    def missing(wanted, *given):
-        if name in wanted:
-            raise ImportError(wanted)
-        return real(wanted, *given)
-
-    monkeypatch.setattr("sjepa.reporting.trackers.import_module", missing)
-    settings = Logging.model_validate({name: "offline" if name == "wandb" else True})
+def test_one_that_is_not_installed_is_told(monkeypatch, corpus, tmp_path, name):
+    """Before there is a run folder."""
+    monkeypatch.setattr("sjepa.reporting.trackers.find_spec", lambda wanted: None)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    value = "offline" if name == "wandb" else "true"
     with pytest.raises(UserError, match=rf"logging.{name}: .* is not installed \(pip install 'sjepa\[{name}\]'\)"):
-        trackers(settings, folder=tmp_path, name="own", config={}, warn=print)
+        run(corpus, tmp_path, f"logging.{name}={value}")
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow

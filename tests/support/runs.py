@@ -19,7 +19,7 @@ SMALL = [
 RUN = [
     *SMALL, "run_name=r", "dataset.num_workers=0", "train.batch_size=4", "train.grad_accum=2", "train.epochs=2", "train.precision=fp32",
     "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3", "gmm.fit_frames=600", "gmm.em_iters=3", "train.log_every=2",
-    "logging.report=false",
+    "logging.report=false", "logging.plots=false",
 ]  # fmt: skip
 
 

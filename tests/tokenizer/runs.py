@@ -9,7 +9,7 @@ SYSTEM, DECODER = SYSTEMS["tokenizer encoder"], SYSTEMS["tokenizer decoder"]
 SMALL = [
     "model.size=smoke", "dataset.max_seconds=2", "run_name=t", "dataset.num_workers=0", "train.batch_size=4",
     "train.grad_accum=2", "train.epochs=3", "train.precision=fp32", "scheduler.warmup_steps=0.2", "optimizer.lr=2e-3",
-    "train.log_every=2", "target.ema_start=0.9", "logging.report=false",
+    "train.log_every=2", "target.ema_start=0.9", "logging.report=false", "logging.plots=false",
 ]  # fmt: skip
 
 STAGE_2 = ["train.stage=train_decoder", "dataset.max_seconds=0.5", "decoder.disc_start_step=4", "decoder.sample_every=4",

@@ -38,7 +38,7 @@ def assert_same(a, b):
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("tok")
-    assert run(corpus, root) == 0
+    assert run(corpus, root, "logging.plots=true") == 0
     return root
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_file_of_the_run_folder_is_there_and_right(finished):
-    expected = {"config_used.yaml", "history.csv", "gmm.pt", "results.csv", "weights/best.pt", "weights/last.pt",
+    expected = {"config_used.yaml", "data.json", "history.csv", "gmm.pt", "results.csv", "weights/best.pt", "weights/last.pt",
                 "checkpoints/epoch_000.pth", "checkpoints/epoch_001.pth"}  # fmt: skip
     expected |= {
         f"plotes/history_{name}.jpg"

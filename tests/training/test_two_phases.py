@@ -36,7 +36,7 @@ def test_one_run_goes_through_both_phases(two_phases):
     rates = [float(row["lr"]) for row in rows]  # at the end of each epoch
     assert rates[1] > 5 * rates[0]  # warmed up again
     assert rates[3] == pytest.approx(rates[0], rel=0.01)  # both phases end at min_ratio
-    for name in ("weights/best.pt", "weights/best_phase1.pt", "gmm.pt", "gmm_phase2.pt", "plotes/history_erank.jpg"):
+    for name in ("weights/best.pt", "weights/best_phase1.pt", "gmm.pt", "gmm_phase2.pt"):
         assert (two_phases / name).exists(), name
 
 

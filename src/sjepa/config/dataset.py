@@ -98,7 +98,8 @@ class Dataset(Section):
         0.05,
         gt=0,
         lt=1,
-        description="test_path null: fraction of train_path held out (whole speakers where the manifest names them).",
+        description="test_path null: fraction of train_path held out, by duration (whole speakers where the manifest names "
+        "them).",
     )
     train_h5: str = Field("data/train.h5", description="HDF5 file of the training set, made by buildh5ds.")
     test_h5: str = Field("data/test.h5", description="HDF5 file of the test set.")

@@ -128,6 +128,7 @@ class Health(Section):
 
 
 class Logging(Section):
+    plots: bool = Field(True, description="Draw a plot of every metric (plotes/history_*.jpg).")
     report: bool = Field(True, description="Write report.html at the end: the run in one page.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events (extra: sjepa[tensorboard]).")
     wandb: Literal["off", "offline", "online"] = Field(

@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face Hub, on request alone: hf://OWNER/NAME."""
+"""Weights on the Hugging Face Hub, on request alone: hf://OWNER/NAME, or hf://OWNER/NAME@REVISION."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from sjepa.core.errors import UserError
 
 PREFIX = "hf://"
+_NEEDED = ("*.json", "*.safetensors", "*.py", "*.md")  # of a model's folder; copies in other formats stay there
 _LIBRARIES = ("huggingface_hub", "httpx", "requests")
 
 
@@ -21,14 +22,15 @@ def fetched(spec: str, key: str) -> Path:
     """The folder of a model, from the library's cache or downloaded. `key`: for messages. Raises
     UserError."""
     library = _library(key)
+    name, _, revision = spec.removeprefix(PREFIX).partition("@")
     with _told(f"{key}: {spec}"):
-        return Path(library.snapshot_download(spec.removeprefix(PREFIX)))
+        return Path(library.snapshot_download(name, revision=revision or None, allow_patterns=list(_NEEDED)))
 
 
 def upload(folder: Path, name: str, key: str) -> str:
     """Uploads a folder to the model repository `name` (made, private, if it is not there). Returns
     its address. Raises UserError."""
-    library = _library(key)
+    library, name = _library(key), name.removeprefix(PREFIX)
     with _told(f"{key}: {name}"):
         made = library.create_repo(name, private=True, exist_ok=True)
         library.upload_folder(repo_id=name, folder_path=folder, commit_message="Encoder exported by sjepa")

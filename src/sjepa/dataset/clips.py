@@ -113,6 +113,11 @@ class Clips:
         name = table.names[row]
         return printable(name if table.stored is None else name.partition("/")[2])
 
+    def first_second(self, position: int) -> float:
+        """Where a segment begins in its recording; 0 for a whole one."""
+        table, row = self._row(position)
+        return 0.0 if table.stored is not None else float(table.first[row] / table.rate[row])
+
     def labels(self, position: int) -> dict[str, Any]:
         """The manifest fields of this clip."""
         table, row = self._row(position)

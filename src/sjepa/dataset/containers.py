@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -210,7 +211,7 @@ class _Manifest(_Plain):
 
 
 class Jsonl(_Manifest):
-    kind, suffixes = "jsonl", (".jsonl", ".jsonl.gz")
+    kind, suffixes = "jsonl", (".jsonl", ".jsonl.gz", ".json")  # the last: NeMo's name for it
 
     def list(self, source: Source, index: Path | None) -> Listing:
         return list_jsonl(source.path)
@@ -256,7 +257,7 @@ def list_source(source: Source, gzip_index: Path | None = None) -> Listing:
     """
     try:
         return CONTAINERS[source.kind].list(source, gzip_index)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{source.path}: cannot be read as {source.kind} ({error})") from None
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,18 @@ def list_jsonl(path: Path) -> Listing:
             listing.refs.append(_jsonl_ref(fields) if is_plain else _cut_ref(fields))
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
             listing.dropped.append((f"line {number}", f"not a manifest entry ({error})"))
-    return listing
+    return _found(listing, path.parent)
+
+
+def _found(listing: Listing, folder: Path) -> Listing:
+    """Paths relative to the list's folder; to the working directory, as other toolkits write them,
+    if the first one is there and not beside the list."""
+    first = next((Path(ref.name) for ref in listing.refs if not Path(ref.name).is_absolute()), None)
+    if first is None or (folder / first).exists() or not first.exists():
+        return listing
+    here = Path.cwd()
+    refs = [replace(ref, name=str(here / ref.name)) for ref in listing.refs]
+    return replace(listing, refs=refs)
 
 
 def _lines(path: Path) -> list[str]:
@@ -99,25 +111,28 @@ def list_scp(path: Path) -> Listing:
     there. Commands in place of files are not run, and archives not read: such lines are dropped."""
     listing = Listing()
     files: dict[str, str] = {}
+    unusable: dict[str, str] = {}
     for name, place in _pairs(path):
         if place.endswith("|") or place.startswith("|"):
-            listing.dropped.append((name, "a command, not a file; decode it into a file first"))
+            unusable[name] = "a command, not a file; decode it into a file first"
         elif not place or ".ark:" in place:
-            listing.dropped.append((name, "not an audio file" if place else "no path"))
+            unusable[name] = "not an audio file" if place else "no path"
         else:
             files[name] = place
     labels = {label: dict(_pairs(path.parent / file)) for label, file in (("speaker", "utt2spk"), ("text", "text"))}
-    segments, whole = path.parent / "segments", ((name, name, 0.0, None) for name in files)
+    segments, whole = path.parent / "segments", ((name, name, 0.0, None) for name in [*unusable, *files])
     for name, recording, start, end in _segments(segments) if segments.is_file() else whole:
         own = {label: known[name] for label, known in labels.items() if name in known}
-        if recording not in files:
+        if recording in unusable:
+            listing.dropped.append((name, unusable[recording]))
+        elif recording not in files:
             listing.dropped.append((name, f"segments: {recording} is not in {path.name}"))
         elif end is not None and end <= start:
             listing.dropped.append((name, f"segments: ends at {end:g} s, before its start"))
         else:
             length = None if end is None else end - start
             listing.refs.append(AudioRef(files[recording], start_seconds=start, duration_seconds=length, labels=own))
-    return listing
+    return _found(listing, path.parent)
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
@@ -134,7 +149,9 @@ def _segments(path: Path) -> Iterator[tuple[str, str, float, float | None]]:
         if not line.strip():
             continue
         try:
-            name, recording, start, end = line.split()
+            name, recording, start, end, *channel = line.split()
+            if channel not in ([], ["0"]):
+                raise UserError(f"{path}: line {number}: channel {' '.join(channel)}; write it to a file of its own")
             first, last = _seconds("start", start), _seconds("end", end) if float(end) >= 0 else None  # -1: the end
             assert first is not None
             yield name, recording, first, last

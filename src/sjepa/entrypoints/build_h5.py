@@ -22,7 +22,7 @@ _SHOWN_PROBLEMS = 5
 
 
 def build_files(config: Config) -> int:
-    """Writes dataset.train_h5 and dataset.test_h5, after validating both. Returns the exit code."""
+    """Writes dataset.train_h5 and, if there is a test set, dataset.test_h5, after validating both. Returns the exit code."""
     console = Console()
     wanted = _contents(config, console)
     contents = {target: content for target, content in wanted.items() if not _is_there(content, target, console)}
@@ -55,7 +55,10 @@ def _contents(config: Config, console: Console) -> dict[Path, FileContent]:
     """The contents of each file to build; prints their sizes."""
     settings = config.dataset
     targets = {"train_path": Path(settings.train_h5), "test_path": Path(settings.test_h5)}
-    if len({target.resolve() for target in targets.values()}) < 2:
+    if settings.test_path is None:
+        del targets["test_path"]
+        console.note("dataset.test_path: null: no test file; training holds a part out of dataset.train_path")
+    if len({target.resolve() for target in targets.values()}) < len(targets):
         raise UserError(f"dataset.train_h5 and dataset.test_h5: both are {settings.train_h5}")
     contents = {}
     for name, target in targets.items():

@@ -36,6 +36,7 @@ def trainsjepa() -> int:
     """Trains, validates each epoch, evaluates at the end; or writes a configuration."""
 
     def work(options: argparse.Namespace) -> int | None:
+        keep_freed_memory()
         if options.init is not None:
             return _init(options)
         if options.template or options.out or options.hours is not None:
@@ -147,6 +148,7 @@ def traintok() -> int:
     add_flags(parser)
 
     def work(options: argparse.Namespace) -> int | None:
+        keep_freed_memory()
         from sjepa.config.load import load_config
         from sjepa.tokenizer.schema import SCHEMA
 
@@ -289,7 +291,6 @@ def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[
         if options.config_schema:
             return _print_schema(parser.prog)
         take_short_turns()
-        keep_freed_memory()
         return work(options) or 0
     except ToldByMain:
         return 0

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
+from sjepa.entrypoints.evaluated import probes_of
 from sjepa.entrypoints.systems import SYSTEMS
+from sjepa.evaluation.scores import ProbeRow
 from sjepa.reporting.history import Row, read_history
 from sjepa.reporting.page import page, paragraph, plots, table
 from sjepa.reporting.plots import overlay, svg
 from sjepa.reporting.run_dir import RunDir, existing_runs
 from sjepa.reporting.run_page import known_values
+from sjepa.s_jepa.units.sections import probe_section
 from sjepa.training.figures import Figure
 from sjepa.training.report import Section
 
@@ -31,9 +31,9 @@ def compare(folders: Sequence[Path], out: Path) -> int:
     results = {name: known_values(run) for name, run in runs.items()}
     if any(results.values()):
         sections.append(Section("Results", _results(results)))
-    probes = {name: _probes(run) for name, run in runs.items()}
+    probes = {name: probes_of(run, features=name) for name, run in runs.items()}
     if any(probes.values()):
-        sections.append(Section("Probes", _probe_table(probes)))
+        sections.append(probe_section(_merged(probes)))
     write_text(out, page("Comparison of runs", ", ".join(runs), sections))
     print(f"written to {out}")
     return 0
@@ -99,33 +99,17 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.5g}"
 
 
-def _probes(run: RunDir) -> dict[tuple[str, ...], str]:
-    """The newest probes of a run's weights: (task, probe, metric, features, layer) → mean ±
-    deviation."""
-    for evaluation in reversed(existing_runs(run.root.parent.parent, run.root.parent.name, "eval")):
-        path = evaluation.root / "probes.csv"
-        if path.exists() and _is_of(evaluation, run):
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            keys = ("task", "probe", "metric", "features", "layer")
-            return {tuple(row[key] for key in keys): _score(row) for row in rows}
-    return {}
-
-
-def _is_of(evaluation: RunDir, run: RunDir) -> bool:
-    """Whether weights of this run were evaluated, by the end of their path, which may be relative
-    to another folder."""
-    values = yaml.safe_load(evaluation.config.read_text(encoding="utf-8")) if evaluation.config.exists() else {}
-    folder = Path(str(values.get("init_weights"))).parent.parent.parts
-    return bool(folder) and run.root.resolve().parts[-len(folder) :] == folder
-
-
-def _score(row: dict[str, str]) -> str:
-    spread = f" ± {float(row['deviation']):.3f}" if row["deviation"] else ""
-    return f"{float(row['mean']):.3f}{spread}"
-
-
-def _probe_table(probes: dict[str, dict[tuple[str, ...], str]]) -> str:
-    keys = dict.fromkeys(key for own in probes.values() for key in own)
-    rows = [[*key, *(own.get(key, "") for own in probes.values())] for key in keys]
-    return table(["task", "probe", "metric", "features", "layer", *probes], rows)
+def _merged(probes: dict[str, list[ProbeRow]]) -> list[ProbeRow]:
+    """The rows of all runs: encoders by the name of their run, baselines once where they agree."""
+    agreed: dict[tuple[str, ...], dict[str, float]] = {}
+    for name, rows in probes.items():
+        for row in rows:
+            agreed.setdefault(row[:5], {})[name] = row.mean
+    found: dict[tuple[str, ...], ProbeRow] = {}
+    for name, rows in probes.items():
+        for row in rows:
+            same = row.features == name or len(set(agreed[row[:5]].values())) == 1
+            own = row if same else row._replace(features=f"{row.features} ({name})")
+            found.setdefault(own[:5], own)
+    order = {panel: number for number, panel in enumerate(dict.fromkeys(key[:3] for key in found))}
+    return sorted(found.values(), key=lambda row: order[row[:3]])

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import yaml
 
+from sjepa.config.dataset import Dataset
 from sjepa.config.load import dump_config
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
@@ -19,14 +21,15 @@ from sjepa.dataset.audio import DecodeError
 from sjepa.dataset.batch import Failure, Sample, collate
 from sjepa.dataset.clips import Clips
 from sjepa.dataset.loader import Loader, worker_killed
-from sjepa.entrypoints.probes import probe_rows
+from sjepa.entrypoints.evaluated import write_record
+from sjepa.entrypoints.probes import probe_rows, short_name
 from sjepa.entrypoints.systems import SYSTEMS
 from sjepa.evaluation.features import ClipBatches
 from sjepa.evaluation.labels import Labels, Span
 from sjepa.evaluation.scores import ProbeRow, write_rows
 from sjepa.reporting.console import Console
 from sjepa.reporting.history import read_history
-from sjepa.reporting.page import paragraph
+from sjepa.reporting.page import paragraph, table
 from sjepa.reporting.plots import layers_picture, save_figure
 from sjepa.reporting.run_dir import RunDir, new_run
 from sjepa.reporting.run_page import run_of_weights, write_run_page
@@ -124,6 +127,7 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
     run_dir = new_run(Path(config.runs_root), config.run_name, "eval")
     console.log_to(run_dir.logs, "eval")
     write_text(run_dir.config, dump_config(config))
+    write_record(run_dir.root, path, features=short_name(path))
     console.note(said)
     console.plain(f"test        {clip_set.describe()}")
     console.left_out(clip_set.remarks, clip_set.dropped)
@@ -149,22 +153,35 @@ def _evaluate(config: Config, overridden: Collection[str]) -> int:
 
 def _write_page(evaluation: Evaluation, weights: Path, sections: list[Section]) -> None:
     """report.html in the evaluation's folder: the run that the weights belong to, if there is one,
-    and these sections. That of the best weights is the run's report too, unless probes would be
-    lost."""
-    run, about = run_of_weights(weights), paragraph(f"Of {weights.name}, on {len(evaluation.clips):,} clips.")
+    and these sections. That of the best weights on the run's own test set is the run's report too,
+    unless probes would be lost."""
+    dataset, run = evaluation.config.dataset, run_of_weights(weights)
+    tested = "the clips that training held out" if dataset.test_path is None else dataset.test_path
+    about = paragraph(f"Of {weights.name}, on {len(evaluation.clips):,} clips: {tested}.")
     sections = [Section(part.title, about + part.body) for part in sections]
     path = evaluation.run_dir.root / "report.html"
     name = run.root.parent.name if run else weights.name
     try:
         write_run_page(path, run, _figures(weights), name=name, more=sections)
         evaluation.console.note(f"report      {path}")
-        if run is not None and weights.name == "best.pt" and evaluation.config.dataset.max_test_samples is None:
+        if run is not None and weights.name == "best.pt" and _is_own_test(dataset, run):
             own = run.root / "report.html"
             if evaluation.config.probe.tasks or not own.exists() or "<h2>Probes</h2>" not in own.read_text("utf-8"):
                 write_text(own, path.read_text(encoding="utf-8"))
     except Exception as error:  # whatever it is, the evaluation is complete
         evaluation.console.warn(f"no report: {error or type(error).__name__}")
         evaluation.console.detail(traceback.format_exc())
+
+
+def _is_own_test(dataset: Dataset, run: RunDir) -> bool:
+    """Whether this is the whole test set of a run."""
+    used = yaml.safe_load(run.config.read_text(encoding="utf-8")).get("dataset") or {}
+    same = [_resolved(used.get(name)) == _resolved(getattr(dataset, name)) for name in ("test_path", "test_h5")]
+    return dataset.max_test_samples is None and used.get("use_hdf5") == dataset.use_hdf5 and all(same)
+
+
+def _resolved(paths: object) -> list[Path]:
+    return [Path(str(path)).resolve() for path in (paths if isinstance(paths, list) else [paths])]
 
 
 def _figures(weights: Path) -> Sequence[Figure]:
@@ -193,7 +210,9 @@ def _measure(evaluation: Evaluation, weights: Weights) -> list[Section]:
         _write_effective_ranks(Path(str(config.init_weights)).resolve().parent.parent / "history.csv", folder, config)
     except UserError as error:
         console.warn(f"no erank.csv: {error}")
-    return unit_sections(found, evaluation.clips, loader.dataset.windows, config.geometry)
+    shown = table(("metric", "value"), [(name, f"{value:.5g}") for name, value in results.items()])
+    more = unit_sections(found, evaluation.clips, loader.dataset.windows, config.geometry)
+    return [Section("Evaluation", shown), *more]
 
 
 def _write_effective_ranks(history: Path, folder: Path, config: Config) -> None:

@@ -12,11 +12,12 @@ import sjepa
 from sjepa.core.errors import UserError
 from sjepa.core.files import printable, write_text
 from sjepa.core.frames import FrameGeometry
-from sjepa.core.model_hub import upload
+from sjepa.core.model_hub import PREFIX, upload
 from sjepa.core.onnx_files import OPSET, TOLERANCE, packages, session
+from sjepa.entrypoints.evaluated import probes_of
 from sjepa.reporting.console import Console
 from sjepa.reporting.run_page import known_data, known_values, run_of_weights
-from sjepa.s_jepa.export.card import model_card
+from sjepa.s_jepa.export.card import MARK, model_card
 from sjepa.s_jepa.export.onnx import WaveformToFeatures, write_int8, write_onnx
 from sjepa.s_jepa.export.parity import Difference, compare
 from sjepa.s_jepa.hubert import read_hubert, save_hubert
@@ -90,17 +91,25 @@ def _encoder(config: Config, overridden: Collection[str], console: Console) -> t
 def _write_folder(folder: Path, encoder: Encoder, training: str, config: Config, console: Console) -> None:
     """The Hugging Face folder with its model card; uploads it if asked."""
     save_hubert(folder, encoder)
-    run = run_of_weights(Path(str(config.init_weights)))
+    path = Path(str(config.init_weights))
+    run = None if path.is_dir() else run_of_weights(path)
+    is_best = run is not None and (path.name == "best.pt" or not (run.weights / "best.pt").exists())  # as results.csv
     card = model_card(
-        config.hub or str(folder),
+        str(folder) if config.hub is None else config.hub.removeprefix(PREFIX),
         encoder.shape,
         sum(parameter.numel() for parameter in encoder.parameters()),
         training=training,
+        own=not path.is_dir(),
         licence=config.export.licence,
         data=None if run is None else known_data(run),
-        metrics={} if run is None else known_values(run),
+        metrics=known_values(run) if run is not None and is_best else {},
+        probes=[] if run is None else probes_of(run, weights=path, features=path.name),
     )
-    write_text(folder / "README.md", card)
+    readme = folder / "README.md"
+    if readme.exists() and MARK not in readme.read_text(encoding="utf-8"):
+        console.note(f"{readme} was edited and stays as it is")
+    else:
+        write_text(readme, card)
     is_hubert = encoder.shape.frontend == "waveform"
     loads = "HubertModel.from_pretrained" if is_hubert else "AutoModel.from_pretrained, with trust_remote_code=True,"
     console.note(f"{folder}: transformers' {loads} loads it; README.md is its model card")

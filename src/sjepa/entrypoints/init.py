@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,29 @@ from sjepa.core.errors import UserError
 from sjepa.core.files import write_text
 from sjepa.core.threads import usable_cores
 from sjepa.dataset.clips import Clips
+from sjepa.dataset.loader import Batching, Loader, WindowDataset
+from sjepa.dataset.windows import crops
 from sjepa.reporting.console import Console, duration
-from sjepa.s_jepa.recommend import Corpus, Recommendation, Setting, nested, recommend
+from sjepa.s_jepa.recommend import (
+    PHASE_2_START,
+    Corpus,
+    Pace,
+    Recommendation,
+    Setting,
+    has_both_phases,
+    held_out_fraction,
+    nested,
+    recommend,
+)
 from sjepa.s_jepa.rehearsal import audio_rate
 from sjepa.s_jepa.schema import load_config, parse_config
 from sjepa.s_jepa.settings import Config
-from sjepa.training.data import load_clips
+from sjepa.training.data import drawn, held_out, load_clips
 from sjepa.training.feeding import load_set
 
 _PACE_SECONDS = 10.0  # of audio in the micro-batch that is timed
+_READ_CLIPS, _READ_SECONDS, _READING_SECONDS = 200, 15.0, 2.0  # clips, longest, for at most so long
+_FEWEST_FRAMES = 1_000  # to train on
 _SECTION_NOTES = {"gmm": "phase-2 keys have an effect where phase2_start_epoch is set"}
 _WIDTH = 34  # column of the comments
 
@@ -42,27 +57,19 @@ def write_configuration(audio: str, out: Path | None, *, hours: float, overrides
     """Scans `audio`, measures this machine, and writes a configuration for a run of at most
     `hours`; `overrides` are taken over. Returns the exit code."""
     keys = overridden(overrides)
-    given = _given(audio, overrides, keys)
-    console = Console()
-    name = given.run_name if "run_name" in keys else _run_name(Path(audio))
+    given, console = _given(audio, overrides, keys), Console()
+    name = given.run_name
     out = out or Path(f"{name}.yaml")
     _check_free(out)
     engine = Engine(device=given.device, precision=given.train.precision, launch=False)
-    corpus = _corpus(given, console, has_test="dataset.test_path" in keys and given.dataset.test_path is not None)
-    on_gpu = engine.device.type != "cpu"
-
-    def pace(size: str, frontend: str) -> float:
-        chosen = [f"model.size={size}", f"model.frontend={frontend}", "model.predictor_positions=convolution"]
-        rate = audio_rate(engine, load_config(None, [*chosen, *_NO_DROPOUT]), _PACE_SECONDS * (12 if on_gpu else 1))
-        console.note(f"{size}: {rate:,.0f} s of audio per second of training, measured on {engine.describe()}")
-        return rate
-
+    corpus, train = _corpus(given, keys, console)
+    measured = _pace(engine, console, reading=_reading_rate(given, train), both_phases=has_both_phases(corpus.hours))
     found = recommend(
         corpus,
-        on_gpu=on_gpu,
+        on_gpu=_on_gpu(engine),
         cores=usable_cores(),
         hours=hours,
-        pace=pace,
+        pace=measured,
         size=given.model.size if "model.size" in keys else None,
         frontend=given.model.frontend if "model.frontend" in keys else None,
     )
@@ -89,6 +96,29 @@ def write_configuration(audio: str, out: Path | None, *, hours: float, overrides
     return 0
 
 
+def _pace(engine: Engine, console: Console, *, reading: float, both_phases: bool) -> Pace:
+    """Measures updates on noise. `reading`: seconds of audio that one process reads per second."""
+    shares = {1: PHASE_2_START, 2: 1 - PHASE_2_START} if both_phases else {1: 1.0}
+    # on a GPU the workers read meanwhile (two for one, as measured); on a CPU they take its time
+    readers = reading * max(1, usable_cores() // 2)
+
+    def pace(size: str, frontend: str) -> float:
+        chosen = [f"model.size={size}", f"model.frontend={frontend}", "model.predictor_positions=convolution"]
+        seconds = 0.0  # per second of audio
+        for phase, share in shares.items():
+            config = load_config(None, [*chosen, *_NO_DROPOUT, *(["train.phase=2"] if phase == 2 else [])])
+            seconds += share / audio_rate(engine, config, _PACE_SECONDS * (12 if _on_gpu(engine) else 1))
+        rate = min(1 / seconds, readers) if _on_gpu(engine) else 1 / (seconds + 1 / reading)
+        console.note(f"{size}: {rate:,.0f} s of audio per second of training, measured on {engine.describe()}")
+        return rate
+
+    return pace
+
+
+def _on_gpu(engine: Engine) -> bool:
+    return engine.device.type != "cpu"
+
+
 def _given(audio: str, overrides: Sequence[str], keys: Collection[str]) -> Config:
     """The defaults with the overrides and `audio`. Raises UserError for keys that contradict
     --init."""
@@ -96,11 +126,15 @@ def _given(audio: str, overrides: Sequence[str], keys: Collection[str]) -> Confi
         key = item.partition("=")[0]
         if key in Config.model_fields and hasattr(Config.model_fields[key].annotation, "model_fields"):
             raise UserError(f"--init: {key} is a whole section; give its keys one by one, as {key}.KEY=VALUE")
+    if "dataset.hf.streaming" in keys:
+        raise UserError("--init: a stream does not say how much audio it holds; leave dataset.hf.streaming out")
     for key in ("dataset.train_path", "dataset.use_hdf5", "dataset.train_h5", "dataset.test_h5"):
         if key in keys:
             raise UserError(f"--init: {key} does not go with it; the recordings are what follows --init, .h5 files too")
     given = load_config(None, ["device=auto", *overrides])
-    return given.model_copy(update={"dataset": given.dataset.model_copy(update={"train_path": audio})})
+    name = given.run_name if "run_name" in keys else _run_name(Path(audio))
+    dataset = given.dataset.model_copy(update={"train_path": audio})
+    return given.model_copy(update={"run_name": name, "dataset": dataset})
 
 
 _NO_DROPOUT = (
@@ -108,18 +142,44 @@ _NO_DROPOUT = (
 )
 
 
-def _corpus(config: Config, console: Console, *, has_test: bool) -> Corpus:
+def _corpus(config: Config, keys: Collection[str], console: Console) -> tuple[Corpus, Clips]:
+    """What is trained on, without what is held out."""
     clip_set = load_clips(config, config.dataset.train_path, "--init", progress=console.progress)
     console.plain(f"found       {clip_set.describe()}")
     console.left_out(clip_set.remarks, clip_set.dropped)
-    clips = clip_set.clips
-    if not has_test and len(clips) < 2:
+    share = None
+    if "dataset.test_path" in keys and config.dataset.test_path is not None:
+        test = load_set(config, "test_path", progress=console.progress)
+    elif len(clip_set.clips) < 2:
         raise UserError(
             f"--init: {config.dataset.train_path} is one recording, and a part has to be held out; cut it in two, or give "
             "dataset.test_path=AUDIO"
         )
-    tested = load_set(config, "test_path", progress=console.progress).clips.hours if has_test else None
-    return Corpus(clips.hours, len(clips), int(config.geometry.frames(clips.length_N).sum()), _cropped(clips), tested)
+    else:
+        settings, all_clips = config.dataset, clip_set.clips
+        share = settings.held_out if "dataset.held_out" in keys else held_out_fraction(all_clips.hours, len(all_clips))
+        clip_set, test = held_out(clip_set, share, config.seed)
+    clips = clip_set.clips
+    frames = int(config.geometry.frames(clips.length_N).sum())
+    if frames < _FEWEST_FRAMES:
+        raise UserError(
+            f"--init: {config.dataset.train_path}: {clips.hours * 3600:.1f} s of audio to train on is too little for a "
+            "mixture; give at least a minute"
+        )
+    return Corpus(clips.hours, len(clips), frames, _cropped(clips), test.clips.hours, share), clips
+
+
+def _reading_rate(config: Config, clips: Clips) -> float:
+    """Seconds of audio per second that one process reads of these recordings."""
+    few = clips.subset(drawn(clips, min(len(clips), _READ_CLIPS), config.seed, "reading rate"))
+    windows = crops(few.length_N, round(_READ_SECONDS * few.sample_rate))
+    dataset = WindowDataset(few, windows, seed=config.seed, fewest_samples=config.geometry.fewest_samples)
+    started, samples = time.perf_counter(), 0
+    for batch in Loader(dataset, Batching(1)).epoch(0):
+        samples += batch.total_samples
+        if time.perf_counter() - started > _READING_SECONDS:
+            break
+    return max(1, samples) / few.sample_rate / (time.perf_counter() - started)
 
 
 def _cropped(clips: Clips) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sjepa.core.distributed import Engine
 from sjepa.core.errors import UserError
+from sjepa.core.model_hub import fetched, is_hub
 from sjepa.dataset.clips import Clips
 from sjepa.evaluation.examples import LabelledClips, ProbeSettings
 from sjepa.evaluation.features import (
@@ -143,7 +144,9 @@ def _extractors(config: Config, engine: Engine, weights: Weights | None) -> list
     found = [_extractor(path, own, config, engine)]
     if is_codec(path):
         found.append(quantised_extractor("its tokens", path, config.dataset.sample_rate, engine))
-    found += [_extractor(Path(other), _encoder(Path(other)), config, engine) for other in config.probe.compare]
+    for other in config.probe.compare:
+        folder = fetched(other, "probe.compare") if is_hub(other) else Path(other)
+        found.append(_extractor(Path(other), _encoder(folder), config, engine))
     found += _baselines(config, engine, own, weights)
     names = [extractor.name for extractor in found]
     twice = {name for name in names if names.count(name) > 1}
@@ -161,8 +164,8 @@ def _encoder(path: Path) -> PretrainedEncoder | TokenEncoder:
 
 def _extractor(path: Path, encoder: PretrainedEncoder | TokenEncoder, config: Config, engine: Engine) -> Extractor:
     if isinstance(encoder, TokenEncoder):
-        return token_extractor(_short_name(path), encoder, config.dataset.sample_rate, engine)
-    return encoder_extractor(_short_name(path), encoder, engine)
+        return token_extractor(short_name(path), encoder, config.dataset.sample_rate, engine)
+    return encoder_extractor(short_name(path), encoder, engine)
 
 
 def _baselines(
@@ -186,7 +189,7 @@ def _baselines(
             yield plain(engine, config.geometry, space)
 
 
-def _short_name(path: Path) -> str:
+def short_name(path: Path) -> str:
     """File name with run name: demo/train/best.pt."""
     parts = [part for part in path.parts if part not in ("weights", "runs", "/", "..")]
     return "/".join(parts[-3:])

@@ -20,7 +20,7 @@ from sjepa.reporting.run_page import write_run_page
 from sjepa.reporting.run_report import RunReport, Silence
 from sjepa.reporting.step_log import StepLog
 from sjepa.reporting.summary import describe_batches, describe_data, describe_stages
-from sjepa.reporting.trackers import trackers
+from sjepa.reporting.trackers import check_installed, trackers
 from sjepa.training.checkpoint import Checkpoints, put_back
 from sjepa.training.compilation import check_compiler
 from sjepa.training.data import training_windows
@@ -78,12 +78,37 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
     """Training and final evaluation. Returns the exit code."""
     is_main = run.engine.ranks.is_main
     report = run.engine.ranks.main_first(lambda: _report(system, run, resumed, run_dir, console))
+    if is_main:
+        _summarise(run, run_dir, console)
+    try:
+        best = _train(system, run, start, resumed, run_dir, console, report)
+    except Interrupted as stop:
+        return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
+    finally:
+        report.draw()
+        report.close()
+    _final_evaluation(system, run, run_dir, console)
+    which = f"best.pt is epoch {best.epoch}, {best.figure.name} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
+    console.note(f"done: {run_dir.weights} ({which})")
+    return 0
+
+
+def _train(
+    system: System,
+    run: Prepared,
+    start: Any,
+    resumed: Resumed | None,
+    run_dir: RunDir,
+    console: Console,
+    report: RunReport | Silence,
+) -> Best:
+    """Training, from a checkpoint if there is one. Returns the best epoch; raises Interrupted."""
     task = system.task(run, start, run_dir.root, report)
     copies = system.copies(run.config, run_dir.root.parent)
     checkpoints = Checkpoints(
         checkpoint_folder(run.config, run_dir),
         keep=run.config.checkpoint.max_checkpoint,
-        writes=is_main,
+        writes=run.engine.ranks.is_main,
         also=lambda step, states: copies.save(f"step{step}", states, task) if copies else None,
     )
     trainer = _trainer(system, run, task, report, checkpoints)
@@ -103,21 +128,12 @@ def _run(system: System, run: Prepared, start: Any, resumed: Resumed | None, run
             trainer.run()
         if copies:
             copies.save("final", checkpoints.gathered(trainer.state), task)
-        report.finished()
-    except Interrupted as stop:
-        return told_to_stop(stop.signal_number, warn=console.warn) if is_main else 0
     except RuntimeError as error:
         raise worker_killed(
             error, "With checkpoint.resume=true the run goes on from its last checkpoint"
         ) from error.__cause__
-    finally:
-        report.draw()
-        report.close()
-    _final_evaluation(system, run, run_dir, console)
-    best = trainer.best
-    which = f"best.pt is epoch {best.epoch}, {best.figure.name} {best.value:.4f}" if best.epoch >= 0 else "no best.pt"
-    console.note(f"done: {run_dir.weights} ({which})")
-    return 0
+    report.finished()
+    return trainer.best
 
 
 def _trainer(
@@ -156,7 +172,8 @@ def _report(
     if system.step_log is not None:
         path = run_dir.root.parent / system.step_log
         log = StepLog(path, system.figures, resumed_at=resumed.progress.step if resumed else None)
-    report = RunReport(console, run_dir, system.figures, remarks=system.remarks, trackers=others, step_log=log)
+    more = {"remarks": system.remarks, "trackers": others, "step_log": log, "plots": run.config.logging.plots}
+    report = RunReport(console, run_dir, system.figures, **more)
     if resumed:
         report.history.resume(resumed.epoch)
     return report
@@ -171,6 +188,7 @@ def _prepare(system: System, config: Any, engine: Engine, console: Console, resu
         raise UserError(f"checkpoint.dir: {config.checkpoint.dir} is not a folder")
     if resumed:
         data.fingerprint.load_state_dict(resumed.data)  # first: later checks depend on the data
+    check_installed(config.logging)
     if config.train.compile:
         check_compiler(engine.device)
     processes = engine.processes.total
@@ -257,14 +275,29 @@ def _final_evaluation(system: System, run: Prepared, run_dir: RunDir, console: C
         _write_page(system, run, run_dir, path, console)
 
 
+def _summarise(run: Prepared, run_dir: RunDir, console: Console) -> None:
+    """data.json, for reports and model cards. A run does not end if it cannot be written."""
+    try:
+        write_summary(run_dir.root / "data.json", summarise(run.data))
+    except Exception as error:  # whatever it is, training needs none of it
+        _not_written("data.json", error, console)
+
+
 def _write_page(system: System, run: Prepared, run_dir: RunDir, weights: Path, console: Console) -> None:
     """report.html. A run is not lost if it cannot be written."""
     path = run_dir.root / "report.html"
     try:
-        write_summary(run_dir.root / "data.json", summarise(run.data))
         more = system.sections(run, weights, console)
+    except Exception as error:  # the page is worth having without them
+        _not_written("units in the report", error, console)
+        more = []
+    try:
         write_run_page(path, run_dir, system.figures, name=run.config.run_name, more=more)
         console.note(f"report      {path}")
     except Exception as error:  # whatever it is, the run is complete
-        console.warn(f"no report: {error or type(error).__name__}")
-        console.detail(traceback.format_exc())
+        _not_written("report", error, console)
+
+
+def _not_written(what: str, error: Exception, console: Console) -> None:
+    console.warn(f"no {what}: {error or type(error).__name__}")
+    console.detail(traceback.format_exc())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,3 +139,15 @@ def write_rows(path: Path, rows: Sequence[ProbeRow]) -> None:
     """Writes probes.csv."""
     texts = [[f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows]
     write_csv(path, ProbeRow._fields, [["" if value == "nan" else value for value in row] for row in texts])
+
+
+def read_rows(path: Path) -> list[ProbeRow]:
+    """The rows of a probes.csv."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [ProbeRow(*(_value(name, row[name]) for name in ProbeRow._fields)) for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in ("splits", "train", "test"):
+        return int(text)
+    return text if name in ("task", "probe", "metric", "features", "layer") else float(text or "nan")

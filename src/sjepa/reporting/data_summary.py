@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from sjepa.training.feeding import Data
 from sjepa.training.report import Section
 
 _LEVEL_CLIPS, _LEVEL_SECONDS = 200, 10.0
-_EXAMPLES = 3
+_EXAMPLES, _MOST_REASONS = 3, 50
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _BINS = 30
 
 
@@ -38,8 +40,7 @@ def summarise(data: Data) -> dict[str, Any]:
 
 def _set(clip_set: ClipSet) -> dict[str, Any]:
     seconds_N = clip_set.clips.length_N / clip_set.clips.sample_rate
-    reasons = Counter(reason for _, reason in clip_set.dropped)
-    examples = {reason: [name for name, own in clip_set.dropped if own == reason][:_EXAMPLES] for reason in reasons}
+    dropped = _grouped(clip_set.dropped)
     return {
         "clips": len(seconds_N),
         "hours": float(seconds_N.sum() / 3600),
@@ -47,9 +48,25 @@ def _set(clip_set: ClipSet) -> dict[str, Any]:
         "median_seconds": float(np.median(seconds_N)),
         "longest_seconds": float(seconds_N.max()),
         "seconds": _histogram(np.minimum(seconds_N, np.quantile(seconds_N, 0.99))),
-        "dropped": [[reason, count, examples[reason]] for reason, count in reasons.most_common()],
+        "dropped": dropped,
         "remarks": clip_set.remarks,
     }
+
+
+def _grouped(dropped: Sequence[tuple[str, str]]) -> list[tuple[str, int, list[str]]]:
+    """(reason, count, examples) of the most frequent reasons; those that differ in numbers alone
+    are one, and the rest is a line of its own."""
+    groups: dict[str, list[Any]] = {}
+    for name, reason in dropped:
+        own = groups.setdefault(_NUMBER.sub("0", reason), [reason, 0, []])
+        own[1] += 1
+        if len(own[2]) < _EXAMPLES:
+            own[2].append(name)
+    ordered = sorted(groups.values(), key=lambda group: -group[1])
+    shown = [(reason, count, names) for reason, count, names in ordered[:_MOST_REASONS]]
+    if rest := sum(count for _, count, _ in ordered[_MOST_REASONS:]):
+        shown.append(("other reasons (the log names them)", rest, []))
+    return shown
 
 
 def _levels(clips: Clips) -> NDArray[np.float64]:
@@ -67,6 +84,7 @@ def _levels(clips: Clips) -> NDArray[np.float64]:
 
 
 def _histogram(value_N: NDArray[np.float64]) -> dict[str, list[float]]:
+    value_N = value_N.round(6)  # values that differ by rounding alone have no bins between them
     counts, edges = np.histogram(value_N, bins=_BINS) if len(value_N) else (np.zeros(1), np.zeros(2))
     return {"counts": counts.tolist(), "edges": edges.tolist()}
 

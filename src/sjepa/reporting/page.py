@@ -19,12 +19,16 @@ def page(title: str, about: str, sections: Sequence[Section]) -> str:
         for number, part in enumerate(sections)
     )
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header><nav>{links}</nav><main>{body}</main>"
-        "</body></html>\n"
-    )
+        (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+            f"<header><h1>{escape(title)}</h1><p>{escape(about)}</p></header><nav>{links}</nav><main>{body}</main>"
+            "</body></html>\n"
+        )
+        .encode("utf-8", "replace")
+        .decode("utf-8")
+    )  # names of files may hold bytes that are no text
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

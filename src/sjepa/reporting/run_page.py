@@ -83,11 +83,11 @@ def _progress(rows: Sequence[Row], figures: Sequence[Figure]) -> list[str]:
         for figure in figures:
             first, last = (row.get(f"val_{figure.name}", "") for row in (own[0], own[-1]))
             if figure.better and not figure.beside and "" not in (first, last):
-                moved = "fell" if float(last) < float(first) else "rose"
-                values = f"from {float(first):{figure.shown}} to {float(last):{figure.shown}}{figure.unit}"
-                lines.append(
-                    f"{figure.title}: {moved} {values} in phase {phase} (validation; {figure.better} is better)"
-                )
+                begin, end = f"{float(first):{figure.shown}}", f"{float(last):{figure.shown}}{figure.unit}"
+                moved = f"{'fell' if float(last) < float(first) else 'rose'} from {begin} to {end}"
+                if len(own) == 1 or float(last) == float(first):
+                    moved = f"{end} {'after one epoch' if len(own) == 1 else 'throughout'}"
+                lines.append(f"{figure.title}: {moved} in phase {phase} (validation; {figure.better} is better)")
     for figure in figures:
         if figure.where == "layers" and not figure.beside and f"{figure.name}_0" in rows[-1]:
             names = [name for name in rows[-1] if name.rpartition("_")[0] == figure.name]

@@ -16,7 +16,7 @@ from sjepa.training.clock import Clock
 from sjepa.training.figures import Figure
 from sjepa.training.report import EpochResult, StepFigures
 
-_SECONDS_BETWEEN_DRAWINGS = 30.0
+_SECONDS_BETWEEN_DRAWINGS, _DRAWING_SHARE = 30.0, 0.05  # at least so far apart, at most so much of the time
 _RUN_FIGURES = ("learning_rate", "gradient_norm", "audio_rate", "waiting")
 
 
@@ -32,14 +32,16 @@ class RunReport:
         remarks: Callable[[Sequence[Row]], list[str]] = lambda rows: [],
         trackers: Sequence[Tracker] = (),
         step_log: StepLog | None = None,
+        plots: bool = True,
     ) -> None:
-        """`figures`: the system's metrics; `remarks` returns the warnings at the end of a run."""
+        """`figures`: the system's metrics; `remarks` returns the warnings at the end of a run;
+        `plots`: whether `draw` does."""
         self._step_log = step_log
         self.history = History(run_dir.history, figures)
         self._figures, self._remarks = figures, remarks
         self.progress = console.progress
         self._console, self._run_dir, self._trackers = console, run_dir, trackers
-        self._drawn = 0.0
+        self._plots, self._next_drawing = plots, 0.0
 
     def note(self, text: str) -> None:
         self._console.note(text)
@@ -68,7 +70,7 @@ class RunReport:
     def epoch_ended(self, result: EpochResult, *, is_best: bool) -> None:
         self._console.epoch_ended(result, is_best=is_best)
         row = self.history.append(result)
-        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_DRAWINGS:
+        if time.monotonic() > self._next_drawing:
             self.draw()
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
         values = {f"{EPOCHS}{name}": value for name, value in numbers.items()}
@@ -77,8 +79,12 @@ class RunReport:
 
     def draw(self) -> None:
         """Plots the history so far."""
+        if not self._plots:
+            return
+        started = time.monotonic()
         draw_history(self.history.rows, self._figures, self._run_dir.plots)
-        self._drawn = time.monotonic()
+        ended = time.monotonic()
+        self._next_drawing = ended + max(_SECONDS_BETWEEN_DRAWINGS, (ended - started) / _DRAWING_SHARE)
 
     def finished(self) -> None:
         """Logs the warnings about the whole run."""

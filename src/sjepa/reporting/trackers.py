@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,9 @@ from sjepa.core.errors import UserError
 
 _PROJECT = "sjepa"
 EPOCHS = "epochs/"
+
+
+_EXTRAS = {"tensorboard": "TensorBoard", "wandb": "wandb", "trackio": "trackio"}
 
 
 class Tracker(Protocol):
@@ -23,6 +28,13 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_installed(settings: Logging) -> None:
+    """Raises UserError if the package of a configured logger is missing."""
+    for name, title in _EXTRAS.items():
+        if getattr(settings, name) not in (False, "off") and name not in sys.modules and find_spec(name) is None:
+            raise UserError(f"logging.{name}: {title} is not installed (pip install 'sjepa[{name}]')")
 
 
 def trackers(
@@ -79,7 +91,7 @@ class TensorBoard:
     """Events in `folder`/tensorboard."""
 
     def __init__(self, folder: Path) -> None:
-        module = _module("torch.utils.tensorboard", "tensorboard", "TensorBoard")
+        module = import_module("torch.utils.tensorboard")
         self._writer = module.SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -95,7 +107,7 @@ class WeightsAndBiases:
     sync`."""
 
     def __init__(self, mode: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        module = _module("wandb", "wandb", "wandb")
+        module = import_module("wandb")
         self._run = module.init(project=_PROJECT, name=name, dir=str(folder), mode=mode, config=dict(config))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -109,7 +121,7 @@ class Trackio:
     """A run of the project sjepa in Trackio's local store; nothing leaves the machine."""
 
     def __init__(self, name: str, config: Mapping[str, Any]) -> None:
-        self._module = _module("trackio", "trackio", "trackio")
+        self._module = import_module("trackio")
         self._module.init(project=_PROJECT, name=name, config=dict(config), embed=False)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -122,10 +134,3 @@ class Trackio:
 def _axis(values: Mapping[str, float]) -> str:
     """What `step` counts."""
     return "epoch" if all(name.startswith(EPOCHS) for name in values) else "update"
-
-
-def _module(name: str, extra: str, title: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UserError(f"logging.{extra}: {title} is not installed (pip install 'sjepa[{extra}]')") from None

@@ -170,6 +170,8 @@ def save_hubert(folder: Path, encoder: Encoder) -> None:
         config |= _mel_config(encoder)
         tensors |= _mel_tensors(encoder.feature_extractor)
         write_text(folder / _MODELLING.name, _MODELLING.read_text(encoding="utf-8"))
+    else:
+        (folder / _MODELLING.name).unlink(missing_ok=True)  # of an earlier export
     with atomic_path(folder / _TENSORS) as temporary:
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     write_text(folder / "preprocessor_config.json", json.dumps(extractor, indent=2) + "\n")
@@ -188,6 +190,7 @@ def _mel_config(encoder: Encoder) -> dict[str, Any]:
             "AutoModelForCTC": f"{module}.SJEPAForCTC",
         },
         "custom_pipelines": {"feature-extraction": {"impl": f"{module}.SJEPAFeatures", "pt": ["AutoModel"]}},
+        "feat_extract_norm": "mel",  # so that HubertModel refuses the folder
         "conv_dim": [frontend.num_channels] * len(encoder.geometry.kernels),  # the last is used
         "mel_statistics": encoder.shape.mel_statistics,
     }
@@ -209,6 +212,7 @@ def _other_layout(config: dict[str, Any], geometry: FrameGeometry) -> list[str]:
     wanted = _layout(geometry)
     if _frontend(config) == "logmel":
         wanted |= _mel_layout(geometry)
+        del wanted["feat_extract_norm"]
         if config.get("mel_statistics") not in get_args(MelStatistics):
             return [f"mel_statistics {config.get('mel_statistics')!r}, not one of {', '.join(get_args(MelStatistics))}"]
     return [
@@ -220,6 +224,8 @@ def _other_layout(config: dict[str, Any], geometry: FrameGeometry) -> list[str]:
 
 def _other_sizes(config: dict[str, Any], shape: EncoderShape) -> list[str]:
     sizes = _sizes(shape)
+    if shape.frontend == "logmel":
+        del sizes["conv_dim"]  # it has no convolutions
     given = {name: config.get(name, _BASE_SIZES[name]) for name in sizes}
     return [
         f"{name} {given[name]} where model.size describes {value}"

@@ -31,7 +31,7 @@ from sjepa.training.report import Report, Section
 from sjepa.training.schedule import RunProgress, Schedule
 from sjepa.training.system import Prepared
 
-_REPORT_CLIPS = 500
+_REPORT_CLIPS, _REPORT_HOURS = 500, 2.0
 
 
 class SJEPASystem:
@@ -91,10 +91,11 @@ class SJEPASystem:
         return evaluate(run.engine, load_weights(weights), batches, settings=settings, warn=messages.warn)
 
     def sections(self, run: Prepared, weights: Path, messages: Messages) -> list[Section]:
-        """Entropies and units, on at most 500 test clips."""
+        """Entropies and units, on at most 500 test clips and two hours."""
         clips, saved = run.data.test.clips, load_weights(weights)
-        if len(clips) > _REPORT_CLIPS:
-            clips = clips.subset(drawn(clips, _REPORT_CLIPS, run.config.seed, "report"))
+        kept = drawn(clips, min(len(clips), _REPORT_CLIPS), run.config.seed, "report")
+        hours = clips.length_N[kept].cumsum() / clips.sample_rate / 3600
+        clips = clips.subset(kept[: max(1, int((hours <= _REPORT_HOURS).sum()))])
         loader = evaluation_loader(run.config, clips, run.engine, alone=True)
         windows = loader.dataset.windows
         batches = messages.progress(loader.epoch(0), total=loader.num_rounds, label="units")

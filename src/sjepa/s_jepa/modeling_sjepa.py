@@ -5,6 +5,8 @@ AutoModel.from_pretrained(folder, trust_remote_code=True), or
 pipeline("feature-extraction", model=folder, trust_remote_code=True).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ _STEPS = 2  # mel windows per frame
 
 
 class SJEPAConfig(HubertConfig):
-    """HuBERT's configuration with the parameters of the log-mel bands."""
+    """HuBERT's configuration with the parameters of the log-mel bands. `feat_extract_norm` is
+    "mel", which HubertModel refuses: it would put random convolutions in place of the bands."""
 
     model_type = "sjepa"
 
@@ -64,6 +67,9 @@ class LogMel(nn.Module):
             forms.append((level - mean) / deviation)
         return torch.cat(forms, dim=-1).transpose(1, 2).to(self.mean_C.dtype)
 
+    def _freeze_parameters(self) -> None:
+        """For `freeze_feature_encoder`: there is nothing to train here."""
+
     def _own(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each clip's real frames."""
         hop, field = _STEPS * self.config.mel_hop, self.config.mel_window + (_STEPS - 1) * self.config.mel_hop
@@ -76,13 +82,24 @@ class LogMel(nn.Module):
         return mean, square.sqrt().clamp(min=self.config.mel_least_deviation)
 
 
+@contextmanager
+def _built_as_hubert(config: SJEPAConfig) -> Iterator[None]:
+    """While HuBERT's own constructor builds the convolutions that are then replaced."""
+    own, config.feat_extract_norm = config.feat_extract_norm, "group"
+    try:
+        yield
+    finally:
+        config.feat_extract_norm = own
+
+
 class SJEPAModel(HubertModel):
     """HuBERT with log-mel bands instead of the convolutional frontend."""
 
     config_class = SJEPAConfig
 
     def __init__(self, config: SJEPAConfig) -> None:
-        super().__init__(config)
+        with _built_as_hubert(config):
+            super().__init__(config)
         self.feature_extractor = LogMel(config)
         self.post_init()
 
@@ -100,7 +117,8 @@ class SJEPAForCTC(HubertForCTC):
     config_class = SJEPAConfig
 
     def __init__(self, config: SJEPAConfig) -> None:
-        super().__init__(config)
+        with _built_as_hubert(config):
+            super().__init__(config)
         self.hubert = SJEPAModel(config)
         self.post_init()
 

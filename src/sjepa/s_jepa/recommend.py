@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+PHASE_2_START = 0.35  # of the run
 _PASSES = 8  # measured on an hour: 8 better than 4, 2, 1
 _MOST_PASSES = 100  # over a small corpus
 _FEWEST_UPDATES, _MOST_UPDATES = 3_000, 30_000  # by which audio per update is chosen
@@ -32,13 +33,15 @@ Pace = Callable[[str, str], float]
 @dataclass(frozen=True)
 class Corpus:
     """What is trained on. `cropped`: the fraction of the audio beyond the first 15 s of clips;
-    `test_hours`: of a test set of its own, None if it has to be held out."""
+    `test_hours`: of the test set; `held_out`: the fraction of the recordings that it is, None if it
+    is a set of its own."""
 
     hours: float
     clips: int
     frames: int
     cropped: float
-    test_hours: float | None
+    test_hours: float
+    held_out: float | None = None
 
     @property
     def frame_rate(self) -> float:
@@ -96,6 +99,17 @@ def recommend(
     return Recommendation([setting for group in groups for setting in group], length.seconds)
 
 
+def held_out_fraction(hours: float, clips: int) -> float:
+    """The fraction to hold out of recordings without a test set: a tenth, but not more than an hour
+    where twenty clips are less than two; at most a fifth."""
+    return _rounded(min(0.2, max(min(20 / clips, 2 / hours), min(0.1, 1 / hours), 0.001)))
+
+
+def has_both_phases(hours: float) -> bool:
+    """Whether a run on so many hours gets a phase 2."""
+    return hours >= _BOTH_PHASES_HOURS
+
+
 def _size(corpus: Corpus, frontend: str, hours: float, pace: Pace) -> tuple[str, float]:
     """The largest size that so much audio suffices for and that the time allows enough passes of;
     with its pace."""
@@ -131,17 +145,16 @@ def _length(corpus: Corpus, rate: float, hours: float) -> _Length:
 
 
 def _data(corpus: Corpus, on_gpu: bool, cores: int) -> Iterator[Setting]:
-    tested = corpus.test_hours
-    if tested is None:
-        share = min(0.2, max(20 / corpus.clips, min(0.1, 1 / corpus.hours), 0.001))
-        tested = share * corpus.hours
+    if corpus.held_out is not None:
         yield Setting("dataset.test_path", None, "held out: whole speakers, where a manifest names them")
-        yield Setting("dataset.held_out", _rounded(share), f"of these clips: about {tested * 60:.0f} minutes")
-    validated = _rounded(min(1.0, max(0.25 / tested, 0.02)))
+        yield Setting("dataset.held_out", corpus.held_out, f"of the audio; here {_hours(corpus.test_hours)}")
+    validated = _rounded(min(1.0, max(0.25 / corpus.test_hours, 0.02)))
     yield Setting("dataset.val_prob", validated, "part of the test set that every epoch is validated on")
     yield Setting("dataset.max_seconds", 15.0, "longest clip, or window of a longer one")
     windows, crop = ("windows", "all of a long recording is heard"), ("crop", "few clips are longer than 15 s")
     yield Setting("dataset.long_clips", *(windows if corpus.cropped > 0.05 else crop))
+    if corpus.cropped > 0.05:
+        yield Setting("dataset.window_overlap", 0.0, "an epoch hears everything once")
     yield Setting("dataset.num_workers", min(8 if on_gpu else 2, cores), "processes that decode audio")
     on, off = (True, "noise and other voices in half of the clips"), (False, "no gain measured on an hour")
     yield Setting("dataset.augment.enabled", *(on if corpus.hours >= _AUGMENT_HOURS else off))
@@ -190,10 +203,10 @@ def _run(corpus: Corpus, size: str, on_gpu: bool, length: _Length) -> Iterator[S
     yield Setting("train.log_every", max(10, min(100, length.updates // 50)))
     yield Setting("train.precision", "auto", "bf16 where this machine is faster in it")
     both, one = (
-        (0.35, "a fraction of the run, as in the paper"),
+        (PHASE_2_START, "a fraction of the run, as in the paper"),
         (-1, "phase 1 alone: phase 2 gained nothing on an hour"),
     )
-    phases = corpus.hours >= _BOTH_PHASES_HOURS
+    phases = has_both_phases(corpus.hours)
     yield Setting("train.phase2_start_epoch", *(both if phases else one))
     if corpus.hours >= _WAVEFORM_HOURS:
         yield Setting("train.spectral_warmup", 0.1, "the convolutions also learn the spectrum at first")

@@ -88,7 +88,8 @@ def noise_batch(lengths: Sequence[int]) -> Batch:
 
 
 def audio_rate(engine: Engine, config: Config, seconds: float) -> float:
-    """Seconds of audio per second of training on micro-batches of `seconds` of noise."""
+    """Seconds of audio per second of training on micro-batches of `seconds` of noise; in phase 2
+    where the configuration starts in it."""
     rate = config.dataset.sample_rate
     clip = min(seconds, 5.0)
     batch = noise_batch([round(clip * rate)] * max(1, round(seconds / clip)))

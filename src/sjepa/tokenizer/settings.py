@@ -127,11 +127,15 @@ class TokCurve(Curve):
     )
 
 
+class TokAugment(Augment):
+    enabled: bool = Field(False, description="Augment the encoder input; of the targets, only the speed changes.")
+
+
 class TokData(Dataset):
     sample_rate: int = Field(24000, ge=1000, description="Sample rate, Hz (not given: that of the size).")
     test_path: Paths | None = Field(None, description="As for trainsjepa; null: part of train_path is held out.")
     val_prob: float = Field(1.0, gt=0, le=1, description="Validation is this fraction of the test set, drawn by seed.")
-    augment: Augment = Augment(enabled=False)
+    augment: TokAugment = TokAugment()
 
 
 class TokConfig(RunConfig):

@@ -163,22 +163,42 @@ def validation_part(test: Clips, fraction: float, seed: int) -> Clips:
 
 
 def held_out(clip_set: ClipSet, fraction: float, seed: int) -> tuple[ClipSet, ClipSet]:
-    """The clips without, and with, a fraction that is sampled by seed: whole speakers if all are
-    known and there are several, else single clips. Raises UserError if one of the two would be
-    empty."""
+    """The clips without, and with, a fraction of the audio that is sampled by seed: whole speakers
+    if all are known and small enough, else single clips.
+
+    At most twice the fraction or a third, whichever is more, is held out. Raises UserError if one
+    of the two would be empty.
+    """
     clips = clip_set.clips
-    group_N = np.array([clips.speaker(position) for position in range(len(clips))], dtype=np.int64)
-    if not group_N.all() or len(np.unique(group_N)) < 2:
-        group_N = clips.id_N
     if len(clips) < 2:
         raise UserError("dataset.test_path: null holds clips of train_path out, which has only one; give a test set")
-    wanted, taken = max(1, round(fraction * len(clips))), np.zeros(len(clips), bool)
-    groups = np.unique(group_N)
-    for group in groups[np.argsort(hash_array(key(seed, "held out"), groups), kind="stable")][:-1]:
-        if taken.sum() >= wanted:
-            break
-        taken |= group_N == group
+    speaker_N = np.array([clips.speaker(position) for position in range(len(clips))], dtype=np.int64)
+    taken = (
+        _sampled_groups(speaker_N, clips.length_N, fraction, seed) if speaker_N.all() else np.zeros(len(clips), bool)
+    )
+    if not taken.any():
+        taken = _sampled_groups(clips.id_N, clips.length_N, fraction, seed)
+    if not taken.any():
+        taken[np.argmin(clips.length_N)] = True
     return replace(clip_set, clips=clips.subset(~taken)), replace(clip_set, clips=clips.subset(taken), dropped=[])
+
+
+def _sampled_groups(
+    group_N: NDArray[np.int64], length_N: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Marks clips of whole groups, in an order sampled by seed, until they make up the fraction;
+    groups that would exceed the limit are passed over, and one is always left."""
+    groups, index_N = np.unique(group_N, return_inverse=True)
+    size_G, total = np.bincount(index_N, weights=length_N), float(length_N.sum())
+    chosen: list[int] = []
+    sampled = 0.0
+    for group in np.argsort(hash_array(key(seed, "held out"), groups), kind="stable").tolist():
+        if sampled >= fraction * total or len(chosen) == len(groups) - 1:
+            break
+        if sampled + size_G[group] <= total * max(2 * fraction, 1 / 3):
+            chosen.append(group)
+            sampled += size_G[group]
+    return np.isin(index_N, chosen)
 
 
 def training_windows(clips: Clips, settings: Dataset) -> Windows:

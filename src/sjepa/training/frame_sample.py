@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,8 +62,8 @@ class TrainingFrames:
         `batches` cover windows of `sample` (`Batch.window` is the position in it); unreadable
         windows are skipped.
         """
-        rows: list[Tensor] = []
-        draws: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = []
+        expected = sum(map(len, sample.frames_M)) // self.ranks.size
+        rows, draws = GrowingRows(expected), GrowingRows(expected)
         for batch in batches:
             if not batch.num_samples:
                 continue
@@ -73,13 +72,39 @@ class TrainingFrames:
             for row, (window, samples) in enumerate(zip(batch.window, batch.num_samples, strict=True)):
                 frames = sample.frames_M[window]
                 frames = frames[frames < self.geometry.frames(samples)]
-                rows.append(features_BT[row, torch.from_numpy(frames).to(self.device)].float())
-                draws.append(hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64)
-        if not rows:  # no frames on this rank: an empty tensor of the right shape
+                rows.add(features_BT[row, torch.from_numpy(frames).to(self.device)].float())
+                drawn = hash_array(key(0, "sampled frame"), int(sample.window_M[window]), frames) / 2.0**64
+                draws.add(torch.from_numpy(drawn))
+        if rows.found is None or draws.found is None:  # no frames on this rank: an empty tensor of the right shape
             quiet = collate([]).or_silence(self.geometry.fewest_samples).to(self.device)
             nothing = extract(quiet)[0, :0]
             return nothing.float(), torch.zeros(0, dtype=torch.float64)
-        return torch.cat(rows), torch.from_numpy(np.concatenate(draws))
+        return rows.found, draws.found
+
+
+class GrowingRows:
+    """Rows collected in one tensor. Small tensors that stay, made between large ones that go, would
+    each split a large piece of freed memory, so that the next large one needs new memory
+    (core/allocation.py keeps what was freed)."""
+
+    def __init__(self, expected: int = 0) -> None:
+        """`expected`: rows to make room for at first."""
+        self._expected, self._count = expected, 0
+        self._room_ND: Tensor | None = None
+
+    def add(self, rows_ND: Tensor) -> None:
+        room_ND, end = self._room_ND, self._count + len(rows_ND)
+        if room_ND is None:
+            room_ND = rows_ND.new_empty((max(self._expected, end), *rows_ND.shape[1:]))
+        elif end > len(room_ND):
+            room_ND = torch.cat([room_ND[: self._count], room_ND.new_empty((end, *room_ND.shape[1:]))])
+        room_ND[self._count : end] = rows_ND
+        self._room_ND, self._count = room_ND, end
+
+    @property
+    def found(self) -> Tensor | None:
+        """The rows [N, …]; None before the first `add`."""
+        return None if self._room_ND is None else self._room_ND[: self._count]
 
 
 def training_frames(config: RunConfig, data: Data, engine: Engine) -> TrainingFrames:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sjepa.s_jepa.units.survey import Survey
 _SCRIPT = (Path(__file__).parent / "listen.js").read_text(encoding="utf-8")
 _COMPONENTS, _EXAMPLES = 100, 5
 _CONTEXT_SECONDS = 0.35  # on each side of a frame
+_APART_SECONDS = 1.0  # frames of one clip
 _FADE_SECONDS = 0.02
 _PEAK = 0.5
 _MEDIA = {"MP3": "mpeg", "WAV": "wav"}
@@ -36,7 +38,7 @@ def listening(found: Survey, clips: Clips, windows: Windows, geometry: FrameGeom
     data = json.dumps([[component, own] for component, own in examples.items()]).replace("<", "\\u003c")
     return (
         f"<p>{len(order)} of {len(counts)} components, the most frequent first. A click plays the frames nearest to the "
-        f"component's mean, each from another clip, with {_CONTEXT_SECONDS:g} s before and after it.</p>"
+        f"component's mean, from different clips where possible, with {_CONTEXT_SECONDS:g} s before and after.</p>"
         f'<div id="units"><div class="tiles">{tiles}</div><div class="heard"></div></div>'
         f'<script type="application/json" id="unit-audio">{data}</script><script>{_SCRIPT}</script>'
     )
@@ -55,15 +57,12 @@ def _tile(found: Survey, component: int) -> str:
 def _examples(
     found: Survey, component: int, clips: Clips, windows: Windows, geometry: FrameGeometry
 ) -> list[tuple[str, float, str]]:
-    """(name, seconds, audio as a data URL) of the nearest frames, one per clip."""
+    """(name, seconds in its recording, audio as a data URL) of the nearest frames: one per clip,
+    then others that are apart."""
     examples: list[tuple[str, float, str]] = []
-    heard: set[int] = set()
-    for window, frame in found.places.of(component):
-        clip = int(windows.clip_N[window])
-        if clip in heard or len(examples) == _EXAMPLES:
-            continue
-        heard.add(clip)
-        centre = float(geometry.centres(int(windows.start_N[window]), frame + 1)[frame])
+    for clip, centre in _spread(found.places.of(component), windows, geometry):
+        if len(examples) == _EXAMPLES:
+            break
         reach = round(_CONTEXT_SECONDS * clips.sample_rate)
         start = max(0, round(centre * clips.sample_rate) - reach)
         length = min(2 * reach, int(clips.length_N[clip]) - start)
@@ -71,8 +70,29 @@ def _examples(
             waveform = clips.read(clip, start=start, length=length)
         except DecodeError:
             continue
-        examples.append((clips.name(clip), centre, _audio(waveform, clips.sample_rate)))
+        examples.append((clips.name(clip), clips.first_second(clip) + centre, _audio(waveform, clips.sample_rate)))
     return examples
+
+
+def _spread(
+    places: Sequence[tuple[int, ...]], windows: Windows, geometry: FrameGeometry
+) -> Iterator[tuple[int, float]]:
+    """(clip, seconds) of (window, frame) places in order: the first of every clip, then those far
+    from the ones before."""
+    spots = [
+        (int(windows.clip_N[window]), float(geometry.centres(int(windows.start_N[window]), frame + 1)[frame]))
+        for window, frame in places
+    ]
+    given: dict[int, list[float]] = {}
+    for fits in (
+        lambda _, heard: not heard,
+        lambda at, heard: all(abs(at - other) >= _APART_SECONDS for other in heard),
+    ):
+        for clip, at in spots:
+            heard = given.setdefault(clip, [])
+            if fits(at, heard):
+                heard.append(at)
+                yield clip, at
 
 
 def _audio(waveform_S: Waveform, sample_rate: int) -> str:

@@ -13,6 +13,7 @@ from sjepa.dataset.batch import Batch
 from sjepa.evaluation.classifiers import logistic_regression
 from sjepa.s_jepa.units.components import mutual_information
 from sjepa.s_jepa.units.survey import TimedPhones
+from sjepa.training.frame_sample import GrowingRows
 
 _HELD_OUT = 0.3  # fraction of clips, sampled by key
 _STEPS = 50  # L-BFGS iterations
@@ -26,7 +27,7 @@ class PhoneMonitor:
 
     def __init__(self, phones: TimedPhones) -> None:
         self._phones = phones
-        self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._columns: tuple[GrowingRows, ...] = ()
 
     def other_form(self, batch: Batch) -> None:
         """None: no transformed audio is needed."""
@@ -38,26 +39,30 @@ class PhoneMonitor:
         frames = [self._phones.frames(samples) for samples in batch.num_samples]
         held_out_N = torch.from_numpy(np.repeat(draw < _HELD_OUT, frames))
         known = phone_N >= 0
-        self._rows.append((features_ND.float().cpu()[known], unit_N.cpu()[known], phone_N[known], held_out_N[known]))
+        self._columns = self._columns or tuple(GrowingRows() for _ in range(4))
+        for column, own in zip(
+            self._columns, (features_ND.float().cpu(), unit_N.cpu(), phone_N, held_out_N), strict=True
+        ):
+            column.add(own[known])
 
     def figures(self, num_components: int, width: int, ranks: Ranks) -> dict[str, float]:
         """Figures since the last call, over all ranks; empty without labelled frames."""
         nothing = torch.zeros(0, dtype=torch.int64)
-        parts = self._rows or [(torch.zeros(0, width), nothing, nothing, nothing.bool())]
-        self._rows = []
-        features_ND, unit_N, phone_N, held_out_N = (torch.cat(column) for column in zip(*parts, strict=True))
+        found = [column.found for column in self._columns if column.found is not None]
+        self._columns = ()
+        features_ND, unit_N, phone_N, held_out_N = found or [torch.zeros(0, width), nothing, nothing, nothing.bool()]
         features_ND, unit_N, phone_N = (ranks.rows(column) for column in (features_ND, unit_N, phone_N))
         held_out_N = ranks.rows(held_out_N.long()).bool()
         if not ranks.is_main:
             return ranks.from_main({})
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         phones = len(self._phones.phones)
         if len(phone_N):
             pairs = (unit_N * phones + phone_N).numpy()
             count_KP = np.bincount(pairs, minlength=num_components * phones).reshape(num_components, phones)
-            found["pnmi"] = mutual_information(count_KP)
-            found |= _probed(features_ND, phone_N, held_out_N, phones)
-        return ranks.from_main(found)
+            figures["pnmi"] = mutual_information(count_KP)
+            figures |= _probed(features_ND, phone_N, held_out_N, phones)
+        return ranks.from_main(figures)
 
 
 def _probed(features_ND: Tensor, phone_N: Tensor, held_out_N: Tensor, phones: int) -> dict[str, float]:

@@ -17,9 +17,9 @@ class NearestFrames:
 
     def add(self, score_NK: Tensor, *payloads_N: Tensor) -> None:
         """`score_NK`: proximity of frames and components; `payloads_N`: int64 of every frame."""
-        score_MK = torch.cat([self._score_MK, score_NK.float().cpu()])
-        new_PNK = torch.stack([payload_N.cpu() for payload_N in payloads_N])[..., None]
-        payload_PMK = torch.cat([self._payload_PMK, new_PNK.expand(-1, -1, score_MK.shape[1])], dim=1)
+        new_MK, place_MK = score_NK.float().cpu().topk(min(self._most, len(score_NK)), dim=0)
+        new_PMK = torch.stack([payload_N.cpu() for payload_N in payloads_N])[:, place_MK]
+        score_MK, payload_PMK = torch.cat([self._score_MK, new_MK]), torch.cat([self._payload_PMK, new_PMK], dim=1)
         self._score_MK, best_MK = score_MK.topk(min(self._most, len(score_MK)), dim=0)
         self._payload_PMK = payload_PMK.gather(1, best_MK.expand(len(payload_PMK), -1, -1))
 

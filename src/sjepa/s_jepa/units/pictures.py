@@ -21,6 +21,7 @@ from sjepa.s_jepa.units.components import ComponentReport
 from sjepa.s_jepa.units.readings import THRESHOLDS_BITS, EntropyHistogram
 
 _MARKS = ("#999999", "#666666", "#333333")
+_LABELLED_SECONDS = 0.06  # of a phone whose name has room
 _SHOWN_POSTERIORS = 3
 _TITLE_LETTERS = 110
 _LEAST_BITS_SHOWN = 3.0
@@ -93,6 +94,8 @@ def utterance_picture(shown: Utterance) -> Figure:
     for phone in [span for span in shown.spans if span.start < seconds]:
         for axes in (spectrum, strip, lines):
             axes.axvline(phone.start, color="#ffffff" if axes is spectrum else "#555555", linewidth=0.4)
+        if phone.end - phone.start < _LABELLED_SECONDS:
+            continue
         middle = (phone.start + min(phone.end, seconds)) / 2
         name = spectrum.text(middle, len(mel_MT) * 1.01, phone.phone, ha="center", va="bottom", fontsize=7)
         name.set_parse_math(False)
@@ -159,10 +162,10 @@ def _by_panel(rows: Sequence[ProbeRow]) -> list[ProbeRow]:
 
 def _draw_strip(axes: Axes, unit_T: NDArray[np.int64], span: tuple[float, float], hop: float) -> None:
     """Colour strip of the most likely component, labelled where it lasts 4 frames or more."""
-    used, place_T = np.unique(unit_T, return_inverse=True)
-    # shuffled, so that adjacent unit numbers differ in colour
-    hue = np.argsort(np.random.default_rng(0).permutation(len(used)))
-    axes.imshow(hue[place_T][None], aspect="auto", cmap="gist_ncar", interpolation="nearest", extent=(*span, 0, 1))
+    colours = matplotlib.colormaps["tab20"]
+    order = {unit: number for number, unit in enumerate(dict.fromkeys(unit_T.tolist()))}  # neighbours differ
+    strip_TC = np.array([colours(order[unit] % colours.N)[:3] for unit in unit_T.tolist()])
+    axes.imshow(strip_TC[None], aspect="auto", interpolation="nearest", extent=(*span, 0, 1))
     axes.set_yticks([])
     axes.set_ylabel("unit", rotation=0, ha="right", va="center")
     start = 0
