@@ -67,6 +67,15 @@ def test_what_is_there_is_not_built_again_unless_the_source_changed(corpus, tmp_
 
 
 @pytest.mark.slow
+def test_without_a_test_set_there_is_one_file_and_training_holds_a_part_of_it_out(corpus, tmp_path, capsys):
+    assert build(corpus, tmp_path, "dataset.test_path=null") == 0
+    assert [path.name for path in (tmp_path / "h5").iterdir()] == ["train.h5"]
+    assert "no test file" in capsys.readouterr().out
+    data = [f"dataset.train_path={tmp_path / 'h5/train.h5'}", "dataset.test_path=null", "dataset.held_out=0.2"]
+    assert run(corpus, tmp_path, "train.epochs=1", *data) == 0
+
+
+@pytest.mark.slow
 def test_copies_are_made_when_augmentation_is_on(corpus, tmp_path, capsys):
     assert build(corpus, tmp_path, "dataset.augment.enabled=true", "hdf5.copies=2") == 0
     assert "18 clips, 0.01 h and 2 augmented copies of each" in capsys.readouterr().out

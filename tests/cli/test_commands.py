@@ -79,6 +79,9 @@ def test_every_command_explains_the_keys(name, tmp_path):
 
 
 def test_keys_of_a_section_a_schema_for_editors_and_completion(tmp_path):
+    own = command("runinfer", "--help-config", "export", cwd=tmp_path).stdout
+    assert "export.quantize" in own
+    assert "gmm." not in own
     shown = command("trainsjepa", "--help-config", "gmm", cwd=tmp_path).stdout
     assert shown.startswith("gmm.num_clusters = 100")
     assert "dataset." not in shown
@@ -214,9 +217,12 @@ def test_sigterm_saves_and_the_next_start_goes_on(corpus, tmp_path):
     assert len(history.read_text().splitlines()) == 1 + epochs
 
 
-def test_output_to_a_closed_pipe_is_no_fault(tmp_path):
+@pytest.mark.parametrize(
+    "written", ["trainsjepa --help-config", "runinfer --help-config", "trainsjepa --print-completion bash"]
+)
+def test_output_to_a_closed_pipe_is_no_fault(tmp_path, written):
     process = subprocess.Popen(
-        f"{BIN / 'trainsjepa'} --help-config | head -1",
+        f"{BIN / written} | head -1",
         shell=True,
         cwd=tmp_path,
         stdout=subprocess.PIPE,

@@ -133,7 +133,8 @@ def runinfer() -> int:
     `inference.py`."""
     _say_anything()
     if "--help-config" in sys.argv[1:]:
-        return _print_reference("runinfer")
+        section = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        return _told("runinfer", lambda: _print_reference("runinfer", section))
     from sjepa.inference import main
 
     take_short_turns()
@@ -283,29 +284,38 @@ def _run(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] |
 def _exit_code(parser: argparse.ArgumentParser, work: Work, arguments: Sequence[str] | None) -> int:
     """Exit codes: 0 success, 1 internal error, 2 invalid input (one line each), 128 + n stopped
     by signal n after saving."""
-    _say_anything()
-    options = parser.parse_intermixed_args(arguments)
-    try:
+
+    def whole() -> int:
+        options = parser.parse_intermixed_args(arguments)
         if options.help_config is not None:
             return _print_reference(parser.prog, options.help_config)
         if options.config_schema:
             return _print_schema(parser.prog)
         take_short_turns()
         return work(options) or 0
+
+    return _told(parser.prog, whole)
+
+
+def _told(command: str, work: Callable[[], int]) -> int:
+    """Runs `work`; exceptions become lines and exit codes."""
+    _say_anything()
+    try:
+        return work()
     except ToldByMain:
         return 0
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"{parser.prog}: {line}", file=sys.stderr)
+            print(f"{command}: {line}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{command}: interrupted", file=sys.stderr)
         return EXIT_SIGNAL + 2
     except BrokenPipeError:  # stdout was closed by its reader
         sys.stderr.close()
         return EXIT_SIGNAL + 13
     except Exception as error:
-        return _fault(parser.prog, error)
+        return _fault(command, error)
 
 
 def _say_anything() -> None:
