@@ -73,7 +73,7 @@ def checkpoints(root):
 
 
 @pytest.mark.parametrize(
-    ("run", "long", "kills"), [(runs.run, LONG, 10), (token_runs.run, TOKENIZER, 6), (decode, DECODER, 4)]
+    ("run", "long", "kills"), [(runs.run, LONG, 6), (token_runs.run, TOKENIZER, 4), (decode, DECODER, 3)]
 )
 def test_a_run_killed_many_times_ends_as_if_it_never_was(corpus, tmp_path, run, long, kills):
     """Every update is saved, so that many kills hit a file that is being written."""

@@ -1,4 +1,5 @@
-"""Weights on the Hugging Face Hub, on request alone: hf://OWNER/NAME, or hf://OWNER/NAME@REVISION."""
+"""Weights on the Hugging Face Hub, on request alone: hf://OWNER/NAME, or
+hf://OWNER/NAME@REVISION."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ _SHOWN_PROBLEMS = 5
 
 
 def build_files(config: Config) -> int:
-    """Writes dataset.train_h5 and, if there is a test set, dataset.test_h5, after validating both. Returns the exit code."""
+    """Writes dataset.train_h5 and, if there is a test set, dataset.test_h5, after validating both.
+    Returns the exit code."""
     console = Console()
     wanted = _contents(config, console)
     contents = {target: content for target, content in wanted.items() if not _is_there(content, target, console)}
