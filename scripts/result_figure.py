@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 TARGET = Path(__file__).parents[1] / "docs/images/result.png"
 PANELS = (
-    ("frame_phones", "linear", "accuracy", "phone of a frame: accuracy (higher is better)"),
+    ("frame_phones", "linear", "accuracy", "phones: accuracy (higher is better)"),
     ("abx", "triphones", "across", "ABX across speakers: error (lower is better)"),
-    ("speaker", "logistic", "accuracy", "speaker of a clip: accuracy (higher is better)"),
+    ("speaker", "logistic", "accuracy", "speakers: accuracy (higher is better)"),
 )
 COLOURS = {"trained": "#2f6db3", "untrained": "#98a4af"}
 DPI, WIDTH = 150, 10.0
